@@ -1,0 +1,222 @@
+"""Differentiable Siamese Augmentation (Zhao & Bilen, ICML 2021, arXiv 2102.08259), batched.
+
+Parameters are drawn on the CPU, so that every device augments alike, and applied on the images' device without
+a loop over images. `augment`, at the end, is the older augmentation of Dataset Condensation.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import rotate as scipy_rotate
+from torch import Tensor
+
+from errors import lookup
+
+
+@dataclass
+class ParamDiffAug:
+    """How strong each operation is; the values are the published ones."""
+
+    aug_mode: str = "S"  # 'S': one operation of the strategy per call; 'M': all of them, in order
+    prob_flip: float = 0.5
+    ratio_scale: float = 1.2
+    ratio_rotate: float = 15.0  # degrees
+    ratio_crop_pad: float = 0.125  # of the image size
+    ratio_cutout: float = 0.5  # of the image size
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+    # Kept for code that reads them; DiffAugment takes both from its own `seed` and changes neither.
+    Siamese: bool = False
+    latestseed: int = -1
+
+
+class Draws:
+    """Where operations get their parameters: n at a time, one per image or, Siamese, one for all."""
+
+    def __init__(self, n: int, device: torch.device, next_generator: Callable[[], torch.Generator | None]):
+        self.n, self.device, self.next_generator = n, device, next_generator
+
+    def uniform(self) -> Tensor:
+        """[n, 1, 1, 1] in [0, 1)."""
+        draw = torch.rand(self.n, 1, 1, 1, generator=self.next_generator(), device="cpu")
+        return draw.to(self.device, non_blocking=True)
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """[n, 1] in [low, high)."""
+        draw = torch.randint(low, high, (self.n, 1), generator=self.next_generator(), device="cpu")
+        return draw.to(self.device, non_blocking=True)
+
+
+# --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
+
+
+def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    b, t, k = draws.uniform(), draws.uniform(), draws.uniform()
+    x = x + (b - 0.5) * param.brightness
+    gray = x.mean(dim=1, keepdim=True)
+    x = (x - gray) * (t * param.saturation) + gray
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) * (k + param.contrast) + mean
+
+
+def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    for dim in (2, 3):  # shift along rows, then columns
+        size = x.shape[dim]
+        most = int(size * param.ratio_crop_pad + 0.5)
+        source = torch.arange(size, device=x.device) + draws.integers(-most, most + 1)  # [n, size]
+        inside = (source >= 0) & (source < size)
+        shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)
+        source, inside = source.clamp(0, size - 1).view(shape), inside.view(shape)
+        x = torch.take_along_dim(x, source, dim=dim) * inside
+    return x
+
+
+def _cutout(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    covered = []
+    for size in x.shape[2:]:
+        cut = int(size * param.ratio_cutout + 0.5)
+        first = draws.integers(0, size + (1 - cut % 2)) - cut // 2  # [n, 1]
+        at = torch.arange(size, device=x.device)
+        covered.append((at >= first) & (at < first + cut))  # [n, size]
+    rows, columns = covered
+    return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def _flip(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    return torch.where(draws.uniform() < param.prob_flip, x.flip(3), x)
+
+
+def _scale(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    low, high = 1 / param.ratio_scale, param.ratio_scale
+    sx, sy = (draws.uniform().flatten() * (high - low) + low for _ in range(2))
+    zero = torch.zeros_like(sx)
+    return _affine(x, [[sx, zero, zero], [zero, sy, zero]])
+
+
+def _rotate(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    angle = (draws.uniform().flatten() - 0.5) * 2 * math.radians(param.ratio_rotate)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _affine(x, [[cos, -sin, zero], [sin, cos, zero]])
+
+
+def _affine(x: Tensor, rows: list[list[Tensor]]) -> Tensor:
+    theta = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # [n, 2, 3]
+    grid = F.affine_grid(theta, [theta.shape[0], *x.shape[1:]], align_corners=False)
+    return F.grid_sample(x, grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
+
+
+OPERATIONS = {
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}
+
+
+def operations_of(strategy: str) -> list[Callable[[Tensor, ParamDiffAug, Draws], Tensor]]:
+    """The operations a strategy string names, [] for 'none'; raises UserError for an unknown part."""
+    if strategy in ("", "none", "None"):
+        return []
+    return [lookup(OPERATIONS, name, "part of the DSA strategy") for name in strategy.split("_")]
+
+
+def DiffAugment(
+    x: Tensor,
+    strategy: str = "",
+    seed: int = -1,
+    param: ParamDiffAug | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Augment a batch x [N, C, H, W]; gradients flow to x.
+
+    Any seed but -1 is Siamese: one draw for the whole batch, the same for every batch with that seed, from
+    generators of its own. With seed -1 each image gets its own parameters, drawn from `generator` (a CPU
+    generator; None is torch's global one). Raises UserError for an unknown strategy. Source: DSA, section 3.2.
+    """
+    operations = operations_of(strategy)
+    if not operations:
+        return x
+    if param is None:
+        param = ParamDiffAug()
+    if seed == -1:
+        draws = Draws(x.shape[0], x.device, lambda: generator)
+    else:  # one fresh generator per parameter: seed for the operation, then seed + 1, seed + 2, ...
+        seeds = itertools.count(seed)
+        draws = Draws(1, x.device, lambda: torch.Generator("cpu").manual_seed(next(seeds)))
+    if param.aug_mode == "S":
+        pick = torch.randint(0, len(operations), (1,), generator=draws.next_generator(), device="cpu")
+        operations = [operations[int(pick)]]
+    for operation in operations:
+        x = operation(x, param, draws)
+    return x.contiguous()
+
+
+# --- the augmentation of Dataset Condensation (Zhao et al., ICLR 2021), for scripts that import it -----------
+
+
+def _dc_crop(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+    pad, (_, h, w) = p["crop"], image.shape
+    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), constant_values=fill)
+    r, c = np.random.randint(0, 2 * pad, 2)  # noqa: NPY002 - callers seed numpy's global generator, as published
+    return padded[:, r : r + h, c : c + w]
+
+
+def _dc_scale(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+    size = image.shape[1:]
+    ratios = np.random.uniform(1 - p["scale"], 1 + p["scale"], 2)  # noqa: NPY002 - as above
+    new = [int(ratio * side) for ratio, side in zip(ratios, size, strict=True)]
+    resized = F.interpolate(torch.from_numpy(image)[None], new)[0].numpy()
+    return _centred(resized, size)
+
+
+def _dc_rotate(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+    angle = np.random.randint(-p["rotate"], p["rotate"])  # noqa: NPY002 - as above
+    return _centred(scipy_rotate(image, angle=angle, axes=(-2, -1), cval=fill), image.shape[1:])
+
+
+def _dc_noise(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+    return image + p["noise"] * torch.randn(image.shape).numpy()
+
+
+def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pad with 0 to at least `size`, then cut the centre out."""
+    before = [max(0, side - have) // 2 for side, have in zip(size, image.shape[1:], strict=True)]
+    after = [max(0, side - have - b) for side, have, b in zip(size, image.shape[1:], before, strict=True)]
+    image = np.pad(image, ((0, 0), (before[0], after[0]), (before[1], after[1])))
+    r, c = ((have - side) // 2 for side, have in zip(size, image.shape[1:], strict=True))
+    return image[:, r : r + size[0], c : c + size[1]]
+
+
+DC_OPERATIONS = {"crop": _dc_crop, "scale": _dc_scale, "rotate": _dc_rotate, "noise": _dc_noise}
+
+
+def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.device) -> Tensor:
+    """Apply to each image [N, C, H, W] one operation of dc_aug_param['strategy'], drawn from numpy's global generator.
+
+    `dc_aug_param` is what `get_daparam` gives; None or strategy 'none' returns the images as they are.
+    """
+    if dc_aug_param is None or dc_aug_param["strategy"] == "none":
+        return images
+    operations = [lookup(DC_OPERATIONS, name, "DC augmentation") for name in dc_aug_param["strategy"].split("_")]
+    fill = float(images.mean())
+    out = []
+    for image in images.detach().cpu().numpy():
+        operation = operations[np.random.randint(len(operations))]  # noqa: NPY002 - as above
+        out.append(torch.from_numpy(np.ascontiguousarray(operation(image, dc_aug_param, fill))))
+    return torch.stack(out).to(device=device, dtype=images.dtype)
+
+
+def get_daparam(dataset: str, model: str, model_eval: str, ipc: int) -> dict:
+    """DC's augmentation for a data set and an evaluation network, as the published function gives it."""
+    strategy = "crop_scale_rotate" if dataset == "MNIST" else "none"
+    if model_eval == "ConvNetBN":  # augmentation makes training with BatchNorm on few images easier
+        strategy = "crop_noise"
+    return {"crop": 4, "scale": 0.2, "rotate": 45, "noise": 0.001, "strategy": strategy}

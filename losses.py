@@ -1,0 +1,87 @@
+"""The terms of the DDM objective as pure functions of tensors (WACV 2025, arXiv 2412.04748).
+
+    L_total = L_MMD + beta * L_ICD + lambda * (alpha * L_MM + L_CM)
+
+Every function takes all classes at once, classes first, and returns the **sum over classes** as a scalar
+tensor. S is the number of synthetic images of a class, R the number of real ones; they may differ. Real tensors
+carry no gradient in the method; nothing here detaches them, callers compute them under `no_grad`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
+    """L_MMD: squared distance of the mean embeddings, summed over the embedding.
+
+    real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
+    """
+    return (real.mean(1) - syn.mean(1)).square().sum()  # || mean_R phi - mean_S phi ||^2
+
+
+def moments_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
+    """L_MM: channel means and deviations of the batch-mean feature map, averaged over channels and layers.
+
+    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, moments matching.
+    """
+    per_layer = []
+    for real, syn in zip(real_maps, syn_maps, strict=True):
+        mu_R, sd_R = _moments(real)
+        mu_S, sd_S = _moments(syn)
+        mse = (mu_S - mu_R).square().mean(1) + (sd_S - sd_R).square().mean(1)  # MSE over channels: [classes]
+        per_layer.append(mse.sum() / 2)
+    return torch.stack(per_layer).mean()
+
+
+def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over positions of the batch-mean map, each [classes, C]."""
+    mean_map = maps.mean(1).flatten(2)  # Fbar: [classes, C, H*W]
+    positions = mean_map.shape[2]
+    # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
+    var = mean_map.var(dim=2, correction=min(1, positions - 1))
+    return mean_map.mean(2), (var + 1e-5).sqrt()
+
+
+def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
+    """L_CM: squared Frobenius distance of the mean Gram matrices, averaged over layers.
+
+    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, correlation matching.
+    """
+    per_layer = [
+        (_mean_gram(syn) - _mean_gram(real)).square().sum()  # || G_S - G_R ||_F^2
+        for real, syn in zip(real_maps, syn_maps, strict=True)
+    ]
+    return torch.stack(per_layer).mean()
+
+
+def _mean_gram(maps: Tensor) -> Tensor:
+    """Mean over images of F F^T / (C*H*W): [classes, C, C].
+
+    The sum over images and the sum over positions are one contraction, so the Grams of single images, n times
+    as large as the result, never exist.
+    """
+    classes, n, c, h, w = maps.shape
+    f = maps.transpose(1, 2).reshape(classes, c, n * h * w)
+    return f @ f.transpose(1, 2) / (n * c * h * w)
+
+
+def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
+    """L_ICD: minus the KL divergence of each image to the mean of its k nearest neighbours, averaged over images.
+
+    syn [classes, S, D]; neighbours are Euclidean, of the same class, never the image itself. k is cut to S - 1;
+    with one image a class the term is 0. Source: DDM, intra-class diversity.
+    """
+    S = syn.shape[1]
+    k = min(k, S - 1)
+    if k < 1:
+        return syn.sum() * 0  # keeps the graph, so that a caller may call backward
+    with torch.no_grad():
+        distance = torch.cdist(syn, syn, compute_mode="donot_use_mm_for_euclid_dist")
+        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # itself, even where duplicates are as near
+        nearest = distance.topk(k, largest=False).indices  # [classes, S, k]
+    classes = torch.arange(syn.shape[0], device=syn.device)[:, None, None]
+    m = syn[classes, nearest].mean(2)  # the gradient flows through m too
+    log_p, log_q = F.log_softmax(syn, dim=-1), F.log_softmax(m, dim=-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)  # KL(softmax(phi(x)) || softmax(m)): [classes, S]
+    return -kl.mean(1).sum()

@@ -1,0 +1,340 @@
+"""The architectures of the DC/DSA/DM family, built from parts, with feature-map taps.
+
+Every network is a `Network`: a `features` stack, flattened into the embedding phi(x), and one linear
+`classifier`. The `_gram` (or, the same thing, `_style`) form of a network also hands out the feature maps
+F^l at its taps. Parameters have the published order and shapes (github.com/VICO-UoE/DatasetCondensation),
+but widths follow the image size, where the published AlexNet, VGG and ResNet fit 32x32 only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError, lookup
+
+# --- the network -----------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """A feature stack and a linear classifier: `net(x)` gives logits [n, num_classes].
+
+    `embed(x)` gives the embedding phi(x) [n, D]; in the tapped forms (`taps` not empty) it gives
+    `(embedding, maps)`, maps a list over layers of [n, C, H, W] in forward order.
+    """
+
+    def __init__(self, layers: list[nn.Module], embed_dim: int, num_classes: int, taps: tuple[int, ...] = ()):
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.taps = taps
+
+    def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.taps:
+                maps.append(x)
+        return x.flatten(1), maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self._features(x)[0])
+
+    def embed(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:
+        embedding, maps = self._features(x)
+        return (embedding, maps) if self.taps else embedding
+
+    @property
+    def module(self) -> "Network":
+        """Itself: DM-family scripts say `net.module.embed` on machines with several GPUs."""
+        return self
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
+    "none": lambda c, h, w: None,
+    "batchnorm": lambda c, h, w: nn.BatchNorm2d(c),
+    "layernorm": lambda c, h, w: nn.LayerNorm([c, h, w]),
+    "instancenorm": lambda c, h, w: nn.GroupNorm(c, c),
+    "groupnorm": lambda c, h, w: nn.GroupNorm(4, c),
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leakyrelu": lambda: nn.LeakyReLU(negative_slope=0.01, inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
+POOLINGS: dict[str, Callable[[], nn.Module | None]] = {
+    "none": lambda: None,
+    "maxpool": lambda: nn.MaxPool2d(2),
+    "avgpool": lambda: nn.AvgPool2d(2),
+}
+
+
+class Trunk:
+    """Grows a list of layers and keeps the shape [C, H, W] that the last one gives.
+
+    Raises UserError when the image is too small for a layer.
+    """
+
+    def __init__(self, channel: int, im_size: tuple[int, int]):
+        self.channel, (self.height, self.width) = channel, im_size
+        self.im_size = tuple(im_size)
+        self.layers: list[nn.Module] = []
+        self.taps: list[int] = []
+        # MNIST-like 1x28x28 input becomes 32x32 in the first convolution: 2 more pixels on each side.
+        self.extra_padding = 2 if channel == 1 and self.im_size == (28, 28) else 0
+
+    @property
+    def size(self) -> int:
+        return self.channel * self.height * self.width
+
+    def add(self, layer: nn.Module | None) -> None:
+        if layer is not None:
+            self.layers.append(layer)
+
+    def tap(self) -> None:
+        """Hand out what the last layer gives."""
+        self.taps.append(len(self.layers) - 1)
+
+    def conv(self, channel: int, kernel: int, padding: int, bias: bool = True) -> None:
+        padding += self.extra_padding if not self.layers else 0
+        self.add(nn.Conv2d(self.channel, channel, kernel, padding=padding, bias=bias))
+        grow = 2 * padding - kernel + 1
+        self.channel, self.height, self.width = channel, self.height + grow, self.width + grow
+        if min(self.height, self.width) < 1:
+            self._too_small()
+
+    def make_norm(self, kind: str) -> nn.Module | None:
+        if kind == "instancenorm" and self.height * self.width <= 1:
+            self._too_small()  # one pixel minus its own mean is 0: the network would be constant
+        return lookup(NORMS, kind, "norm")(self.channel, self.height, self.width)
+
+    def norm(self, kind: str) -> None:
+        self.add(self.make_norm(kind))
+
+    def act(self, kind: str) -> None:
+        self.add(lookup(ACTIVATIONS, kind, "activation")())
+
+    def pool(self, kind: str, last: bool = False) -> None:
+        """Halve the map, unless that leaves later layers a single pixel to normalise (tiny images, deep nets)."""
+        layer = lookup(POOLINGS, kind, "pooling")()
+        if layer is not None and (min(self.height, self.width) >= 4 or (last and min(self.height, self.width) >= 2)):
+            self.add(layer)
+            self.height, self.width = self.height // 2, self.width // 2
+
+    def network(self, num_classes: int, tapped: bool) -> Network:
+        return Network(self.layers, self.size, num_classes, tuple(self.taps) if tapped else ())
+
+    def _too_small(self) -> None:
+        raise UserError(f"images of {self.im_size[0]}x{self.im_size[1]} are too small for it; a ConvNet takes them")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; `pooled` halves by average pooling where ResNet18 strides."""
+
+    def __init__(self, trunk: Trunk, channel: int, stride: int, norm: str, pooled: bool):
+        super().__init__()
+        in_channel, conv_stride = trunk.channel, 1 if pooled else stride
+        pool = [nn.AvgPool2d(2)] if pooled and stride == 2 else []
+        if stride == 2:  # a 3x3 convolution of stride 2 rounds up, a pooling down
+            trunk.height, trunk.width = ((s + (not pooled)) // 2 for s in (trunk.height, trunk.width))
+        trunk.channel = channel
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channel, channel, 3, stride=conv_stride, padding=1, bias=False),
+            trunk.make_norm(norm),
+            nn.ReLU(inplace=True),
+            *pool,
+            nn.Conv2d(channel, channel, 3, padding=1, bias=False),
+            trunk.make_norm(norm),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channel != channel:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channel, channel, 1, stride=conv_stride, bias=False), *pool, trunk.make_norm(norm)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+# --- architectures: one function each, taps as in spec: ConvNet and VGG after every activation, -----------
+# --- AlexNet after its first two poolings, ResNet18 after the stem and the first two stages     -----------
+
+
+def ConvNet(
+    channel: int,
+    num_classes: int,
+    net_width: int = 128,
+    net_depth: int = 3,
+    net_act: str = "relu",
+    net_norm: str = "instancenorm",
+    net_pooling: str = "avgpool",
+    im_size: tuple[int, int] = (32, 32),
+    tapped: bool = False,
+) -> Network:
+    """`net_depth` blocks of 3x3 convolution, norm, activation, pooling (DC, Zhao et al. 2021)."""
+    trunk = Trunk(channel, im_size)
+    for depth in range(net_depth):
+        trunk.conv(net_width, 3, padding=1)
+        trunk.norm(net_norm)
+        trunk.act(net_act)
+        trunk.tap()  # the activation, which is what the published losses saw (spec: the in-place ReLU)
+        trunk.pool(net_pooling, last=depth == net_depth - 1)
+    return trunk.network(num_classes, tapped)
+
+
+def MLP(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Two hidden layers of 128."""
+    width = channel * im_size[0] * im_size[1]
+    layers = [nn.Flatten(), nn.Linear(width, 128), nn.ReLU(inplace=True), nn.Linear(128, 128), nn.ReLU(inplace=True)]
+    return Network(layers, 128, num_classes)
+
+
+def LeNet(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Two 5x5 convolutions and two hidden linear layers."""
+    trunk = Trunk(channel, im_size)
+    for width in (6, 16):
+        trunk.conv(width, 5, padding=0)
+        trunk.act("relu")
+        trunk.pool("maxpool", last=True)
+    hidden = [nn.Linear(trunk.size, 120), nn.ReLU(inplace=True), nn.Linear(120, 84), nn.ReLU(inplace=True)]
+    return Network([*trunk.layers, nn.Flatten(), *hidden], 84, num_classes)
+
+
+def AlexNet(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "none",
+    tapped: bool = False,
+) -> Network:
+    """Five convolutions, three poolings (the small AlexNet of the DC code)."""
+    trunk = Trunk(channel, im_size)
+    for width, kernel, pooled in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+        trunk.conv(width, kernel, padding=kernel // 2)
+        trunk.norm(norm)
+        trunk.act("relu")
+        if pooled:
+            trunk.pool("maxpool")
+            trunk.tap()
+    trunk.taps = trunk.taps[:2]
+    return trunk.network(num_classes, tapped)
+
+
+def VGG11(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "instancenorm",
+    tapped: bool = False,
+) -> Network:
+    """Eight 3x3 convolutions in five groups, each group ending in a pooling."""
+    trunk = Trunk(channel, im_size)
+    for group, widths in enumerate(((64,), (128,), (256, 256), (512, 512), (512, 512))):
+        for width in widths:
+            trunk.conv(width, 3, padding=1)
+            trunk.norm(norm)
+            trunk.act("relu")
+            trunk.tap()
+        trunk.pool("maxpool", last=group == 4)
+    return trunk.network(num_classes, tapped)
+
+
+def ResNet18(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "instancenorm",
+    pooled: bool = False,
+    tapped: bool = False,
+) -> Network:
+    """Four stages of two basic blocks; `pooled` (the AP form) has no strides and no final pooling."""
+    trunk = Trunk(channel, im_size)
+    trunk.extra_padding = 0  # the published ResNets take 28x28 as it is
+    trunk.conv(64, 3, padding=1, bias=False)
+    trunk.norm(norm)
+    trunk.act("relu")
+    trunk.tap()
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        blocks = [BasicBlock(trunk, width, s, norm, pooled) for s in (stride, 1)]
+        trunk.add(nn.Sequential(*blocks))
+        trunk.tap()
+    if not pooled:
+        window = min(4, trunk.height, trunk.width)
+        trunk.add(nn.AvgPool2d(window))
+        trunk.height, trunk.width = trunk.height // window, trunk.width // window
+    trunk.taps = trunk.taps[:3]
+    return trunk.network(num_classes, tapped)
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+AlexNetBN = partial(AlexNet, norm="batchnorm")
+VGG11BN = partial(VGG11, norm="batchnorm")
+ResNet18BN = partial(ResNet18, norm="batchnorm")
+ResNet18BN_AP = partial(ResNet18, norm="batchnorm", pooled=True)
+
+UNTAPPED: dict[str, Callable[..., Network]] = {"MLP": MLP, "LeNet": LeNet}
+TAPPABLE: dict[str, Callable[..., Network]] = {
+    "ConvNet": ConvNet,
+    **{f"ConvNetD{depth}": partial(ConvNet, net_depth=depth) for depth in (1, 2, 3, 4, 5)},
+    **{f"ConvNetW{width}": partial(ConvNet, net_width=width) for width in (32, 64, 128, 256)},
+    "ConvNetAS": partial(ConvNet, net_act="sigmoid"),
+    "ConvNetAR": partial(ConvNet, net_act="relu"),
+    "ConvNetAL": partial(ConvNet, net_act="leakyrelu"),
+    "ConvNetASwish": partial(ConvNet, net_act="swish"),
+    "ConvNetASwishBN": partial(ConvNet, net_act="swish", net_norm="batchnorm"),
+    "ConvNetNN": partial(ConvNet, net_norm="none"),
+    "ConvNetBN": partial(ConvNet, net_norm="batchnorm"),
+    "ConvNetLN": partial(ConvNet, net_norm="layernorm"),
+    "ConvNetIN": partial(ConvNet, net_norm="instancenorm"),
+    "ConvNetGN": partial(ConvNet, net_norm="groupnorm"),
+    "ConvNetNP": partial(ConvNet, net_pooling="none"),
+    "ConvNetMP": partial(ConvNet, net_pooling="maxpool"),
+    "ConvNetAP": partial(ConvNet, net_pooling="avgpool"),
+    "AlexNet": AlexNet,
+    "AlexNetBN": AlexNetBN,
+    "VGG11": VGG11,
+    "VGG11BN": VGG11BN,
+    "ResNet18": ResNet18,
+    "ResNet18BN": ResNet18BN,
+    "ResNet18BN_AP": ResNet18BN_AP,
+}
+TAPPED: dict[str, Callable[..., Network]] = {
+    name + suffix: partial(make, tapped=True) for name, make in TAPPABLE.items() for suffix in ("_gram", "_style")
+}
+ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
+
+
+def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Build the network named `model` with torch's default initialisation, on the default device.
+
+    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, or an image
+    too small for the network.
+    """
+    make = lookup(ARCHITECTURES, model, "model")
+    try:
+        return make(channel, num_classes, im_size=tuple(im_size))
+    except UserError as error:
+        raise UserError(f"model {model}: {error}") from None
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draw every parameter afresh, in place, from torch's default distributions.
+
+    Convolutions and linear layers: uniform in +-1/sqrt(fan_in); norms: 1 and 0, running statistics reset. The
+    draws are made on the generator's device (the CPU), so that all devices see the same networks.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters(recurse=False):
+                draw = torch.rand(parameter.shape, generator=generator, device=generator.device)
+                parameter.copy_(draw.mul_(2 * bound).sub_(bound), non_blocking=True)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return net
