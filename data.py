@@ -1,0 +1,330 @@
+"""Datasets become uint8 tensors once, and are normalised on the device when used.
+
+A data set is one row of `DATASETS`: its shape, its published normalisation constants and how to read it.
+`<data_path>/<NAME>.npz`, where it exists, is used instead of torchvision's download.
+"""
+
+import contextlib
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision.datasets as tv
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from errors import UserError, lookup
+
+
+class Arrays(NamedTuple):
+    """A data set as read: images uint8 [N, H, W, C] or [N, H, W], labels [N] or [N, 1], class names or None."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set on one device: images uint8 [N, C, H, W], labels int64 [N], constants for pixels in [0, 1]."""
+
+    name: str
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    indices: list[Tensor] = field(repr=False)  # of the training images of each class, on the CPU
+
+    @property
+    def channel(self) -> int:
+        return self.x_train.shape[1]
+
+    @property
+    def im_size(self) -> tuple[int, int]:
+        return tuple(self.x_train.shape[2:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def to(self, device: str | torch.device) -> "ImageData":
+        moved = {name: getattr(self, name).to(device) for name in ("x_train", "y_train", "x_test", "y_test")}
+        return replace(self, **moved)
+
+    def _constants(self, like: Tensor) -> list[Tensor]:
+        return [torch.tensor(v, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std)]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [..., C, H, W] to the float32 that networks see: (x / 255 - mean) / std."""
+        mean, std = self._constants(images)
+        return (images.float() / 255 - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of `normalise`, to floats in [0, 1], clipped."""
+        mean, std = self._constants(images)
+        return (images * std + mean).clamp(0, 1)
+
+    def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:
+        """Indices [n] of training images of a class, without replacement.
+
+        A class smaller than n is gone through again in a new order, so that each of its images comes
+        n // size or n // size + 1 times.
+        """
+        own = self.indices[cls]
+        if len(own) == 0:
+            raise UserError(f"{self.name}: class {cls} ({self.class_names[cls]}) has no training images")
+        rounds = -(-n // len(own))
+        order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(rounds)])
+        return own[order[:n]]
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """The training images at indices [...] (on the CPU), normalised on the device: [..., C, H, W]."""
+        return self.normalise(self.x_train[indices.to(self.x_train.device, non_blocking=True)])
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def _digits(data_path: Path) -> Arrays:
+    """scikit-learn's 1,797 digits; a fixed fifth of every class is the test set (there is no official split)."""
+    from sklearn.datasets import load_digits  # imported here: it takes a second, and only Digits needs it
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x = (x.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)  # 17 grey levels
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+    return Arrays(x_train, y_train, x_test, y_test)
+
+
+def _torchvision(cls: Callable, data_path: Path, train: dict, test: dict) -> Arrays:
+    """Let torchvision find, or download, and verify both splits."""
+    sets = [cls(str(data_path), download=True, **split) for split in (train, test)]
+    (x_train, y_train), (x_test, y_test) = (
+        (np.asarray(s.data), np.asarray(getattr(s, "targets", getattr(s, "labels", None)))) for s in sets
+    )
+    if cls is tv.SVHN:  # the only one that comes channels first
+        x_train, x_test = x_train.transpose(0, 2, 3, 1), x_test.transpose(0, 2, 3, 1)
+    classes = sets[0].classes if cls in (tv.FashionMNIST, tv.CIFAR10, tv.CIFAR100) else None
+    return Arrays(x_train, y_train, x_test, y_test, classes)
+
+
+_BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
+
+
+class Spec(NamedTuple):
+    """A row of DATASETS: image shape, number of classes, published constants (pixels in [0, 1]), reader."""
+
+    shape: tuple[int, int, int]  # [C, H, W]
+    num_classes: int
+    mean: list[float]
+    std: list[float]
+    read: Callable[[Path], Arrays]
+
+
+DATASETS: dict[str, Spec] = {
+    # Digits' constants are those of its training pixels; the others are the published ones.
+    "Digits": Spec((1, 8, 8), 10, [0.3054], [0.3760], _digits),
+    "MNIST": Spec((1, 28, 28), 10, [0.1307], [0.3081], partial(_torchvision, tv.MNIST, **_BY_FLAG)),
+    "FashionMNIST": Spec((1, 28, 28), 10, [0.2861], [0.3530], partial(_torchvision, tv.FashionMNIST, **_BY_FLAG)),
+    "SVHN": Spec(
+        (3, 32, 32),
+        10,
+        [0.4377, 0.4438, 0.4728],
+        [0.1980, 0.2010, 0.1970],
+        partial(_torchvision, tv.SVHN, **_BY_NAME),
+    ),
+    "CIFAR10": Spec(
+        (3, 32, 32),
+        10,
+        [0.4914, 0.4822, 0.4465],
+        [0.2023, 0.1994, 0.2010],
+        partial(_torchvision, tv.CIFAR10, **_BY_FLAG),
+    ),
+    "CIFAR100": Spec(
+        (3, 32, 32),
+        100,
+        [0.5071, 0.4866, 0.4409],
+        [0.2673, 0.2564, 0.2762],
+        partial(_torchvision, tv.CIFAR100, **_BY_FLAG),
+    ),
+}
+
+
+def load(name: str, data_path: str | Path) -> ImageData:
+    """Read a data set into CPU tensors.
+
+    `<data_path>/<name>.npz` (x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test, optional classes)
+    comes first, then torchvision's own files there, then a download. Raises UserError when there is neither data
+    nor network, and for files that can't be read or don't have the data set's shape.
+    """
+    spec = lookup(DATASETS, name, "dataset")
+    npz = Path(data_path) / f"{name}.npz"
+    if npz.is_file():
+        arrays, source = _read_npz(npz), str(npz)
+    else:
+        arrays, source = _read_or_download(name, spec, Path(data_path)), name
+    return _tensors(name, spec, arrays, source)
+
+
+def _read_npz(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file]
+            if missing:
+                raise UserError(f"{path}: no array {', '.join(missing)}; it has {', '.join(file) or 'none'}")
+            classes = [str(c) for c in file["classes"]] if "classes" in file else None
+            return Arrays(file["x_train"], file["y_train"], file["x_test"], file["y_test"], classes)
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not a readable .npz file ({_one_line(error)})") from None
+
+
+def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
+    existed = data_path.exists()
+    try:
+        return spec.read(data_path)
+    except (OSError, RuntimeError) as error:
+        if not existed:
+            _remove_empty(data_path)
+        raise UserError(
+            f"no {name} in {str(data_path)!r}, and downloading it failed ({_one_line(error)}): put {name}.npz "
+            "(x_train, y_train, x_test, y_test) or torchvision's files there, or name their folder with --data_path"
+        ) from None
+
+
+def _remove_empty(folder: Path) -> None:
+    """Take back the empty folders that a failed download leaves."""
+    for sub in sorted(folder.rglob("*"), reverse=True):
+        if sub.is_dir():
+            with contextlib.suppress(OSError):
+                sub.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:120] if lines else type(error).__name__
+
+
+def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
+    """Check the arrays against the table and turn them into tensors."""
+    splits = {}
+    for split in ("train", "test"):
+        x, y = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}")
+        if x.ndim == 3:
+            x = x[..., None]
+        c, h, w = spec.shape
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (h, w, c):
+            raise UserError(f"{source}: x_{split} is {x.dtype} {list(x.shape)}, {name} needs uint8 [N, {h}, {w}, {c}]")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if not np.issubdtype(y.dtype, np.integer) or y.shape != (len(x),):
+            raise UserError(f"{source}: y_{split} is {y.dtype} {list(y.shape)}, x_{split} needs integers [{len(x)}]")
+        if len(x) == 0:
+            raise UserError(f"{source}: x_{split} is empty")
+        if y.min() < 0 or y.max() >= spec.num_classes:
+            raise UserError(
+                f"{source}: y_{split} has labels {y.min()} to {y.max()}, {name} has 0 to {spec.num_classes - 1}"
+            )
+        splits[f"x_{split}"] = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        splits[f"y_{split}"] = torch.from_numpy(y.astype(np.int64))
+    class_names = arrays.classes or [str(c) for c in range(spec.num_classes)]
+    if len(class_names) != spec.num_classes:
+        raise UserError(f"{source}: {len(class_names)} class names, {name} has {spec.num_classes} classes")
+    indices = [torch.nonzero(splits["y_train"] == c).flatten() for c in range(spec.num_classes)]
+    return ImageData(name, list(class_names), spec.mean, spec.std, **splits, indices=indices)
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """Iterate over (images, labels) in batches cut from tensors, on the device where they are.
+
+    With `shuffle`, every pass has a new order, drawn from `generator` (CPU; None is torch's global one).
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.shuffle, self.generator = shuffle, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.images, self.labels
+        if self.shuffle:
+            order = torch.randperm(len(images), generator=self.generator, device="cpu")
+            order = order.to(images.device, non_blocking=True)
+            images, labels = images[order], labels[order]
+        yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+
+
+# --- what DC/DM-derived code imports ---------------------------------------------------------------------
+
+
+class TensorDataset(Dataset):
+    """Images [N, C, H, W] and labels [N] as a torch Dataset (the published name)."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images = images.detach().float()
+        self.labels = labels.detach()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+class NormalisedDataset(Dataset):
+    """A split of an ImageData as a torch Dataset of (normalised image [C, H, W], int label)."""
+
+    def __init__(self, data: ImageData, images: Tensor, labels: Tensor):
+        self.data, self.images, self.labels = data, images, labels
+        self.classes, self.targets = data.class_names, labels.tolist()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.data.normalise(self.images[index]), self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def get_dataset(dataset: str, data_path: str) -> tuple:
+    """The published 9-tuple: channel, im_size, num_classes, class_names, mean, std, dst_train, dst_test, testloader."""
+    data = load(dataset, data_path)
+    dst_train = NormalisedDataset(data, data.x_train, data.y_train)
+    dst_test = NormalisedDataset(data, data.x_test, data.y_test)
+    testloader = DataLoader(dst_test, batch_size=256, shuffle=False, num_workers=0)
+    return (
+        data.channel,
+        data.im_size,
+        data.num_classes,
+        data.class_names,
+        data.mean,
+        data.std,
+        dst_train,
+        dst_test,
+        testloader,
+    )
