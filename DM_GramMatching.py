@@ -1,0 +1,28 @@
+"""Style matching by Gram matrices: L_MMD + style_ratio * L_CM (DDM, WACV 2025).
+
+Content is the mean embedding (DM); style is the correlation of channels, as the mean Gram matrix of every
+tapped feature map.
+"""
+
+from argparse import Namespace
+
+from torch import Tensor
+
+import flags
+from condense import Features, condense
+from losses import correlation_matching, mean_matching
+
+
+def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
+    terms = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
+    if args.style_ratio:
+        terms["L_CM"] = args.style_ratio * correlation_matching(real.maps, syn.maps)
+    return terms
+
+
+if __name__ == "__main__":
+    parser = flags.recipe_parser(__doc__, model="ConvNet_gram")
+    parser.method.add_argument(
+        "--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_CM; 0 is plain DM"
+    )
+    flags.main(parser, lambda args: condense(args, objective, needs_taps=True))

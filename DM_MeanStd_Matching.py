@@ -1,0 +1,28 @@
+"""Style matching by channel moments: L_MMD + style_ratio * L_MM (DDM, WACV 2025).
+
+Content is the mean embedding (DM); style is the mean and deviation of every channel of the batch-mean feature
+map, at every tap.
+"""
+
+from argparse import Namespace
+
+from torch import Tensor
+
+import flags
+from condense import Features, condense
+from losses import mean_matching, moments_matching
+
+
+def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
+    terms = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
+    if args.style_ratio:
+        terms["L_MM"] = args.style_ratio * moments_matching(real.maps, syn.maps)
+    return terms
+
+
+if __name__ == "__main__":
+    parser = flags.recipe_parser(__doc__, model="ConvNet_gram")
+    parser.method.add_argument(
+        "--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_MM; 0 is plain DM"
+    )
+    flags.main(parser, lambda args: condense(args, objective, needs_taps=True))

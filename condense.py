@@ -1,0 +1,306 @@
+"""The one loop that the recipes share: sample, augment, embed, match, step, evaluate, save.
+
+Classes go through the network several at a time (`--class_chunk`), each chunk with one backward, which is exact
+because the objective is a sum over classes. The network of an iteration is always the same module, initialised
+afresh in place.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data as datasets
+import evaluate
+import rng
+from augment import DiffAugment
+from data import ImageData
+from errors import UserError
+from files import RunFiles, hardware, peak_memory, plain, versions
+from networks import Network, get_network, initialise
+
+CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
+MOMENTUM = 0.5
+
+
+class Features(NamedTuple):
+    """What a network says of several classes' images."""
+
+    embedding: Tensor  # phi(x): [classes, n, D]
+    maps: list[Tensor]  # F^l_x, over tapped layers: [classes, n, C, H, W]
+
+
+# A recipe: (real, syn, args) -> its weighted terms by name, each a scalar summed over the classes given.
+Objective = Callable[[Features, Features, Namespace], dict[str, Tensor]]
+
+
+def features(net: Network, images: Tensor) -> Features:
+    """Embed images [classes, n, C, H, W] in one forward pass."""
+    out = net.embed(images.flatten(0, 1))
+    embedding, maps = out if isinstance(out, tuple) else (out, [])
+    shape = images.shape[:2]
+    return Features(embedding.unflatten(0, shape), [m.unflatten(0, shape) for m in maps])
+
+
+def augment_classes(images: Tensor, seeds: list[int], args: Namespace) -> Tensor:
+    """Siamese augmentation of images [classes, n, C, H, W], each class with its own seed."""
+    if not args.dsa:
+        return images
+    return torch.stack(
+        [DiffAugment(x, args.dsa_strategy, s, args.dsa_param) for x, s in zip(images, seeds, strict=True)]
+    )
+
+
+def chunks(num_classes: int, size: int) -> Iterator[range]:
+    for first in range(0, num_classes, size):
+        yield range(first, min(first + size, num_classes))
+
+
+def condensation_step(
+    net: Network,
+    image_syn: Tensor,
+    optimizer: torch.optim.Optimizer,
+    data: ImageData,
+    experiment: int,
+    iteration: int,
+    objective: Objective,
+    args: Namespace,
+) -> dict[str, Tensor]:
+    """One SGD step on all synthetic pixels [classes, ipc, C, H, W] under one fresh network; no host sync.
+
+    Returns the terms, summed over classes, and 'finite': whether they and the stepped images are. A step that is
+    not finite leaves the images as they were.
+    """
+    where = (args.seed, experiment, iteration)
+    initialise(net, rng.generator(*where, -1, "network"))
+    optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, Tensor] = {}
+    for classes in chunks(data.num_classes, args.class_chunk):
+        # A class has one augmentation for its real and its synthetic images.
+        seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
+        with torch.no_grad():  # the real branch carries no gradient
+            indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
+            real = features(net, augment_classes(data.batch(torch.stack(indices)), seeds, args))
+        syn = features(net, augment_classes(image_syn[classes.start : classes.stop], seeds, args))
+        terms = objective(real, syn, args)
+        sum(terms.values()).backward()
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0) + value.detach()
+
+    before = image_syn.detach().clone()
+    optimizer.step()
+    with torch.no_grad():
+        finite = torch.stack(list(totals.values())).isfinite().all() & image_syn.isfinite().all()
+        image_syn.copy_(torch.where(finite, image_syn, before))
+    return {**totals, "finite": finite}
+
+
+def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
+    """Random real images of every class, normalised: [classes, ipc, C, H, W]."""
+    indices = [
+        data.draw(c, args.ipc, rng.generator(args.seed, experiment, 0, c, "initial images"))
+        for c in range(data.num_classes)
+    ]
+    return data.batch(torch.stack(indices))
+
+
+def noise_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
+    """Standard normal pixels in the normalised space: [classes, ipc, C, H, W]."""
+    shape = (data.num_classes, args.ipc, data.channel, *data.im_size)
+    generator = rng.generator(args.seed, experiment, 0, -1, "initial images")
+    return torch.randn(shape, generator=generator, device="cpu").to(args.device)
+
+
+INITS = {"real": real_images, "noise": noise_images}
+
+
+def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network:
+    """Refuse what can't work, before anything is written; give the network to match under.
+
+    Fits args to the data: batch_real to the largest class, and class_chunk to all classes under BatchNorm, whose
+    statistics run over the classes of a pass, as published.
+    """
+    sizes = [len(own) for own in data.indices]
+    for cls, size in enumerate(sizes):
+        if size < args.ipc:
+            raise UserError(
+                f"class {cls} ({data.class_names[cls]}) of {data.name} has {size} training images, --ipc {args.ipc} "
+                f"needs as many: lower --ipc to {min(sizes)} or less"
+            )
+    args.batch_real = min(args.batch_real, max(sizes))
+    for model in evaluate.get_eval_pool(args.eval_mode, args.model):
+        get_network(model, data.channel, data.num_classes, data.im_size)
+    net = get_network(args.model, data.channel, data.num_classes, data.im_size)
+    if needs_taps and not net.taps:
+        raise UserError(
+            f"--model {args.model} has no feature-map taps, which style matching needs: use --model ConvNet_gram or "
+            "another _gram form of a ConvNet, AlexNet, VGG11 or ResNet18"
+        )
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        args.class_chunk = data.num_classes
+    return net.to(args.device).requires_grad_(False).train()
+
+
+def condense(args: Namespace, objective: Objective, needs_taps: bool = False) -> None:
+    """Run the experiments of a recipe and write everything into args.save_path.
+
+    Raises UserError for what the user can mend, and when a loss stops being finite.
+    """
+    data = datasets.load(args.dataset, args.data_path)
+    net = check_against(data, args, needs_taps)
+    data = data.to(args.device)
+    Run(args, data, net, objective).all_experiments()
+
+
+class Run:
+    """The state of a run: its data, network and files, and what has been measured so far."""
+
+    def __init__(self, args: Namespace, data: ImageData, net: Network, objective: Objective):
+        self.args, self.data, self.net, self.objective = args, data, net, objective
+        self.files = RunFiles(args)
+        self.testloader = evaluate.test_batches(data)
+        self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
+        self.started = time.perf_counter()
+        self.step_seconds, self.steps = 0.0, 0
+        self.evaluations: list[dict] = []
+        self.about = {
+            "args": plain(args),
+            "mean": data.mean,
+            "std": data.std,
+            "class_names": data.class_names,
+            "seed": args.seed,
+            "versions": versions(),
+        }
+
+    def all_experiments(self) -> None:
+        args, files = self.args, self.files
+        files.log(f"command: {' '.join(sys.argv)}")
+        files.log(f"arguments: {plain(args)}")
+        files.say(
+            f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; {args.model} "
+            f"on {args.device}; writing to {args.save_path}"
+        )
+        files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
+        sets = []
+        for experiment in range(args.first_exp, args.first_exp + args.num_exp):
+            image_syn = self.one_experiment(experiment)
+            sets.append([image_syn.flatten(0, 1).cpu(), self.labels.cpu()])
+            condensed = self.accuracies("condensed", args.Iteration)
+            set_path = files.save_set(sets, condensed, self.about)
+            results_path = files.save_results(self.record(condensed))
+        self.conclude(condensed, set_path, results_path)
+
+    def one_experiment(self, experiment: int) -> Tensor:
+        """Condense once; the synthetic images [classes, ipc, C, H, W], normalised, after the last iteration."""
+        args = self.args
+        image_syn = INITS[args.init](self.data, args, experiment).requires_grad_(True)
+        optimizer = torch.optim.SGD([image_syn], lr=args.lr_img, momentum=MOMENTUM)
+        if args.eval_every:  # the baseline, on the same number of real images: those that --init real starts from
+            self.evaluate(real_images(self.data, args, experiment), "random real", experiment, 0)
+        pending: list[dict[str, Tensor]] = []
+        with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
+            began = time.perf_counter()
+            for iteration in bar:
+                pending.append(
+                    condensation_step(
+                        self.net, image_syn, optimizer, self.data, experiment, iteration, self.objective, args
+                    )
+                )
+                last = iteration == args.Iteration
+                evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)
+                if evaluate_now or iteration % CHECK_EVERY == 0:
+                    bar.set_postfix_str(self.look_at(pending, image_syn, experiment, iteration))
+                    self.steps += len(pending)
+                    pending.clear()
+                if evaluate_now:
+                    self.step_seconds += time.perf_counter() - began
+                    self.evaluate(image_syn.detach(), "condensed", experiment, iteration)
+                    began = time.perf_counter()
+        return image_syn.detach()
+
+    def look_at(self, pending: list[dict[str, Tensor]], image_syn: Tensor, experiment: int, iteration: int) -> str:
+        """Fetch the losses of the last iterations, log them, stop the run if one is not finite.
+
+        Returns the last iteration's terms, each the mean over classes, as the published logs show them.
+        """
+        names = list(pending[0])
+        values = torch.stack([torch.stack([row[name].float() for name in names]) for row in pending]).tolist()
+        for it, row in enumerate(values, start=iteration - len(pending) + 1):
+            terms = dict(zip(names, row, strict=True))
+            if not terms.pop("finite"):
+                self.stop_non_finite(terms, image_syn, experiment, it)
+        terms = {name: value / self.data.num_classes for name, value in terms.items()}
+        text = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        self.files.log(f"exp {experiment} iter {iteration}: loss {sum(terms.values()):.6g} ({text})")
+        return text
+
+    def stop_non_finite(self, terms: dict[str, float], image_syn: Tensor, experiment: int, iteration: int) -> None:
+        bad = [name for name, value in terms.items() if not abs(value) < float("inf")]
+        images = image_syn.detach().flatten(0, 1).cpu()
+        path = self.files.save_last_finite(images, self.labels.cpu(), experiment, iteration - 1, self.about)
+        what = f"{', '.join(bad)} is not finite" if bad else "the gradient is not finite"
+        message = f"experiment {experiment}, iteration {iteration}: {what}; the last finite images are in {path}; lower --lr_img"
+        self.files.log(f"error: {message}")
+        raise UserError(message)
+
+    def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
+        """Score images [classes, ipc, C, H, W], write their grid, say the result."""
+        self.files.save_grid(self.data.denormalise(images), experiment, iteration)
+        accs = evaluate.evaluate_pool(
+            images.flatten(0, 1),
+            self.labels,
+            self.data,
+            self.testloader,
+            self.args,
+            experiment,
+            iteration,
+            self.files.log,
+        )
+        for model, values in accs.items():
+            entry = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
+            self.evaluations.append(entry | evaluate.summary(values))
+            self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(values)}")
+
+    def accuracies(self, kind: str, iteration: int) -> dict[str, list[float]]:
+        """All experiments' accuracies at an iteration, by network."""
+        accs: dict[str, list[float]] = {}
+        for entry in self.evaluations:
+            if (entry["images"], entry["iteration"]) == (kind, iteration):
+                accs.setdefault(entry["model"], []).extend(entry["accuracies"])
+        return accs
+
+    def record(self, condensed: dict[str, list[float]]) -> dict:
+        """What results.json holds. Accuracies are in [0, 1]; mean, std, n are of the first network of the pool."""
+        args = self.args
+        first = next(iter(condensed.values()))
+        return {
+            "command": sys.argv,
+            "args": plain(args),
+            "protocol": evaluate.protocol(args, self.data),
+            **evaluate.summary(first),
+            "models": {model: evaluate.summary(accs) for model, accs in condensed.items()},
+            "random_real": {m: evaluate.summary(accs) for m, accs in self.accuracies("random real", 0).items()},
+            "evaluations": self.evaluations,
+            "seconds": time.perf_counter() - self.started,
+            "iterations_per_second": self.steps / self.step_seconds,
+            "peak_memory_bytes": peak_memory(args.device),
+            "hardware": hardware(args.device),
+            "versions": versions(),
+        }
+
+    def conclude(self, condensed: dict[str, list[float]], set_path, results_path) -> None:
+        args, say = self.args, self.files.say
+        say(f"=== {args.num_exp} experiment(s) of {args.ipc} image(s) per class, accuracy on the test set ===")
+        for model, accs in condensed.items():
+            say(f"condensed,   {model}: {evaluate.describe(accs)}")
+        for model, accs in self.accuracies("random real", 0).items():
+            say(f"random real, {model}: {evaluate.describe(accs)}")
+        last = args.first_exp + args.num_exp - 1
+        say(f"images  {self.files.folder / f'vis_{self.files.stem}_exp{last}_iter{args.Iteration}.png'}")
+        say(f"set     {set_path}")
+        say(f"results {results_path}")

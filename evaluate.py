@@ -1,0 +1,184 @@
+"""How good is a small training set? Train fresh networks on it, test them on the whole test set.
+
+The protocol is the one of DC/DSA/DM, to the letter: epochs 0 .. E of SGD (momentum 0.9, weight decay 5e-4) over
+shuffled batches with DSA, a new optimizer with a tenth of the learning rate after epoch E // 2 + 1, and the
+accuracy after the **last** epoch, never the best one.
+"""
+
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+import rng
+from augment import DiffAugment, augment
+from data import Batches, ImageData
+from networks import get_network, initialise
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+TEST_BATCH = 256
+
+POOLS = {  # evaluation mode -> networks; S and SS follow the model and are answered by get_eval_pool
+    "M": ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"],
+    "B": ["ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"],
+    "W": ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"],
+    "D": ["ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"],
+    "A": ["ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"],
+    "P": ["ConvNetNP", "ConvNetMP", "ConvNetAP"],
+    "N": ["ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"],
+}
+EVAL_MODES = ("S", "SS", *POOLS)
+
+
+def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> list[str]:
+    """Names of the networks an evaluation mode trains.
+
+    SS: the model itself; S: the same without its BatchNorm (too few images to measure statistics on); M, B, W, D,
+    A, P, N: architectures, BatchNorm ones, widths, depths, activations, poolings, norms. Any other mode gives
+    [model_eval], as published.
+    """
+    if eval_mode == "SS":
+        return [model]
+    if eval_mode == "S":
+        return [model.split("BN")[0]]
+    return list(POOLS.get(eval_mode, [model_eval]))
+
+
+def train_step(
+    net: nn.Module, optimizer: torch.optim.Optimizer | None, criterion: nn.Module, img: Tensor, lab: Tensor
+) -> Tensor:
+    """One batch: [loss sum, correct] on the device, without a host sync; optimizer None only tests."""
+    with torch.set_grad_enabled(optimizer is not None):
+        output = net(img)
+        loss = criterion(output, lab)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return torch.stack([loss.detach() * lab.shape[0], (output.argmax(1) == lab).sum()])
+
+
+def epoch(
+    mode: str,
+    dataloader: Iterable[tuple[Tensor, Tensor]],
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    criterion: nn.Module,
+    args: Namespace,
+    aug: bool,
+    generator: torch.Generator | None = None,
+) -> tuple[float, float]:
+    """One pass in mode 'train' or 'test': mean loss and accuracy in [0, 1].
+
+    Reads args.device and, where `aug`, args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param.
+    Per-image augmentation is drawn from `generator` (CPU; None is torch's global one, as published).
+    """
+    net.train(mode == "train")
+    total, n = torch.zeros(2, device=args.device), 0
+    for img, lab in dataloader:
+        img, lab = img.to(args.device).float(), lab.to(args.device).long()
+        if aug and args.dsa:
+            img = DiffAugment(img, args.dsa_strategy, param=args.dsa_param, generator=generator)
+        elif aug:
+            img = augment(img, getattr(args, "dc_aug_param", None), device=args.device)
+        total += train_step(net, optimizer if mode == "train" else None, criterion, img, lab)
+        n += lab.shape[0]
+    loss_sum, correct = total.tolist()
+    return loss_sum / n, correct / n
+
+
+def evaluate_synset(
+    it_eval: int,
+    net: nn.Module,
+    images_train: Tensor,
+    labels_train: Tensor,
+    testloader: Iterable[tuple[Tensor, Tensor]],
+    args: Namespace,
+    seed: int | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[nn.Module, float, float]:
+    """Train `net` on images [N, C, H, W] (normalised) and labels [N], test it: net, last train and test accuracy.
+
+    Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. With a `seed`, batch order
+    and augmentation are a function of it; without, they come from torch's global generator, as published.
+    """
+    net = net.to(args.device)
+    images_train, labels_train = images_train.to(args.device), labels_train.to(args.device)
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+    trainloader = Batches(images_train, labels_train, args.batch_train, shuffle=True, generator=generator)
+    criterion = nn.CrossEntropyLoss().to(args.device)
+    E, lr = int(args.epoch_eval_train), float(args.lr_net)
+
+    def fresh_optimizer(lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(net.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    start, optimizer = time.perf_counter(), fresh_optimizer(lr)
+    for ep in range(E + 1):
+        loss_train, acc_train = epoch(
+            "train", trainloader, net, optimizer, criterion, args, aug=True, generator=generator
+        )
+        if ep == E // 2 + 1:
+            optimizer = fresh_optimizer(lr / 10)  # momentum starts afresh
+    seconds = time.perf_counter() - start
+    _, acc_test = epoch("test", testloader, net, None, criterion, args, aug=False)
+    log(
+        f"Evaluate_{it_eval:02d}: last epoch {E}, {seconds:.0f} s, train loss {loss_train:.6f}, "
+        f"train acc {acc_train:.4f}, test acc {acc_test:.4f}"
+    )
+    return net, acc_train, acc_test
+
+
+def test_batches(data: ImageData) -> Batches:
+    """The whole test set, normalised once, where the data is."""
+    return Batches(data.normalise(data.x_test), data.y_test, TEST_BATCH)
+
+
+def evaluate_pool(
+    images: Tensor,
+    labels: Tensor,
+    data: ImageData,
+    testloader: Iterable[tuple[Tensor, Tensor]],
+    args: Namespace,
+    experiment: int,
+    iteration: int,
+    log: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture of args.eval_mode.
+
+    Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number).
+    """
+    accs = {}
+    for model in get_eval_pool(args.eval_mode, args.model):
+        accs[model] = []
+        for it_eval in range(args.num_eval):
+            where = (args.seed, experiment, iteration, -1)
+            net = get_network(model, data.channel, data.num_classes, data.im_size).to(args.device)
+            initialise(net, rng.generator(*where, f"evaluation network {model} {it_eval}"))
+            seed = rng.seed_of(*where, f"evaluation training {model} {it_eval}")
+            *_, acc = evaluate_synset(it_eval, net, images, labels, testloader, args, seed, log)
+            accs[model].append(acc)
+    return accs
+
+
+def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
+    """Mean and (population, as published) deviation over networks, their number, and the accuracies, in [0, 1]."""
+    return {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs), "accuracies": accs}
+
+
+def describe(accs: list[float]) -> str:
+    """'mean 48.90 %, std 0.60, n 5'."""
+    s = summary(accs)
+    return f"mean {100 * s['mean']:.2f} %, std {100 * s['std']:.2f}, n {s['n']}"
+
+
+def protocol(args: Namespace, data: ImageData) -> str:
+    """The evaluation in one line, to stand beside its numbers."""
+    augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
+    return (
+        f"fresh networks, {args.epoch_eval_train + 1} epochs of SGD lr {args.lr_net} (a tenth after epoch "
+        f"{args.epoch_eval_train // 2 + 1}), momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
+        f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} test images"
+    )

@@ -1,0 +1,147 @@
+"""The command line that the recipes share: flags with the published names and defaults, in groups."""
+
+import argparse
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+
+from augment import ParamDiffAug, operations_of
+from data import DATASETS
+from errors import UserError, lookup, nearest
+from evaluate import EVAL_MODES
+from networks import ARCHITECTURES
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and the flag groups of a recipe as attributes."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+        self.data = self.add_argument_group("data")
+        self.method = self.add_argument_group("method")
+        self.evaluation = self.add_argument_group("evaluation")
+        self.output = self.add_argument_group("output")
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+    def parse_args(self, args: list[str] | None = None, namespace: Namespace | None = None) -> Namespace:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unknown argument {unknown[0]!r}: {nearest(unknown[0], flags)}")
+        return known
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse type: an integer not below `low`."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        return value
+
+    return integer
+
+
+def non_negative(text: str) -> float:
+    """An argparse type: a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of 0 or more")
+    return value
+
+
+def recipe_parser(description: str, model: str) -> Parser:
+    """The flags of every recipe; `model` is the default of --model. Recipes add their own to `parser.method`."""
+    parser = Parser(description)
+
+    add = parser.data.add_argument
+    add("--dataset", default="CIFAR10", help=f"one of {', '.join(DATASETS)}; Digits needs no download")
+    add("--data_path", default="data", help="folder of <NAME>.npz or torchvision's files; downloads go there")
+
+    add = parser.method.add_argument
+    add("--model", default=model, help="network to match features of; the _gram form has feature-map taps")
+    add("--ipc", type=at_least(1), default=10, help="synthetic images per class")
+    add("--init", choices=("real", "noise"), default="real", help="start from random real images or Gaussian noise")
+    add("--Iteration", type=at_least(1), default=20000, help="steps of condensation, each with a fresh network")
+    add("--lr_img", type=non_negative, default=1.0, help="learning rate of the pixels")
+    add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
+    add("--dsa_strategy", default="color_crop_cutout_flip_scale_rotate", help="operations joined by _, or none")
+    add("--dis_metric", default="ours", help="accepted as published; only gradient matching (match_loss) reads it")
+    add("--num_exp", type=at_least(1), default=5, help="independent condensations")
+    add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
+    add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
+    add("--class_chunk", type=at_least(1), default=5, help="classes per forward pass; lower needs less memory")
+    add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
+
+    add = parser.evaluation.add_argument
+    add("--eval_mode", default="SS", help="SS: the model itself; S: without BatchNorm; M B W D A P N: a pool")
+    add("--num_eval", type=at_least(1), default=20, help="fresh networks per evaluation and architecture")
+    add("--epoch_eval_train", type=at_least(0), default=1000, help="E: epochs 0 .. E are trained, the last one counts")
+    add("--lr_net", type=non_negative, default=0.01, help="learning rate of the evaluation networks")
+    add("--batch_train", type=at_least(1), default=256, help="batch size of the evaluation networks")
+    add(
+        "--eval_every",
+        type=at_least(0),
+        default=None,
+        help="evaluate random real images at the start, the set every so many steps and at the end; 0: only at the "
+        "end; unset: 2000 in modes S and SS, else 0",
+    )
+
+    parser.output.add_argument("--save_path", default="result", help="folder for everything that is written")
+    return parser
+
+
+def resolve(args: Namespace) -> Namespace:
+    """Check the names among the arguments, before anything is read or written, and fill in what follows from others.
+
+    Raises UserError with the nearest valid name.
+    """
+    lookup(DATASETS, args.dataset, "dataset")
+    lookup(ARCHITECTURES, args.model, "model")
+    if args.eval_mode not in EVAL_MODES:
+        raise UserError(f"unknown eval_mode {args.eval_mode!r}: choose from {', '.join(EVAL_MODES)}")
+    args.dsa = bool(operations_of(args.dsa_strategy))
+    args.dsa_param = ParamDiffAug()
+    args.device = find_device(args.device)
+    if args.eval_every is None:
+        args.eval_every = 2000 if args.eval_mode in ("S", "SS") else 0
+    return args
+
+
+def find_device(name: str) -> str:
+    """'auto' or a torch device name -> a device that is there; raises UserError otherwise."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:0 .. or mps") from None
+    there = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not there.get(device.type, False):
+        raise UserError(f"device {name!r} is not there: torch finds {'cuda' if cuda else 'mps' if mps else 'cpu only'}")
+    return str(device)
+
+
+def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
+    """Parse, run, and turn a UserError into one line on stderr and exit status 2."""
+    args = parser.parse_args()
+    try:
+        run(resolve(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
