@@ -176,9 +176,10 @@ def describe(accs: list[float]) -> str:
 
 def protocol(args: Namespace, data: ImageData) -> str:
     """The evaluation in one line, to stand beside its numbers."""
+    E = args.epoch_eval_train
     augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
     return (
-        f"fresh networks, {args.epoch_eval_train + 1} epochs of SGD lr {args.lr_net} (a tenth after epoch "
-        f"{args.epoch_eval_train // 2 + 1}), momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
+        f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net} (a tenth after epoch {E // 2 + 1}), "
+        f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
         f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} test images"
     )

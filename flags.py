@@ -84,7 +84,7 @@ def recipe_parser(description: str, model: str) -> Parser:
     add("--num_exp", type=at_least(1), default=5, help="independent condensations")
     add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
     add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
-    add("--class_chunk", type=at_least(1), default=5, help="classes per forward pass; lower needs less memory")
+    add("--class_chunk", type=at_least(0), default=0, help="classes per pass; lower needs less memory; 0 chooses")
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
 
     add = parser.evaluation.add_argument
