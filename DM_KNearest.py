@@ -30,14 +30,18 @@ def neighbours(args: Namespace) -> int:
     return args.k
 
 
+def make_parser() -> flags.Parser:
+    parser = flags.recipe_parser(__doc__, model="ConvNet")
+    add = parser.method.add_argument
+    add("--icd_ratio", type=flags.non_negative, default=10.0, help="weight of L_ICD; 0 is plain DM")
+    add("--k", type=flags.at_least(1), default=None, help="nearest neighbours; unset: round(0.2 * ipc), 1 to ipc - 1")
+    return parser
+
+
 def run(args: Namespace) -> None:
     args.k = neighbours(args)
     condense(args, objective)
 
 
 if __name__ == "__main__":
-    parser = flags.recipe_parser(__doc__, model="ConvNet")
-    add = parser.method.add_argument
-    add("--icd_ratio", type=flags.non_negative, default=10.0, help="weight of L_ICD; 0 is plain DM")
-    add("--k", type=flags.at_least(1), default=None, help="nearest neighbours; unset: round(0.2 * ipc), 1 to ipc - 1")
-    flags.main(parser, run)
+    flags.main(make_parser(), run)

@@ -20,9 +20,16 @@ def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tenso
     return terms
 
 
-if __name__ == "__main__":
+def make_parser() -> flags.Parser:
     parser = flags.recipe_parser(__doc__, model="ConvNet_gram")
-    parser.method.add_argument(
-        "--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_MM; 0 is plain DM"
-    )
-    flags.main(parser, lambda args: condense(args, objective, needs_taps=True))
+    add = parser.method.add_argument
+    add("--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_MM; 0 is plain DM")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    condense(args, objective, needs_taps=True)
+
+
+if __name__ == "__main__":
+    flags.main(make_parser(), run)

@@ -1,0 +1,74 @@
+"""What the tests share: the reference values, a tiny CIFAR-shaped data set, and the recipes' command lines."""
+
+import importlib
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flags
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = Path(__file__).parent / "reference"
+# The whole set of reference values; where it is absent, the committed part stands in for it.
+FULL = Path(os.environ.get("DDM_REFERENCE", ROOT.parent / "shared" / "reference"))
+
+RECIPES = {"DM_GramMatching": "ConvNet_gram", "DM_MeanStd_Matching": "ConvNet_gram", "DM_KNearest": "ConvNet"}
+# A run of seconds: narrow network, few images, 3 iterations.
+QUICK = [
+    *("--dataset", "CIFAR10", "--ipc", "2", "--batch_real", "6", "--Iteration", "3", "--num_exp", "1"),
+    *("--num_eval", "2", "--epoch_eval_train", "2", "--eval_every", "2"),
+]
+
+
+@pytest.fixture(params=[SMALL, FULL], ids=["committed", "full"])
+def reference(request) -> Path:
+    """The folder of reference values: the part that is committed, then all of them where they are."""
+    if not (request.param / "networks.json").exists():
+        pytest.skip(f"no reference values in {request.param}")
+    return request.param
+
+
+def tiny_arrays(train: int = 8, test: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    """CIFAR10-shaped arrays: `train` and `test` images of each class, every class with a colour of its own."""
+    generator = np.random.default_rng(seed)
+    colours = generator.integers(40, 216, (10, 1, 1, 3))
+    arrays = {}
+    for split, n in (("train", train), ("test", test)):
+        y = generator.permutation(np.repeat(np.arange(10), n))
+        x = colours[y] + generator.normal(0, 30, (len(y), 32, 32, 3))
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = x.clip(0, 255).astype(np.uint8), y
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory) -> Path:
+    """A folder with the tiny CIFAR10.npz."""
+    folder = tmp_path_factory.mktemp("data")
+    np.savez(folder / "CIFAR10.npz", **tiny_arrays())
+    return folder
+
+
+def quick_model(recipe: str) -> str:
+    """A narrow network of the kind the recipe needs."""
+    return RECIPES[recipe].replace("ConvNet", "ConvNetW32")
+
+
+def command_line(recipe: str, *argv: str) -> subprocess.CompletedProcess:
+    """Run a recipe as a user does, in a process of its own."""
+    command = [sys.executable, str(ROOT / f"{recipe}.py"), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def parse(recipe: str, *argv: str) -> Namespace:
+    """The resolved arguments of a recipe's command line, and its objective as `args.objective`."""
+    module = importlib.import_module(recipe)
+    args = flags.resolve(module.make_parser().parse_args(list(argv)))
+    if hasattr(module, "neighbours"):
+        args.k = module.neighbours(args)
+    args.objective = module.objective
+    return args

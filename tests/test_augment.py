@@ -1,0 +1,100 @@
+"""DSA against the published operations, and the properties that condensation needs."""
+
+import numpy as np
+import pytest
+import torch
+
+from augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, get_daparam
+from errors import UserError
+
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+def test_equal_to_the_published_augmentation(reference):
+    values = np.load(reference / "dsa.npz")
+    x = torch.from_numpy(values["x"])
+    cases = [case for case in values if case != "x"]
+    assert len(cases) >= 8
+    for case in cases:
+        strategy, seed = case.split("/seed")
+        out = DiffAugment(x, strategy, seed=int(seed), param=ParamDiffAug())
+        np.testing.assert_allclose(out, values[case], rtol=0, atol=1e-5, err_msg=case)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_siamese_draws_are_shared_and_leave_the_global_generator(name):
+    x, y = torch.randn(5, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    state = torch.get_rng_state()
+    together = DiffAugment(torch.cat([x, y]), name, seed=3)
+    apart = torch.cat([DiffAugment(x, name, seed=3), DiffAugment(y, name, seed=3)])
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(together, apart)
+    assert any(not torch.equal(DiffAugment(x, name, seed=s), x) for s in range(4))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_per_image_draws_differ_and_equal_single_siamese_like_calls(name):
+    x = torch.randn(1, 3, 16, 16).expand(32, -1, -1, -1).contiguous()
+    out = DiffAugment(x, name, seed=-1, generator=torch.Generator().manual_seed(0))
+    assert len({tuple(image.flatten().tolist()) for image in out}) > 1
+    again = DiffAugment(x, name, seed=-1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(out, again)
+
+
+def test_without_a_generator_draws_come_from_the_global_one():
+    x = torch.randn(4, 3, 16, 16)
+    torch.manual_seed(11)
+    first = DiffAugment(x, STRATEGY)
+    second = DiffAugment(x, STRATEGY)
+    torch.manual_seed(11)
+    assert torch.equal(first, DiffAugment(x, STRATEGY)) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("seed", [-1, 4])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_gradients_flow_to_the_images(name, seed):
+    x = torch.randn(3, 3, 16, 16, requires_grad=True)
+    DiffAugment(x, name, seed=seed).square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+def test_gradient_equals_the_numerical_one():
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    for name in ("color", "crop", "cutout", "flip"):
+        assert torch.autograd.gradcheck(lambda x, name=name: DiffAugment(x, name, seed=2), x)
+
+
+def test_mode_m_applies_every_operation():
+    x = torch.randn(3, 3, 16, 16)
+    both = DiffAugment(x, "crop_color", seed=5, param=ParamDiffAug(aug_mode="M"))
+    only = DiffAugment(x, "crop", seed=5, param=ParamDiffAug(aug_mode="M"))
+    assert not torch.equal(both, only) and not torch.equal(only, x)
+
+
+@pytest.mark.parametrize("strategy", ["", "none", "None"])
+def test_none_is_the_identity(strategy):
+    x = torch.randn(2, 3, 8, 8)
+    assert DiffAugment(x, strategy, seed=1) is x
+
+
+def test_unknown_parts_are_named():
+    with pytest.raises(UserError, match=r"colour.*'color'"):
+        DiffAugment(torch.zeros(1, 3, 8, 8), "colour_crop", seed=1)
+
+
+def test_published_parameters():
+    p = ParamDiffAug()
+    expected = {"aug_mode": "S", "prob_flip": 0.5, "ratio_scale": 1.2, "ratio_rotate": 15.0, "ratio_crop_pad": 0.125}
+    expected |= {"ratio_cutout": 0.5, "brightness": 1.0, "saturation": 2.0, "contrast": 0.5}
+    assert {k: getattr(p, k) for k in expected} == expected and hasattr(p, "Siamese") and hasattr(p, "latestseed")
+
+
+@pytest.mark.parametrize("strategy", ["crop", "scale", "rotate", "noise", "crop_scale_rotate"])
+def test_dc_augmentation_keeps_the_shape_and_changes_images(strategy):
+    np.random.seed(0)  # noqa: NPY002 - augment draws from numpy's global generator, as published
+    images = torch.rand(6, 1, 28, 28) + 1
+    out = augment(images, get_daparam("MNIST", "ConvNet", "ConvNet", 1) | {"strategy": strategy}, "cpu")
+    assert out.shape == images.shape and out.dtype == images.dtype and not torch.equal(out, images)
+    assert augment(images, get_daparam("CIFAR10", "ConvNet", "ConvNet", 1), "cpu") is images
+    assert get_daparam("CIFAR10", "ConvNet", "ConvNetBN", 1)["strategy"] == "crop_noise"
+    assert get_daparam("MNIST", "ConvNet", "ConvNet", 1)["strategy"] == "crop_scale_rotate"

@@ -1,0 +1,165 @@
+"""The loop: one step against the equations, determinism, independence of experiments, failure."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from conftest import QUICK, RECIPES, parse, quick_model
+
+import condense
+import data as datasets
+import rng
+from augment import DiffAugment
+from condense import check_against, condensation_step, real_images
+from errors import UserError
+from losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
+from networks import get_network, initialise
+
+
+def run(recipe, data_path, save_path, *argv):
+    """A recipe in this process: the contents of its res_*.pt and results.json."""
+    arguments = [*QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), "--save_path", str(save_path)]
+    args = parse(recipe, *arguments, *argv)
+    importlib.import_module(recipe).run(args)
+    saved = torch.load(next(save_path.glob("res_*.pt")))
+    return saved, json.loads((save_path / "results.json").read_text())
+
+
+def ready(recipe, data_path, *argv):
+    """Arguments, data, network, images and optimizer as a run has them before its first step."""
+    args = parse(recipe, *QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), *argv)
+    data = datasets.load(args.dataset, args.data_path)
+    net = check_against(data, args, needs_taps=recipe != "DM_KNearest")
+    image_syn = real_images(data, args, 0).requires_grad_()
+    return args, data, net, image_syn, torch.optim.SGD([image_syn], lr=args.lr_img, momentum=0.5)
+
+
+def plain_term(recipe, args, real, syn):
+    """The objective of one class from the equations; features of one class only, as the published loops do."""
+    if recipe == "DM_KNearest":
+        return mean_matching(real[None], syn[None]) + args.icd_ratio * intra_class_diversity(syn[None], args.k)
+    (phi_real, maps_real), (phi_syn, maps_syn) = real, syn
+    style = {"DM_GramMatching": correlation_matching, "DM_MeanStd_Matching": moments_matching}[recipe]
+    maps_real, maps_syn = [m[None] for m in maps_real], [m[None] for m in maps_syn]
+    return mean_matching(phi_real[None], phi_syn[None]) + args.style_ratio * style(maps_real, maps_syn)
+
+
+@pytest.mark.parametrize("class_chunk", ["1", "4", "10"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_three_steps_equal_a_plain_loop_over_classes(recipe, class_chunk, data_path):
+    argv = ("--ipc", "3", "--lr_img", "0.1", "--class_chunk", class_chunk)
+    args, data, net, image_syn, optimizer = ready(recipe, data_path, *argv)
+    plain = image_syn.detach().clone()
+    velocity = torch.zeros_like(plain)
+    losses = []
+    for it in (1, 2, 3):
+        terms = condensation_step(net, image_syn, optimizer, data, 0, it, args.objective, args)
+        assert terms.pop("finite")
+        losses.append(sum(terms.values()).item())
+
+        fresh = get_network(args.model, 3, 10)
+        initialise(fresh, rng.generator(args.seed, 0, it, -1, "network"))
+        plain.requires_grad_()
+        loss = 0
+        for c in range(10):
+            drawn = data.draw(c, args.batch_real, rng.generator(args.seed, 0, it, c, "real images"))
+            seed = rng.seed_of(args.seed, 0, it, c, "augmentation")
+            img_real = DiffAugment(data.normalise(data.x_train[drawn]), args.dsa_strategy, seed)
+            img_syn = DiffAugment(plain[c], args.dsa_strategy, seed)
+            with torch.no_grad():
+                real = fresh.embed(img_real)
+            loss = loss + plain_term(recipe, args, real, fresh.embed(img_syn))
+        assert losses[-1] == pytest.approx(loss.item(), rel=1e-3)
+        (gradient,) = torch.autograd.grad(loss, plain)
+        velocity = 0.5 * velocity + gradient  # SGD with momentum
+        plain = (plain - args.lr_img * velocity).detach()
+        torch.testing.assert_close(image_syn.detach(), plain, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
+    assert (image_syn - real_images(data, args, 0)).abs().max() > 1e-3
+
+
+def test_iterations_and_classes_draw_differently(data_path):
+    _, data, *_ = ready("DM_KNearest", data_path)
+    seeds = {rng.seed_of(0, e, i, c, p) for e in range(3) for i in range(3) for c in range(3) for p in ("a", "b")}
+    assert len(seeds) == 54
+    first, second = (data.draw(1, 4, rng.generator(0, 0, i, 1, "real images")) for i in (1, 2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_runs_are_equal_and_an_experiment_can_run_alone(recipe, data_path, tmp_path):
+    saved, results = run(recipe, data_path, tmp_path / "a", "--num_exp", "2")
+    torch.manual_seed(1234)
+    again, results_again = run(recipe, data_path, tmp_path / "b", "--num_exp", "2")
+    alone, results_alone = run(recipe, data_path, tmp_path / "c", "--first_exp", "1")
+    other, _ = run(recipe, data_path, tmp_path / "d", "--seed", "1")
+    for (a, la), (b, lb) in zip(saved["data"], again["data"], strict=True):
+        assert torch.equal(a, b) and torch.equal(la, lb)
+    assert results["accuracies"] == results_again["accuracies"]
+    assert torch.equal(alone["data"][0][0], saved["data"][1][0])
+    assert results_alone["accuracies"] == results["accuracies"][2:]
+    assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
+    assert not torch.equal(other["data"][0][0], saved["data"][0][0])
+
+
+def test_plain_dm_is_the_same_in_every_recipe(data_path, tmp_path):
+    """Weight 0 removes a term: all recipes then give the same images (and the taps change nothing)."""
+    argv = {"DM_GramMatching": "--style_ratio", "DM_MeanStd_Matching": "--style_ratio", "DM_KNearest": "--icd_ratio"}
+    images = [run(recipe, data_path, tmp_path / recipe, flag, "0")[0]["data"][0][0] for recipe, flag in argv.items()]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+def test_noise_starts_from_noise_but_is_held_against_real_images(data_path, tmp_path):
+    saved, results = run("DM_KNearest", data_path, tmp_path, "--init", "noise", "--Iteration", "1", "--lr_img", "0")
+    images = saved["data"][0][0]
+    assert abs(images.mean()) < 0.05 and abs(images.std() - 1) < 0.05
+    _, real = run("DM_KNearest", data_path, tmp_path / "real", "--Iteration", "1", "--lr_img", "0")
+    assert results["random_real"] == real["random_real"]
+
+
+def test_batchnorm_networks_see_all_classes_in_a_pass(data_path):
+    args, *_ = ready("DM_KNearest", data_path, "--model", "ConvNetBN", "--class_chunk", "2")
+    assert args.class_chunk == 10
+
+
+def test_batch_real_is_cut_to_the_largest_class(data_path):
+    args, *_ = ready("DM_KNearest", data_path, "--batch_real", "500")
+    assert args.batch_real == 8
+
+
+@pytest.mark.parametrize("bad", ["L_MMD", "gradient"])
+def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path, tmp_path, monkeypatch):
+    recipe = importlib.import_module("DM_KNearest")
+    sums = []  # of the images a step started from
+
+    def failing(real, syn, args):
+        terms = {"L_MMD": mean_matching(real.embedding, syn.embedding), "L_ICD": syn.embedding.sum() * 0}
+        step = len(sums) // 2  # two chunks a step
+        sums.append(None)
+        if step == 2 and bad == "L_MMD":
+            terms["L_MMD"] = terms["L_MMD"] * torch.inf
+        elif step == 2:
+            terms["L_MMD"] = (terms["L_MMD"] * 0).sqrt()  # 0, but its gradient is not finite
+        return terms
+
+    monkeypatch.setattr(recipe, "objective", failing)
+    argv = ("--Iteration", "30", "--eval_every", "0", "--class_chunk", "5")
+    with pytest.raises(UserError, match=f"experiment 0, iteration 3: (the )?{bad}") as caught:
+        run("DM_KNearest", data_path, tmp_path / "a", *argv)
+    path = tmp_path / "a" / "last_finite_DM_CIFAR10_ConvNetW32_2ipc_exp0_iter2.pt"
+    assert str(path) in str(caught.value)
+    kept = torch.load(path)["data"][0][0]
+    assert kept.isfinite().all() and not list((tmp_path / "a").glob("res_*"))
+
+    monkeypatch.setattr(
+        recipe, "objective", lambda real, syn, args: {"L": mean_matching(real.embedding, syn.embedding)}
+    )
+    two_steps, _ = run("DM_KNearest", data_path, tmp_path / "b", *argv[2:], "--Iteration", "2")
+    torch.testing.assert_close(kept, two_steps["data"][0][0])
+
+
+def test_losses_are_looked_at_every_ten_iterations(data_path, tmp_path):
+    run("DM_GramMatching", data_path, tmp_path, "--Iteration", "11", "--eval_every", "0")
+    lines = (tmp_path / "training.log").read_text().splitlines()
+    logged = [line.split("iter ")[1].split(":")[0] for line in lines if "L_MMD" in line and "iter" in line]
+    assert logged == ["10", "11"] and condense.CHECK_EVERY == 10

@@ -1,0 +1,39 @@
+"""Steps on torch's meta device, where a CPU tensor in the computation or a host sync fails."""
+
+import pytest
+import torch
+from conftest import QUICK, RECIPES, parse
+from torch import nn
+
+import data as datasets
+from augment import DiffAugment
+from condense import check_against, condensation_step, real_images
+from evaluate import train_step
+from networks import get_network
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_condensation_step(recipe, data_path):
+    args = parse(recipe, *QUICK, "--data_path", str(data_path), "--ipc", "6")
+    args.class_chunk = 4
+    data = datasets.load("CIFAR10", data_path)
+    args.device = "meta"
+    net, data = check_against(data, args, needs_taps=False), data.to("meta")
+    image_syn = real_images(data, args, 0).requires_grad_()
+    optimizer = torch.optim.SGD([image_syn], lr=1.0, momentum=0.5)
+    assert image_syn.device.type == "meta" and next(net.parameters()).device.type == "meta"
+    for iteration in range(12):  # every operation of the strategy gets its turn
+        terms = condensation_step(net, image_syn, optimizer, data, 0, iteration, args.objective, args)
+        assert len(terms) == 3 and all(value.device.type == "meta" for value in terms.values())
+    assert image_syn.grad.device.type == "meta"
+
+
+def test_an_evaluation_step():
+    net = get_network("ConvNet", 3, 10).to("meta")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.empty(8, 3, 32, 32, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
+    for seed in range(12):
+        g = torch.Generator().manual_seed(seed)
+        images_aug = DiffAugment(images, "color_crop_cutout_flip_scale_rotate", generator=g)
+        assert train_step(net, optimizer, nn.CrossEntropyLoss(), images_aug, labels).device.type == "meta"
+    assert train_step(net, None, nn.CrossEntropyLoss(), images, labels).shape == (2,)

@@ -1,0 +1,116 @@
+"""The evaluation protocol, held against the one written out in full."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from torch import nn
+
+import evaluate
+from augment import DiffAugment, ParamDiffAug
+from data import Batches, TensorDataset, load
+from evaluate import describe, epoch, evaluate_pool, evaluate_synset, get_eval_pool, summary
+from networks import get_network
+
+
+def settings(**change) -> Namespace:
+    args = {"device": "cpu", "lr_net": 0.01, "epoch_eval_train": 6, "batch_train": 8, "dsa": True, "seed": 0}
+    args |= {"dsa_strategy": "color_crop_flip", "dsa_param": ParamDiffAug(), "eval_mode": "SS", "num_eval": 2}
+    return Namespace(**args | {"model": "ConvNetW32", **change})
+
+
+def small_set(n=20):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, 8, 8, generator=generator), torch.arange(n) % 5
+
+
+def plain_protocol(net, images, labels, test_images, test_labels, args, seed):
+    """Spec: epochs 0 .. E, SGD 0.01 / 0.9 / 5e-4, new optimizer with lr / 10 after epoch E // 2 + 1, last epoch."""
+    g = torch.Generator().manual_seed(seed)
+    E = args.epoch_eval_train
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.lr_net, momentum=0.9, weight_decay=5e-4)
+    epochs = 0
+    net.train()
+    for ep in range(0, E + 1):
+        order = torch.randperm(len(images), generator=g)
+        for i in range(0, len(images), args.batch_train):
+            batch = order[i : i + args.batch_train]
+            x = DiffAugment(images[batch], args.dsa_strategy, param=args.dsa_param, generator=g)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), labels[batch]).backward()
+            optimizer.step()
+        if ep == E // 2 + 1:
+            optimizer = torch.optim.SGD(net.parameters(), lr=args.lr_net * 0.1, momentum=0.9, weight_decay=5e-4)
+        epochs += 1
+    assert epochs == E + 1
+    net.eval()
+    with torch.no_grad():
+        return (net(test_images).argmax(1) == test_labels).float().mean().item()
+
+
+@pytest.mark.parametrize("model", ["ConvNetW32", "ConvNetBN"])
+def test_evaluate_synset_equals_the_protocol_written_out(model):
+    args, (images, labels), (test_images, test_labels) = settings(), small_set(), small_set(31)
+    ours = get_network(model, 3, 5, (8, 8))
+    plain = get_network(model, 3, 5, (8, 8))
+    plain.load_state_dict(ours.state_dict())
+    testloader, lines = Batches(test_images, test_labels, 16), []
+    net, acc_train, acc_test = evaluate_synset(0, ours, images, labels, testloader, args, seed=7, log=lines.append)
+    expected = plain_protocol(plain, images, labels, test_images, test_labels, args, seed=7)
+    assert acc_test == pytest.approx(expected, abs=1e-6) and 0 <= acc_train <= 1
+    for a, b in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert len(lines) == 1 and f"{acc_test:.4f}" in lines[0]
+
+
+def test_the_last_epoch_counts_and_the_test_set_is_seen_once(monkeypatch):
+    modes, real_epoch = [], evaluate.epoch
+    monkeypatch.setattr(evaluate, "epoch", lambda mode, *a, **k: modes.append(mode) or real_epoch(mode, *a, **k))
+    images, labels = small_set()
+    net = get_network("ConvNetW32", 3, 5, (8, 8))
+    evaluate_synset(0, net, images, labels, Batches(images, labels, 16), settings(), seed=1, log=lambda line: None)
+    assert modes == ["train"] * 7 + ["test"]
+
+
+def test_epoch_reports_exact_means_for_loaders_of_uneven_batches():
+    images, labels = small_set()
+    net = get_network("ConvNetW32", 3, 5, (8, 8))
+    loader = torch.utils.data.DataLoader(TensorDataset(images, labels), batch_size=7)
+    before = [p.clone() for p in net.parameters()]
+    loss, acc = epoch("test", loader, net, None, nn.CrossEntropyLoss(), settings(), aug=False)
+    with torch.no_grad():
+        logits = net(images)
+    assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert acc == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_evaluations_follow_from_their_coordinates(data_path):
+    data = load("CIFAR10", data_path)
+    images, labels = data.normalise(data.x_train[:20]), data.y_train[:20]
+    testloader = evaluate.test_batches(data)
+
+    def accs(experiment=0, iteration=5, **change):
+        args = settings(epoch_eval_train=1, **change)
+        return evaluate_pool(images, labels, data, testloader, args, experiment, iteration, lambda line: None)
+
+    first = accs()["ConvNetW32"]
+    torch.manual_seed(99)  # the global generator plays no part
+    assert accs()["ConvNetW32"] == first and len(first) == 2
+    assert accs(num_eval=1)["ConvNetW32"] == first[:1]
+    assert accs(num_eval=4, iteration=6)["ConvNetW32"] != accs(num_eval=4)["ConvNetW32"]
+
+
+def test_pools():
+    assert get_eval_pool("SS", "ConvNetBN") == ["ConvNetBN"]
+    assert get_eval_pool("S", "ConvNetBN") == ["ConvNet"]
+    assert get_eval_pool("M", "ConvNet", "ConvNet") == ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"]
+    assert [len(get_eval_pool(mode, "ConvNet")) for mode in "BWDAPN"] == [5, 4, 4, 4, 3, 5]
+    assert get_eval_pool("other", "ConvNet", "MLP") == ["MLP"]
+    get_eval_pool("M", "ConvNet").clear()
+    assert len(get_eval_pool("M", "ConvNet")) == 6
+
+
+def test_summary():
+    assert summary([0.4, 0.5]) == {"mean": 0.45, "std": pytest.approx(0.05), "n": 2, "accuracies": [0.4, 0.5]}
+    assert describe([0.4, 0.5]) == "mean 45.00 %, std 5.00, n 2"

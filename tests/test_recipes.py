@@ -1,0 +1,133 @@
+"""Each recipe through its real command line, and the files it leaves."""
+
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, RECIPES, command_line, quick_model
+from PIL import Image
+
+import flags
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_command_runs_and_writes_its_files(recipe, data_path, tmp_path):
+    model, save_path = quick_model(recipe), tmp_path / "out" / "here"
+    done = command_line(
+        recipe, *QUICK, "--model", model, "--data_path", str(data_path), "--save_path", str(save_path), "--seed", "3"
+    )
+    assert done.returncode == 0, done.stderr
+    stem = f"DM_CIFAR10_{model}_2ipc"
+    grids = {f"vis_{stem}_exp0_iter{i}.png" for i in (0, 2, 3)}
+    assert {p.name for p in save_path.iterdir()} == {"training.log", "results.json", f"res_{stem}.pt", *grids}
+
+    saved = torch.load(save_path / f"res_{stem}.pt")
+    (images, labels), results = saved["data"][0], json.loads((save_path / "results.json").read_text())
+    assert images.shape == (20, 3, 32, 32) and images.dtype == torch.float32 and images.isfinite().all()
+    assert labels.tolist() == [c for c in range(10) for _ in range(2)]
+    assert saved["accs_all_exps"] == {model: results["accuracies"]} and results["n"] == 2
+    assert saved["mean"] == [0.4914, 0.4822, 0.4465] and len(saved["class_names"]) == 10 and saved["seed"] == 3
+    assert saved["args"] == results["args"] and saved["args"]["Iteration"] == 3 and "torch" in saved["versions"]
+    assert results["mean"] == pytest.approx(sum(results["accuracies"]) / 2) and results["std"] >= 0
+    for key in ("seconds", "iterations_per_second", "peak_memory_bytes"):
+        assert results[key] > 0
+    assert [e["iteration"] for e in results["evaluations"]] == [0, 2, 3]
+    assert results["random_real"][model]["n"] == 2
+
+    with Image.open(save_path / f"vis_{stem}_exp0_iter3.png") as png:
+        grid = torch.from_numpy(np.array(png)).permute(2, 0, 1)
+    assert grid.shape == (3, 10 * 34 + 2, 2 * 34 + 2)  # a row a class, 2 pixels between images
+    mean, std = (torch.tensor(saved[k]).view(3, 1, 1) for k in ("mean", "std"))
+    shown = ((images[2] * std + mean).clamp(0, 1) * 255).round()  # class 1, image 0
+    assert (grid[:, 36:68, 2:34].float() - shown).abs().max() <= 1
+
+    log = (save_path / "training.log").read_text()
+    for line in re.findall(r"^exp 0 iter .*", done.stdout, re.M):
+        assert re.search(r"mean \d+\.\d\d %, std \d+\.\d\d, n 2$", line) and line in log
+    assert re.search(r"L_MMD \S+", done.stderr) and "it/s" in done.stderr
+    last = done.stdout.splitlines()[-5:]
+    assert last[0].startswith("condensed") and last[1].startswith("random real") and last[2].endswith("iter3.png")
+
+
+def test_help_names_groups_defaults_and_meanings():
+    done = command_line("DM_GramMatching", "--help")
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    for part in ("data:", "method:", "evaluation:", "output:", "weight of L_CM", "(default: 20000)"):
+        assert part in text
+    parser = importlib.import_module("DM_GramMatching").make_parser()
+    assert all(action.help for action in parser._actions)
+
+
+PUBLISHED = {
+    "dataset": "CIFAR10", "ipc": 10, "eval_mode": "SS", "num_exp": 5, "num_eval": 20, "epoch_eval_train": 1000,
+    "Iteration": 20000, "lr_img": 1.0, "lr_net": 0.01, "batch_real": 256, "batch_train": 256, "init": "real",
+    "dsa_strategy": "color_crop_cutout_flip_scale_rotate", "data_path": "data", "save_path": "result",
+    "dis_metric": "ours", "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_defaults_are_the_published_ones_and_the_papers_commands_parse(recipe):
+    parser = importlib.import_module(recipe).make_parser()
+    defaults = vars(parser.parse_args([]))
+    assert {k: defaults[k] for k in PUBLISHED} == PUBLISHED and defaults["model"] == RECIPES[recipe]
+    ratio = "--icd_ratio 10" if recipe == "DM_KNearest" else "--style_ratio 10000"
+    args = parser.parse_args(
+        f"--dataset CIFAR10 --model {RECIPES[recipe]} --ipc 10 --dsa_strategy color_crop_cutout_flip_scale_rotate "
+        f"--init real --Iteration 20000 --num_exp 5 --num_eval 5 --save_path result_cifar10 {ratio}".split()
+    )
+    assert vars(args) == defaults | {"num_eval": 5, "save_path": "result_cifar10"}
+
+
+@pytest.mark.parametrize(("ipc", "k"), [(1, 0), (2, 1), (5, 1), (10, 2), (50, 10)])
+def test_k_is_a_fifth_of_ipc(ipc, k):
+    recipe = importlib.import_module("DM_KNearest")
+    assert recipe.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
+
+
+# argv -> what the one line must name
+BAD_COMMANDS = {
+    "--dataset CIFAR11": "'CIFAR10'",
+    "--model ConvNet_gran": "'ConvNet_gram'",
+    "--dsa_strategy color_crap": "'crop'",
+    "--eval_mode X": "eval_mode 'X'",
+    "--ipc 0": "--ipc: 0 is below 1",
+    "--ipc many": "'many' is not an integer",
+    "--ipc 9": "has 8 training images",
+    "--Iteration 0": "--Iteration",
+    "--style_ratio nan": "--style_ratio",
+    "--lr_img -1": "--lr_img",
+    "--device cuda:99": "'cuda:99'",
+    "--device gpu": "'gpu'",
+    "--init random": "--init",
+    "--model ConvNet": "use --model ConvNet_gram",
+    "--iterations 5": "'--Iteration'",
+    "--data_path nowhere --dataset Nope": "'Nope'",
+}
+
+
+@pytest.mark.parametrize("argv", BAD_COMMANDS)
+def test_a_users_error_is_one_line_and_writes_nothing(argv, data_path, tmp_path, capsys, monkeypatch):
+    save_path = tmp_path / "out"
+    command = [*QUICK, "--model", "ConvNetW32_gram", "--data_path", str(data_path), "--save_path", str(save_path)]
+    monkeypatch.setattr("sys.argv", ["DM_GramMatching.py", *command, *argv.split()])
+    recipe = importlib.import_module("DM_GramMatching")
+    with pytest.raises(SystemExit) as stopped:
+        flags.main(recipe.make_parser(), recipe.run)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and not save_path.exists()
+    assert err.count("\n") == 1 and len(err) < 300 and BAD_COMMANDS[argv] in err
+
+
+def test_a_users_error_in_a_process_of_its_own(tmp_path):
+    done = command_line(
+        "DM_KNearest", "--dataset", "Digits", "--ipc", "4", "--k", "4", "--save_path", str(tmp_path / "x")
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--k 4" in done.stderr and not done.stdout
+    (tmp_path / "file").write_text("")
+    done = command_line("DM_KNearest", "--dataset", "Digits", "--save_path", str(tmp_path / "file"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--save_path" in done.stderr
