@@ -148,7 +148,8 @@ def evaluate_pool(
 ) -> dict[str, list[float]]:
     """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture of args.eval_mode.
 
-    Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number).
+    Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number), so
+    that the results of different recipes are paired, network by network.
     """
     accs = {}
     for model in get_eval_pool(args.eval_mode, args.model):
@@ -156,8 +157,8 @@ def evaluate_pool(
         for it_eval in range(args.num_eval):
             where = (args.seed, experiment, iteration, -1)
             net = get_network(model, data.channel, data.num_classes, data.im_size).to(args.device)
-            initialise(net, rng.generator(*where, f"evaluation network {model} {it_eval}"))
-            seed = rng.seed_of(*where, f"evaluation training {model} {it_eval}")
+            initialise(net, rng.generator(*where, f"evaluation network {it_eval}"))
+            seed = rng.seed_of(*where, f"evaluation training {it_eval}")
             *_, acc = evaluate_synset(it_eval, net, images, labels, testloader, args, seed, log)
             accs[model].append(acc)
     return accs
