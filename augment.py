@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from scipy.ndimage import rotate as scipy_rotate
 from torch import Tensor
 
-from errors import lookup
+from errors import UserError, lookup
+from rng import to_device
 
 
 @dataclass
@@ -44,13 +45,12 @@ class Draws:
 
     def uniform(self) -> Tensor:
         """[n, 1, 1, 1] in [0, 1)."""
-        draw = torch.rand(self.n, 1, 1, 1, generator=self.next_generator(), device="cpu")
-        return draw.to(self.device, non_blocking=True)
+        return to_device(torch.rand(self.n, 1, 1, 1, generator=self.next_generator(), device="cpu"), self.device)
 
     def integers(self, low: int, high: int) -> Tensor:
         """[n, 1] in [low, high)."""
         draw = torch.randint(low, high, (self.n, 1), generator=self.next_generator(), device="cpu")
-        return draw.to(self.device, non_blocking=True)
+        return to_device(draw, self.device)
 
 
 # --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
@@ -154,6 +154,8 @@ def DiffAugment(
     if param.aug_mode == "S":
         pick = torch.randint(0, len(operations), (1,), generator=draws.next_generator(), device="cpu")
         operations = [operations[int(pick)]]
+    elif param.aug_mode != "M":
+        raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
     for operation in operations:
         x = operation(x, param, draws)
     return x.contiguous()
@@ -162,14 +164,16 @@ def DiffAugment(
 # --- the augmentation of Dataset Condensation (Zhao et al., ICLR 2021), for scripts that import it -----------
 
 
-def _dc_crop(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
-    pad, (_, h, w) = p["crop"], image.shape
-    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), constant_values=fill)
+def _dc_crop(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
+    pad, (channel, h, w) = p["crop"], image.shape
+    padded = np.empty((channel, h + 2 * pad, w + 2 * pad), image.dtype)
+    padded[:] = fill[:, None, None]
+    padded[:, pad : pad + h, pad : pad + w] = image
     r, c = np.random.randint(0, 2 * pad, 2)  # noqa: NPY002 - callers seed numpy's global generator, as published
     return padded[:, r : r + h, c : c + w]
 
 
-def _dc_scale(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+def _dc_scale(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
     size = image.shape[1:]
     ratios = np.random.uniform(1 - p["scale"], 1 + p["scale"], 2)  # noqa: NPY002 - as above
     new = [int(ratio * side) for ratio, side in zip(ratios, size, strict=True)]
@@ -177,12 +181,12 @@ def _dc_scale(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
     return _centred(resized, size)
 
 
-def _dc_rotate(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+def _dc_rotate(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
     angle = np.random.randint(-p["rotate"], p["rotate"])  # noqa: NPY002 - as above
-    return _centred(scipy_rotate(image, angle=angle, axes=(-2, -1), cval=fill), image.shape[1:])
+    return _centred(scipy_rotate(image, angle=angle, axes=(-2, -1), cval=fill.mean()), image.shape[1:])
 
 
-def _dc_noise(image: np.ndarray, p: dict, fill: float) -> np.ndarray:
+def _dc_noise(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
     return image + p["noise"] * torch.randn(image.shape).numpy()
 
 
@@ -206,7 +210,7 @@ def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.devic
     if dc_aug_param is None or dc_aug_param["strategy"] == "none":
         return images
     operations = [lookup(DC_OPERATIONS, name, "DC augmentation") for name in dc_aug_param["strategy"].split("_")]
-    fill = float(images.mean())
+    fill = images.detach().mean((0, 2, 3)).cpu().numpy()  # of each channel, over the batch
     out = []
     for image in images.detach().cpu().numpy():
         operation = operations[np.random.randint(len(operations))]  # noqa: NPY002 - as above

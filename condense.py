@@ -22,7 +22,7 @@ from augment import DiffAugment
 from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, peak_memory, plain, versions
-from networks import Network, get_network, initialise
+from networks import Network, empty_network, initialise
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
 MOMENTUM = 0.5
@@ -64,21 +64,35 @@ def chunks(num_classes: int, size: int) -> Iterator[range]:
         yield range(first, min(first + size, num_classes))
 
 
+class Synthetic(NamedTuple):
+    """The set being condensed."""
+
+    images: Tensor  # [classes, ipc, C, H, W], normalised, requires grad
+    optimizer: torch.optim.Optimizer
+    finite: Tensor  # boolean scalar: false for good once a term or a stepped pixel was not finite
+
+    @classmethod
+    def start(cls, images: Tensor, args: Namespace) -> "Synthetic":
+        images.requires_grad_(True)
+        optimizer = torch.optim.SGD([images], lr=args.lr_img, momentum=MOMENTUM)
+        return cls(images, optimizer, torch.ones((), dtype=torch.bool, device=images.device))
+
+
 def condensation_step(
     net: Network,
-    image_syn: Tensor,
-    optimizer: torch.optim.Optimizer,
+    syn_set: Synthetic,
     data: ImageData,
     experiment: int,
     iteration: int,
     objective: Objective,
     args: Namespace,
 ) -> dict[str, Tensor]:
-    """One SGD step on all synthetic pixels [classes, ipc, C, H, W] under one fresh network; no host sync.
+    """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
 
-    Returns the terms, summed over classes, and 'finite': whether they and the stepped images are. A step that is
-    not finite leaves the images as they were.
+    Returns the terms, summed over classes. Where a term or a stepped pixel is not finite, the images stay as they
+    were before this step, and all later steps leave them so.
     """
+    image_syn, optimizer, finite = syn_set
     where = (args.seed, experiment, iteration)
     initialise(net, rng.generator(*where, -1, "network"))
     optimizer.zero_grad(set_to_none=True)
@@ -98,9 +112,9 @@ def condensation_step(
     before = image_syn.detach().clone()
     optimizer.step()
     with torch.no_grad():
-        finite = torch.stack(list(totals.values())).isfinite().all() & image_syn.isfinite().all()
+        finite &= torch.stack(list(totals.values())).isfinite().all() & image_syn.isfinite().all()
         image_syn.copy_(torch.where(finite, image_syn, before))
-    return {**totals, "finite": finite}
+    return totals
 
 
 def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
@@ -129,16 +143,21 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
     classes under BatchNorm, whose statistics run over the classes of a pass, as published.
     """
     sizes = [len(own) for own in data.indices]
-    for cls, size in enumerate(sizes):
-        if size < args.ipc:
-            raise UserError(
-                f"class {cls} ({data.class_names[cls]}) of {data.name} has {size} training images, --ipc {args.ipc} "
-                f"needs as many: lower --ipc to {min(sizes)} or less"
-            )
+    least = min(sizes)
+    if least < args.ipc:
+        advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
+        name = data.class_names[sizes.index(least)]
+        raise UserError(
+            f"class {sizes.index(least)} ({name}) of {data.name} has {least} training images, fewer than --ipc "
+            f"{args.ipc}: {advice}"
+        )
     args.batch_real = min(args.batch_real, max(sizes))
+    net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
     for model in evaluate.get_eval_pool(args.eval_mode, args.model):
-        get_network(model, data.channel, data.num_classes, data.im_size)
-    net = get_network(args.model, data.channel, data.num_classes, data.im_size)
+        try:
+            empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+        except UserError as error:
+            raise UserError(f"--eval_mode {args.eval_mode} on {data.name}: {error}; choose another mode") from None
     if needs_taps and not net.taps:
         raise UserError(
             f"--model {args.model} has no feature-map taps, which style matching needs: use --model ConvNet_gram or "
@@ -150,7 +169,7 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
         pixels = args.batch_real * data.im_size[0] * data.im_size[1]
         args.class_chunk = max(1, PASS_PIXELS[torch.device(args.device).type] // pixels)
     args.class_chunk = min(args.class_chunk, data.num_classes)
-    return net.to(args.device).requires_grad_(False).train()
+    return net.requires_grad_(False).train()
 
 
 def condense(args: Namespace, objective: Objective, needs_taps: bool = False) -> None:
@@ -205,19 +224,17 @@ class Run:
     def one_experiment(self, experiment: int) -> Tensor:
         """Condense once; the synthetic images [classes, ipc, C, H, W], normalised, after the last iteration."""
         args = self.args
-        image_syn = INITS[args.init](self.data, args, experiment).requires_grad_(True)
-        optimizer = torch.optim.SGD([image_syn], lr=args.lr_img, momentum=MOMENTUM)
+        syn_set = Synthetic.start(INITS[args.init](self.data, args, experiment), args)
+        image_syn = syn_set.images
+        self.files.save_grid(self.data.denormalise(image_syn.detach()), experiment, 0)
         if args.eval_every:  # the baseline, on the same number of real images: those that --init real starts from
             self.evaluate(real_images(self.data, args, experiment), "random real", experiment, 0)
         pending: list[dict[str, Tensor]] = []
         with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
             began = time.perf_counter()
             for iteration in bar:
-                pending.append(
-                    condensation_step(
-                        self.net, image_syn, optimizer, self.data, experiment, iteration, self.objective, args
-                    )
-                )
+                terms = condensation_step(self.net, syn_set, self.data, experiment, iteration, self.objective, args)
+                pending.append(terms | {"finite": syn_set.finite.clone()})
                 last = iteration == args.Iteration
                 evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)
                 if evaluate_now or iteration % CHECK_EVERY == 0:
@@ -226,6 +243,7 @@ class Run:
                     pending.clear()
                 if evaluate_now:
                     self.step_seconds += time.perf_counter() - began
+                    self.files.save_grid(self.data.denormalise(image_syn.detach()), experiment, iteration)
                     self.evaluate(image_syn.detach(), "condensed", experiment, iteration)
                     began = time.perf_counter()
         return image_syn.detach()
@@ -253,14 +271,13 @@ class Run:
         what = f"{', '.join(bad)} is not finite" if bad else "the gradient is not finite"
         message = (
             f"experiment {experiment}, iteration {iteration}: {what}; the last finite images are in {path}; "
-            "lower --lr_img"
+            "lower --lr_img or the weight of the term"
         )
         self.files.log(f"error: {message}")
         raise UserError(message)
 
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
-        """Score images [classes, ipc, C, H, W], write their grid, say the result."""
-        self.files.save_grid(self.data.denormalise(images), experiment, iteration)
+        """Score images [classes, ipc, C, H, W] and say the result."""
         accs = evaluate.evaluate_pool(
             images.flatten(0, 1),
             self.labels,
@@ -285,9 +302,12 @@ class Run:
         return accs
 
     def record(self, condensed: dict[str, list[float]]) -> dict:
-        """What results.json holds. Accuracies are in [0, 1]; mean, std, n are of the first network of the pool."""
+        """What results.json holds. Accuracies are in [0, 1].
+
+        mean, std, n, accuracies are of the model that condensed, or of the pool's first where it has not that model.
+        """
         args = self.args
-        first = next(iter(condensed.values()))
+        first = condensed.get(args.model, next(iter(condensed.values())))
         return {
             "command": sys.argv,
             "args": plain(args),

@@ -5,7 +5,6 @@ A data set is one row of `DATASETS`: its shape, its published normalisation cons
 """
 
 import contextlib
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from errors import UserError, lookup
+from rng import to_device
 
 
 class Arrays(NamedTuple):
@@ -43,6 +43,7 @@ class ImageData:
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    constants: Tensor = field(repr=False)  # mean and std as [2, C, 1, 1], where the images are
     indices: list[Tensor] = field(repr=False)  # of the training images of each class, on the CPU
 
     @property
@@ -58,20 +59,19 @@ class ImageData:
         return len(self.class_names)
 
     def to(self, device: str | torch.device) -> "ImageData":
-        moved = {name: getattr(self, name).to(device) for name in ("x_train", "y_train", "x_test", "y_test")}
+        moved = {
+            name: getattr(self, name).to(device) for name in ("x_train", "y_train", "x_test", "y_test", "constants")
+        }
         return replace(self, **moved)
-
-    def _constants(self, like: Tensor) -> list[Tensor]:
-        return [torch.tensor(v, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std)]
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [..., C, H, W] to the float32 that networks see: (x / 255 - mean) / std."""
-        mean, std = self._constants(images)
+        mean, std = self.constants
         return (images.float() / 255 - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of `normalise`, to floats in [0, 1], clipped."""
-        mean, std = self._constants(images)
+        mean, std = self.constants
         return (images * std + mean).clamp(0, 1)
 
     def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:
@@ -81,15 +81,13 @@ class ImageData:
         n // size or n // size + 1 times.
         """
         own = self.indices[cls]
-        if len(own) == 0:
-            raise UserError(f"{self.name}: class {cls} ({self.class_names[cls]}) has no training images")
         rounds = -(-n // len(own))
         order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(rounds)])
         return own[order[:n]]
 
     def batch(self, indices: Tensor) -> Tensor:
         """The training images at indices [...] (on the CPU), normalised on the device: [..., C, H, W]."""
-        return self.normalise(self.x_train[indices.to(self.x_train.device, non_blocking=True)])
+        return self.normalise(self.x_train[to_device(indices, self.x_train.device)])
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -114,19 +112,29 @@ def _torchvision(cls: Callable, data_path: Path, train: dict, test: dict) -> Arr
     )
     if cls is tv.SVHN:  # the only one that comes channels first
         x_train, x_test = x_train.transpose(0, 2, 3, 1), x_test.transpose(0, 2, 3, 1)
-    classes = sets[0].classes if cls in (tv.FashionMNIST, tv.CIFAR10, tv.CIFAR100) else None
-    return Arrays(x_train, y_train, x_test, y_test, classes)
+    return Arrays(x_train, y_train, x_test, y_test)
 
 
 _BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
+_DIGIT_NAMES = [str(digit) for digit in range(10)]
+_CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+_CIFAR100_NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+""".split()  # noqa: SIM905 - a list would take a hundred lines
 
 
 class Spec(NamedTuple):
-    """A row of DATASETS: image shape, number of classes, published constants (pixels in [0, 1]), reader."""
+    """A row of DATASETS: image shape, class names, published constants (pixels in [0, 1]), reader."""
 
     shape: tuple[int, int, int]  # [C, H, W]
-    num_classes: int
+    class_names: list[str]
     mean: list[float]
     std: list[float]
     read: Callable[[Path], Arrays]
@@ -134,26 +142,32 @@ class Spec(NamedTuple):
 
 DATASETS: dict[str, Spec] = {
     # Digits' constants are those of its training pixels; the others are the published ones.
-    "Digits": Spec((1, 8, 8), 10, [0.3054], [0.3760], _digits),
-    "MNIST": Spec((1, 28, 28), 10, [0.1307], [0.3081], partial(_torchvision, tv.MNIST, **_BY_FLAG)),
-    "FashionMNIST": Spec((1, 28, 28), 10, [0.2861], [0.3530], partial(_torchvision, tv.FashionMNIST, **_BY_FLAG)),
+    "Digits": Spec((1, 8, 8), _DIGIT_NAMES, [0.3054], [0.3760], _digits),
+    "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(_torchvision, tv.MNIST, **_BY_FLAG)),
+    "FashionMNIST": Spec(
+        (1, 28, 28),
+        tv.FashionMNIST.classes,
+        [0.2861],
+        [0.3530],
+        partial(_torchvision, tv.FashionMNIST, **_BY_FLAG),
+    ),
     "SVHN": Spec(
         (3, 32, 32),
-        10,
+        _DIGIT_NAMES,
         [0.4377, 0.4438, 0.4728],
         [0.1980, 0.2010, 0.1970],
         partial(_torchvision, tv.SVHN, **_BY_NAME),
     ),
     "CIFAR10": Spec(
         (3, 32, 32),
-        10,
+        _CIFAR10_NAMES,
         [0.4914, 0.4822, 0.4465],
         [0.2023, 0.1994, 0.2010],
         partial(_torchvision, tv.CIFAR10, **_BY_FLAG),
     ),
     "CIFAR100": Spec(
         (3, 32, 32),
-        100,
+        _CIFAR100_NAMES,
         [0.5071, 0.4866, 0.4409],
         [0.2673, 0.2564, 0.2762],
         partial(_torchvision, tv.CIFAR100, **_BY_FLAG),
@@ -168,60 +182,66 @@ def load(name: str, data_path: str | Path) -> ImageData:
     comes first, then torchvision's own files there, then a download. Raises UserError when there is neither data
     nor network, and for files that can't be read or don't have the data set's shape.
     """
-    spec = lookup(DATASETS, name, "dataset")
-    npz = Path(data_path) / f"{name}.npz"
-    if npz.is_file():
-        arrays, source = _read_npz(npz), str(npz)
-    else:
-        arrays, source = _read_or_download(name, spec, Path(data_path)), name
-    return _tensors(name, spec, arrays, source)
+    spec, data_path = lookup(DATASETS, name, "dataset"), Path(data_path)
+    npz = data_path / f"{name}.npz"
+    try:
+        has_npz = npz.is_file()
+    except OSError as error:
+        raise UserError(f"--data_path {str(data_path)[:80]!r} can't be read: {error.strerror}") from None
+    if has_npz:
+        return _tensors(name, spec, _read_npz(npz), str(npz))
+    return _tensors(name, spec, _read_or_download(name, spec, data_path), name)
 
 
 def _read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file]
-            if missing:
-                raise UserError(f"{path}: no array {', '.join(missing)}; it has {', '.join(file) or 'none'}")
-            classes = [str(c) for c in file["classes"]] if "classes" in file else None
-            return Arrays(file["x_train"], file["y_train"], file["x_test"], file["y_test"], classes)
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not a readable .npz file ({_one_line(error)})") from None
+            arrays = {key: file[key] for key in file if key in Arrays._fields}
+    except Exception as error:  # a damaged archive raises whatever its damage hits: zlib, tokenize, MemoryError, ...
+        raise UserError(f"{path}: not a readable .npz file ({_reason(error)})") from None
+    missing = [key for key in Arrays._fields[:4] if not isinstance(arrays.get(key), np.ndarray)]
+    if missing:
+        raise UserError(f"{path}: no array {', '.join(missing)}; it has {', '.join(arrays) or 'none of them'}")
+    classes = arrays.pop("classes", None)
+    if classes is not None:
+        names = np.atleast_1d(classes).tolist()
+        classes = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
+    return Arrays(**arrays, classes=classes)
 
 
 def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
-    existed = data_path.exists()
+    before = _folders(data_path)
     try:
         return spec.read(data_path)
-    except (OSError, RuntimeError) as error:
-        if not existed:
-            _remove_empty(data_path)
+    except Exception as error:  # no network, no permission, or whatever damaged files make a reader raise
+        for folder in sorted(_folders(data_path) - before, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # refuses one with files in it
+        where = repr(str(data_path))
+        if isinstance(error, OSError) or "download" in str(error):  # URLError is an OSError
+            raise UserError(
+                f"no {name} in {where}, and downloading it failed ({_reason(error)}): put {name}.npz (x_train, "
+                "y_train, x_test, y_test) or torchvision's files there, or name their folder with --data_path"
+            ) from None
         raise UserError(
-            f"no {name} in {str(data_path)!r}, and downloading it failed ({_one_line(error)}): put {name}.npz "
-            "(x_train, y_train, x_test, y_test) or torchvision's files there, or name their folder with --data_path"
+            f"the {name} files in {where} can't be read ({_reason(error)}): delete them, to have them downloaded again"
         ) from None
 
 
-def _remove_empty(folder: Path) -> None:
-    """Take back the empty folders that a failed download leaves."""
-    for sub in sorted(folder.rglob("*"), reverse=True):
-        if sub.is_dir():
-            with contextlib.suppress(OSError):
-                sub.rmdir()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def _folders(path: Path) -> set[Path]:
+    """Those that a download may add: the folder, its parents, and two levels below."""
+    return {*path.glob("*/*/"), *path.glob("*/"), *(folder for folder in (path, *path.parents) if folder.is_dir())}
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The last line of an error's text, which in torchvision's is the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:120] if lines else type(error).__name__
+    return lines[-1][:100] if lines else type(error).__name__
 
 
 def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
     """Check the arrays against the table and turn them into tensors."""
-    splits = {}
+    splits, num_classes = {}, len(spec.class_names)
     for split in ("train", "test"):
         x, y = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}")
         if x.ndim == 3:
@@ -235,17 +255,16 @@ def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
             raise UserError(f"{source}: y_{split} is {y.dtype} {list(y.shape)}, x_{split} needs integers [{len(x)}]")
         if len(x) == 0:
             raise UserError(f"{source}: x_{split} is empty")
-        if y.min() < 0 or y.max() >= spec.num_classes:
-            raise UserError(
-                f"{source}: y_{split} has labels {y.min()} to {y.max()}, {name} has 0 to {spec.num_classes - 1}"
-            )
+        if y.min() < 0 or y.max() >= num_classes:
+            raise UserError(f"{source}: y_{split} has labels {y.min()} to {y.max()}, {name} has 0 to {num_classes - 1}")
         splits[f"x_{split}"] = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
         splits[f"y_{split}"] = torch.from_numpy(y.astype(np.int64))
-    class_names = arrays.classes or [str(c) for c in range(spec.num_classes)]
-    if len(class_names) != spec.num_classes:
-        raise UserError(f"{source}: {len(class_names)} class names, {name} has {spec.num_classes} classes")
-    indices = [torch.nonzero(splits["y_train"] == c).flatten() for c in range(spec.num_classes)]
-    return ImageData(name, list(class_names), spec.mean, spec.std, **splits, indices=indices)
+    class_names = arrays.classes or spec.class_names
+    if len(class_names) != num_classes:
+        raise UserError(f"{source}: {len(class_names)} class names, {name} has {num_classes} classes")
+    indices = [torch.nonzero(splits["y_train"] == c).flatten() for c in range(num_classes)]
+    constants = torch.tensor([spec.mean, spec.std])[:, :, None, None]
+    return ImageData(name, list(class_names), spec.mean, spec.std, **splits, constants=constants, indices=indices)
 
 
 # --- batches ---------------------------------------------------------------------------------------------
@@ -274,8 +293,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.images, self.labels
         if self.shuffle:
-            order = torch.randperm(len(images), generator=self.generator, device="cpu")
-            order = order.to(images.device, non_blocking=True)
+            order = to_device(torch.randperm(len(images), generator=self.generator, device="cpu"), images.device)
             images, labels = images[order], labels[order]
         yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 

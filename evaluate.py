@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import rng
 from augment import DiffAugment, augment
 from data import Batches, ImageData
-from networks import get_network, initialise
+from networks import empty_network, initialise
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256
@@ -156,7 +156,7 @@ def evaluate_pool(
         accs[model] = []
         for it_eval in range(args.num_eval):
             where = (args.seed, experiment, iteration, -1)
-            net = get_network(model, data.channel, data.num_classes, data.im_size).to(args.device)
+            net = empty_network(model, data.channel, data.num_classes, data.im_size, args.device)
             initialise(net, rng.generator(*where, f"evaluation network {it_eval}"))
             seed = rng.seed_of(*where, f"evaluation training {it_eval}")
             *_, acc = evaluate_synset(it_eval, net, images, labels, testloader, args, seed, log)
@@ -178,9 +178,10 @@ def describe(accs: list[float]) -> str:
 def protocol(args: Namespace, data: ImageData) -> str:
     """The evaluation in one line, to stand beside its numbers."""
     E = args.epoch_eval_train
+    drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
     augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
     return (
-        f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net} (a tenth after epoch {E // 2 + 1}), "
+        f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net}{drop}, "
         f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
         f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} test images"
     )

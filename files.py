@@ -67,7 +67,9 @@ class RunFiles:
         self.stem = f"DM_{args.dataset}_{args.model}_{args.ipc}ipc"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._log = open(self.folder / "training.log", "a", buffering=1)  # noqa: SIM115 - open for the whole run
+            log = self.folder / "training.log"
+            # Open for the whole run, and closed with the process.
+            self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"can't write to --save_path {args.save_path!r}: {error.strerror}") from None
 

@@ -140,6 +140,7 @@ def find_device(name: str) -> str:
 def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
     """Parse, run, and turn a UserError into one line on stderr and exit status 2."""
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that no text encoding has
     try:
         run(resolve(args))
     except UserError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError, lookup
+from rng import to_device
 
 # --- the network -----------------------------------------------------------------------------------------
 
@@ -334,7 +335,16 @@ def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
             bound = module.weight[0].numel() ** -0.5
             for parameter in module.parameters(recurse=False):
                 draw = torch.rand(parameter.shape, generator=generator, device=generator.device)
-                parameter.copy_(draw.mul_(2 * bound).sub_(bound), non_blocking=True)
+                parameter.copy_(to_device(draw.mul_(2 * bound).sub_(bound), parameter.device))
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return net
+
+
+def empty_network(
+    model: str, channel: int, num_classes: int, im_size: tuple[int, int], device: str | torch.device
+) -> Network:
+    """`get_network` on a device, without values: for `initialise`, and without a draw from the global generator."""
+    with torch.device("meta"):
+        net = get_network(model, channel, num_classes, im_size)
+    return net.to_empty(device=device)

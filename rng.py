@@ -1,7 +1,8 @@
 """Every random number of a run is a function of (seed, experiment, iteration, class, purpose).
 
 Nothing here keeps state: two runs, or one experiment run alone, draw the same numbers, and drawing
-for one purpose never shifts another. Generators live on the CPU so that every device sees the same.
+for one purpose never shifts another. Generators live on the CPU so that every device sees the same; `to_device`
+hands their draws over.
 """
 
 import hashlib
@@ -18,3 +19,10 @@ def seed_of(seed: int, experiment: int, iteration: int, cls: int, purpose: str) 
 def generator(seed: int, experiment: int, iteration: int, cls: int, purpose: str) -> torch.Generator:
     """A fresh CPU generator for one purpose at one place of a run (see `seed_of`)."""
     return torch.Generator("cpu").manual_seed(seed_of(seed, experiment, iteration, cls, purpose))
+
+
+def to_device(draw: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device; to CUDA through pinned memory, so that the host does not wait."""
+    if torch.device(device).type == "cuda":
+        draw = draw.pin_memory()
+    return draw.to(device, non_blocking=True)

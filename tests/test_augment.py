@@ -98,3 +98,21 @@ def test_dc_augmentation_keeps_the_shape_and_changes_images(strategy):
     assert augment(images, get_daparam("CIFAR10", "ConvNet", "ConvNet", 1), "cpu") is images
     assert get_daparam("CIFAR10", "ConvNet", "ConvNetBN", 1)["strategy"] == "crop_noise"
     assert get_daparam("MNIST", "ConvNet", "ConvNet", 1)["strategy"] == "crop_scale_rotate"
+
+
+def test_dc_crop_fills_with_the_mean_of_each_channel():
+    images = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(4, 3, 8, 8).clone()
+    out = augment(images, get_daparam("CIFAR10", "ConvNet", "ConvNetBN", 1) | {"strategy": "crop"}, "cpu")
+    torch.testing.assert_close(out, images)
+
+
+def test_dc_scale_draws_anew_for_every_image():
+    np.random.seed(0)  # noqa: NPY002 - as above
+    images = torch.rand(1, 1, 28, 28).expand(6, -1, -1, -1).clone()
+    out = augment(images, get_daparam("MNIST", "ConvNet", "ConvNet", 1) | {"strategy": "scale"}, "cpu")
+    assert len({tuple(image.flatten().tolist()) for image in out}) > 3
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(UserError, match="aug_mode 'X'"):
+        DiffAugment(torch.zeros(1, 3, 8, 8), "crop", seed=1, param=ParamDiffAug(aug_mode="X"))

@@ -1,5 +1,8 @@
 """Reading, normalising and sampling."""
 
+import zipfile
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,12 +18,15 @@ def test_npz_gives_the_same_images_channels_first(data_path):
     assert data.x_train.dtype == torch.uint8 and data.im_size == (32, 32) and data.channel == 3
     assert torch.equal(data.x_train.permute(0, 2, 3, 1), torch.from_numpy(arrays["x_train"]))
     assert torch.equal(data.y_test, torch.from_numpy(arrays["y_test"]))
-    assert data.num_classes == 10 and data.class_names == [str(c) for c in range(10)]
+    assert data.num_classes == 10 and data.class_names[:2] == ["airplane", "automobile"]
 
 
 def test_keras_layouts_and_class_names(tmp_path):
     arrays = tiny_arrays()
-    arrays |= {"y_train": arrays["y_train"][:, None].astype(np.uint8), "classes": np.array(list("abcdefghij"))}
+    arrays |= {
+        "y_train": arrays["y_train"][:, None].astype(np.uint8),
+        "classes": np.array(list("abcdefghij"), dtype="S1"),
+    }
     np.savez_compressed(tmp_path / "CIFAR10.npz", **arrays)
     data = load("CIFAR10", tmp_path)
     assert data.y_train.shape == (80,) and data.y_train.dtype == torch.int64 and data.class_names == list("abcdefghij")
@@ -98,6 +104,7 @@ BAD_NPZ = {
     "empty": (broken(x_test=X[:0], y_test=Y[:0]), "x_test is empty"),
     "pickled": (broken(y_train=np.array([None] * 80, dtype=object)), "not a readable"),
     "names": (broken(classes=np.array(["a", "b"])), "2 class names"),
+    "not an array": (broken(x_train=None), "x_train"),
 }
 
 
@@ -117,12 +124,103 @@ def test_an_unreadable_npz_is_named(tmp_path, content):
         load("CIFAR10", tmp_path)
 
 
-def test_no_data_and_no_network_says_where_the_file_may_be_put(tmp_path, monkeypatch):
+def test_damage_inside_the_archive_is_named(tmp_path):
+    np.savez_compressed(tmp_path / "good.npz", **tiny_arrays())
+    good = zipfile.ZipFile(tmp_path / "good.npz")
+    for case in ("header", "member", "huge"):
+        with zipfile.ZipFile(tmp_path / "CIFAR10.npz", "w") as bad:
+            for name in good.namelist():
+                content = good.read(name)
+                if name == "x_train.npy":
+                    shape = b"(80, 32, 32, 3)"
+                    content = {
+                        "header": content.replace(b"'shape'", b"'sh\x00\xffe'"),
+                        "member": b"no array at all",
+                        "huge": content.replace(shape, b"(9" + b"0" * (len(shape) - 4) + b",)"),
+                    }[case]
+                bad.writestr(name, content)
+        with pytest.raises(UserError, match=r"CIFAR10\.npz: ") as caught:
+            load("CIFAR10", tmp_path)
+        assert "\n" not in str(caught.value), case
+
+
+def idx_file(path, array):
+    """MNIST's format: 0, 0, type 8 (uint8), dimensions, sizes, values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+def test_torchvisions_own_files_are_read_and_damage_to_them_is_named(tmp_path):
+    arrays = {k: v[..., 0][:, :28, :28] if k[0] == "x" else v.astype(np.uint8) for k, v in tiny_arrays().items()}
+    raw = tmp_path / "FashionMNIST" / "raw"
+    for split, name in (("train", "train"), ("test", "t10k")):
+        idx_file(raw / f"{name}-images-idx3-ubyte", np.ascontiguousarray(arrays[f"x_{split}"]))
+        idx_file(raw / f"{name}-labels-idx1-ubyte", arrays[f"y_{split}"])
+    data = load("FashionMNIST", tmp_path)
+    assert torch.equal(data.x_train[:, 0], torch.from_numpy(arrays["x_train"].copy()))
+    assert torch.equal(data.y_test, torch.from_numpy(arrays["y_test"]).long()) and data.class_names[9] == "Ankle boot"
+    for size in (3, 1000):
+        with open(raw / "train-images-idx3-ubyte", "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(UserError, match=r"FashionMNIST files in .* can't be read .*delete them"):
+            load("FashionMNIST", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "labels"), [("CIFAR10", "targets"), ("SVHN", "labels")])
+def test_torchvisions_layouts(name, labels, monkeypatch, tmp_path):
+    """SVHN comes channels first with `labels`, CIFAR channels last with `targets`."""
+    arrays = tiny_arrays()
+
+    class Fake:
+        def __init__(self, root, download, train=None, split=None):
+            which = "train" if train or split == "train" else "test"
+            x = arrays[f"x_{which}"]
+            self.data = x.transpose(0, 3, 1, 2) if name == "SVHN" else x
+            setattr(self, labels, arrays[f"y_{which}"].tolist())
+
+    read = DATASETS[name].read
+    monkeypatch.setattr(datasets.tv, name, Fake)
+    spec = DATASETS[name]._replace(read=partial(read.func, Fake, **read.keywords))
+    monkeypatch.setitem(datasets.DATASETS, name, spec)
+    data = load(name, tmp_path)
+    assert torch.equal(data.x_train.permute(0, 2, 3, 1), torch.from_numpy(arrays["x_train"]))
+    assert torch.equal(data.x_test.permute(0, 2, 3, 1), torch.from_numpy(arrays["x_test"]))
+    assert data.y_test.tolist() == arrays["y_test"].tolist()
+
+
+PUBLISHED_CONSTANTS = {
+    "MNIST": ([0.1307], [0.3081]),
+    "FashionMNIST": ([0.2861], [0.3530]),
+    "SVHN": ([0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]),
+    "CIFAR10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]),
+    "CIFAR100": ([0.5071, 0.4866, 0.4409], [0.2673, 0.2564, 0.2762]),
+}
+
+
+def test_published_constants_and_class_counts():
+    assert {name: (DATASETS[name].mean, DATASETS[name].std) for name in PUBLISHED_CONSTANTS} == PUBLISHED_CONSTANTS
+    assert {name: len(set(spec.class_names)) for name, spec in DATASETS.items()} == dict.fromkeys(DATASETS, 10) | {
+        "CIFAR100": 100
+    }
+
+
+@pytest.mark.parametrize("existing", ["", "data", "data/kept"])
+def test_no_data_and_no_network_says_where_the_file_may_be_put(existing, tmp_path, monkeypatch):
+    (tmp_path / existing).mkdir(parents=True, exist_ok=True)
+
     def no_network(data_path):
         (data_path / "MNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("Error downloading x:\nTried mirror, got:\n<urlopen error no network>\n")
 
     monkeypatch.setitem(datasets.DATASETS, "MNIST", DATASETS["MNIST"]._replace(read=no_network))
     with pytest.raises(UserError, match=r"no MNIST in .*no network.*MNIST\.npz") as caught:
-        load("MNIST", tmp_path / "data")
-    assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
+        load("MNIST", tmp_path / "data" / "deeper" if not existing else tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"", "data", existing} - {""} if existing else not left
+
+
+def test_a_path_that_can_not_be_looked_at_is_named():
+    with pytest.raises(UserError, match="--data_path"):
+        load("CIFAR10", "d" * 300)

@@ -7,9 +7,9 @@ from torch import nn
 
 import data as datasets
 from augment import DiffAugment
-from condense import check_against, condensation_step, real_images
+from condense import Synthetic, check_against, condensation_step, real_images
 from evaluate import train_step
-from networks import get_network
+from networks import empty_network
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -19,17 +19,17 @@ def test_a_condensation_step(recipe, data_path):
     data = datasets.load("CIFAR10", data_path)
     args.device = "meta"
     net, data = check_against(data, args, needs_taps=False), data.to("meta")
-    image_syn = real_images(data, args, 0).requires_grad_()
-    optimizer = torch.optim.SGD([image_syn], lr=1.0, momentum=0.5)
+    syn_set = Synthetic.start(real_images(data, args, 0), args)
+    image_syn = syn_set.images
     assert image_syn.device.type == "meta" and next(net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
-        terms = condensation_step(net, image_syn, optimizer, data, 0, iteration, args.objective, args)
-        assert len(terms) == 3 and all(value.device.type == "meta" for value in terms.values())
+        terms = condensation_step(net, syn_set, data, 0, iteration, args.objective, args)
+        assert len(terms) == 2 and all(value.device.type == "meta" for value in terms.values())
     assert image_syn.grad.device.type == "meta"
 
 
 def test_an_evaluation_step():
-    net = get_network("ConvNet", 3, 10).to("meta")
+    net = empty_network("ConvNet", 3, 10, (32, 32), "meta")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     images, labels = torch.empty(8, 3, 32, 32, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
     for seed in range(12):

@@ -105,7 +105,12 @@ def test_pools():
     assert get_eval_pool("SS", "ConvNetBN") == ["ConvNetBN"]
     assert get_eval_pool("S", "ConvNetBN") == ["ConvNet"]
     assert get_eval_pool("M", "ConvNet", "ConvNet") == ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"]
-    assert [len(get_eval_pool(mode, "ConvNet")) for mode in "BWDAPN"] == [5, 4, 4, 4, 3, 5]
+    assert get_eval_pool("B", "ConvNet") == ["ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"]
+    assert get_eval_pool("W", "ConvNet") == ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
+    assert get_eval_pool("D", "ConvNet") == ["ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"]
+    assert get_eval_pool("A", "ConvNet") == ["ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"]
+    assert get_eval_pool("P", "ConvNet") == ["ConvNetNP", "ConvNetMP", "ConvNetAP"]
+    assert get_eval_pool("N", "ConvNet") == ["ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"]
     assert get_eval_pool("other", "ConvNet", "MLP") == ["MLP"]
     get_eval_pool("M", "ConvNet").clear()
     assert len(get_eval_pool("M", "ConvNet")) == 6
@@ -114,3 +119,10 @@ def test_pools():
 def test_summary():
     assert summary([0.4, 0.5]) == {"mean": 0.45, "std": pytest.approx(0.05), "n": 2, "accuracies": [0.4, 0.5]}
     assert describe([0.4, 0.5]) == "mean 45.00 %, std 5.00, n 2"
+
+
+def test_the_protocol_line_says_what_is_done(data_path):
+    data = load("CIFAR10", data_path)
+    line = evaluate.protocol(settings(epoch_eval_train=1000), data)
+    assert "1001 epochs" in line and "a tenth after epoch 501" in line and "all 30 test images" in line
+    assert "a tenth" not in evaluate.protocol(settings(epoch_eval_train=0), data)

@@ -83,6 +83,24 @@ def test_defaults_are_the_published_ones_and_the_papers_commands_parse(recipe):
     assert vars(args) == defaults | {"num_eval": 5, "save_path": "result_cifar10"}
 
 
+@pytest.mark.parametrize(
+    ("argv", "every"), [("", 2000), ("--eval_mode S", 2000), ("--eval_mode M", 0), ("--eval_mode M --eval_every 7", 7)]
+)
+def test_eval_every_follows_the_mode(argv, every):
+    parser = importlib.import_module("DM_KNearest").make_parser()
+    assert flags.resolve(parser.parse_args(argv.split())).eval_every == every
+
+
+def test_the_headline_is_of_the_model_that_condensed(data_path, tmp_path):
+    recipe = importlib.import_module("DM_KNearest")
+    argv = [*QUICK, "--model", "ConvNetW64", "--eval_mode", "W", "--data_path", str(data_path), "--num_eval", "1"]
+    args = flags.resolve(recipe.make_parser().parse_args([*argv, "--save_path", str(tmp_path), "--Iteration", "1"]))
+    recipe.run(args)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["models"]) == ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
+    assert results["accuracies"] == results["models"]["ConvNetW64"]["accuracies"]
+
+
 @pytest.mark.parametrize(("ipc", "k"), [(1, 0), (2, 1), (5, 1), (10, 2), (50, 10)])
 def test_k_is_a_fifth_of_ipc(ipc, k):
     recipe = importlib.import_module("DM_KNearest")
@@ -97,7 +115,8 @@ BAD_COMMANDS = {
     "--eval_mode X": "eval_mode 'X'",
     "--ipc 0": "--ipc: 0 is below 1",
     "--ipc many": "'many' is not an integer",
-    "--ipc 9": "has 8 training images",
+    "--ipc 9": "lower --ipc to 8",
+    "--dataset Digits --eval_mode M": "--eval_mode M on Digits",
     "--Iteration 0": "--Iteration",
     "--style_ratio nan": "--style_ratio",
     "--lr_img -1": "--lr_img",
