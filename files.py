@@ -1,5 +1,6 @@
 """What a run writes into its save_path: training.log, image grids, the condensed set, results.json."""
 
+import contextlib
 import json
 import os
 import platform
@@ -36,10 +37,17 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str) -> dict[str, str | int]:
     """The device and the number of CPU threads a timing was taken with."""
-    name = (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
     return {"device": device, "name": name, "cpu_threads": torch.get_num_threads()}
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory(device: str) -> int | None:
