@@ -17,15 +17,18 @@ from tqdm import tqdm
 
 import data as datasets
 import evaluate
+import memory
 import rng
+import speed
 from augment import DiffAugment
 from data import ImageData
 from errors import UserError
-from files import RunFiles, hardware, peak_memory, plain, versions
+from files import RunFiles, hardware, plain, versions
 from networks import Network, empty_network, initialise
+from schedules import SCHEDULES
+from speed import autocast, compiled, laid_out
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
-MOMENTUM = 0.5
 # Pixels of real images in one pass when --class_chunk is 0. A CPU is fastest while feature maps are reused before
 # they leave its caches; an accelerator wants large passes.
 PASS_PIXELS = {"cpu": 2**18, "cuda": 2**22, "mps": 2**21}
@@ -47,7 +50,19 @@ def features(net: Network, images: Tensor) -> Features:
     out = net.embed(images.flatten(0, 1))
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]
-    return Features(embedding.unflatten(0, shape), [m.unflatten(0, shape) for m in maps])
+    return Features(embedding.float().unflatten(0, shape), [m.unflatten(0, shape) for m in maps])
+
+
+def chunk_terms(net: Network, real: Tensor, syn: Tensor, objective: Objective, args: Namespace) -> dict[str, Tensor]:
+    """The objective on some classes' augmented images [classes, n, C, H, W]; what `--compile` makes one graph of.
+
+    The real branch carries no gradient, and only its statistics leave the graph.
+    """
+    with autocast(syn.device, args.precision):
+        with torch.no_grad():
+            real_features = features(net, real)
+        syn_features = features(net, syn)
+    return objective(real_features, syn_features, args)
 
 
 def augment_classes(images: Tensor, seeds: list[int], args: Namespace) -> Tensor:
@@ -74,7 +89,7 @@ class Synthetic(NamedTuple):
     @classmethod
     def start(cls, images: Tensor, args: Namespace) -> "Synthetic":
         images.requires_grad_(True)
-        optimizer = torch.optim.SGD([images], lr=args.lr_img, momentum=MOMENTUM)
+        optimizer = torch.optim.SGD([images], lr=args.lr_img, momentum=args.momentum_img)
         return cls(images, optimizer, torch.ones((), dtype=torch.bool, device=images.device))
 
 
@@ -86,25 +101,26 @@ def condensation_step(
     iteration: int,
     objective: Objective,
     args: Namespace,
+    chunk: Callable = chunk_terms,
 ) -> dict[str, Tensor]:
     """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
 
-    Returns the terms, summed over classes. Where a term or a stepped pixel is not finite, the images stay as they
-    were before this step, and all later steps leave them so.
+    `chunk` is `chunk_terms` or its compiled form. Returns the terms, summed over classes. Where a term or a stepped
+    pixel is not finite, the images stay as they were before this step, and all later steps leave them so.
     """
     image_syn, optimizer, finite = syn_set
     where = (args.seed, experiment, iteration)
     initialise(net, rng.generator(*where, -1, "network"))
+    optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
     for classes in chunks(data.num_classes, args.class_chunk):
         # A class has one augmentation for its real and its synthetic images.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
-        with torch.no_grad():  # the real branch carries no gradient
-            indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
-            real = features(net, augment_classes(data.batch(torch.stack(indices)), seeds, args))
-        syn = features(net, augment_classes(image_syn[classes.start : classes.stop], seeds, args))
-        terms = objective(real, syn, args)
+        indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
+        real = laid_out(augment_classes(data.batch(torch.stack(indices)), seeds, args), args)
+        syn = laid_out(augment_classes(image_syn[classes.start : classes.stop], seeds, args), args)
+        terms = chunk(net, real, syn, objective, args)
         sum(terms.values()).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach()
@@ -166,10 +182,36 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
     if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         args.class_chunk = data.num_classes
     elif args.class_chunk == 0:
-        pixels = args.batch_real * data.im_size[0] * data.im_size[1]
-        args.class_chunk = max(1, PASS_PIXELS[torch.device(args.device).type] // pixels)
+        args.class_chunk = choose_chunk(data, args)
     args.class_chunk = min(args.class_chunk, data.num_classes)
+    speed.choose(args, run_pixels(data, args))
+    if args.compile == "on":
+        net = net.to(memory_format=torch.channels_last)
     return net.requires_grad_(False).train()
+
+
+def choose_chunk(data: ImageData, args: Namespace) -> int:
+    """Classes per pass: as many as the device is fast with and half of its free memory holds.
+
+    A divisor of the number of classes, so that every pass has the same shape and is compiled once.
+    """
+    height, width = data.im_size
+    most = PASS_PIXELS[torch.device(args.device).type] // (args.batch_real * height * width)
+    net = empty_network(args.model, data.channel, data.num_classes, data.im_size, "meta")
+    needed = memory.class_bytes(net, (data.channel, height, width), args.batch_real, args.ipc)
+    free = memory.free_memory(args.device)
+    if free is not None:
+        most = min(most, free // 2 // needed)
+    return max(n for n in range(1, data.num_classes + 1) if data.num_classes % n == 0 and n <= max(1, most))
+
+
+def run_pixels(data: ImageData, args: Namespace) -> int:
+    """Pixels that go through networks in a run: a forward counts once, a backward twice."""
+    ipc, classes = args.ipc, data.num_classes
+    condensing = args.Iteration * classes * (args.batch_real + 3 * ipc)
+    evaluations = 1 if not args.eval_every else 2 + (args.Iteration - 1) // args.eval_every
+    evaluating = evaluations * args.num_eval * (3 * (args.epoch_eval_train + 1) * classes * ipc + len(data.x_test))
+    return args.num_exp * (condensing + evaluating) * data.im_size[0] * data.im_size[1]
 
 
 def condense(args: Namespace, objective: Objective, needs_taps: bool = False) -> None:
@@ -177,7 +219,11 @@ def condense(args: Namespace, objective: Objective, needs_taps: bool = False) ->
 
     Raises UserError for what the user can mend, and when a loss stops being finite.
     """
+    if args.device == "cpu":
+        memory.keep_freed_memory()
     data = datasets.load(args.dataset, args.data_path)
+    if args.eval_split == "val":
+        data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
     net = check_against(data, args, needs_taps)
     data = data.to(args.device)
     Run(args, data, net, objective).all_experiments()
@@ -189,7 +235,8 @@ class Run:
     def __init__(self, args: Namespace, data: ImageData, net: Network, objective: Objective):
         self.args, self.data, self.net, self.objective = args, data, net, objective
         self.files = RunFiles(args)
-        self.testloader = evaluate.test_batches(data)
+        self.evaluator = evaluate.Evaluator(data, args)
+        self.chunk = compiled(chunk_terms, args)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
         self.started = time.perf_counter()
         self.step_seconds, self.steps = 0.0, 0
@@ -233,7 +280,9 @@ class Run:
         with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
             began = time.perf_counter()
             for iteration in bar:
-                terms = condensation_step(self.net, syn_set, self.data, experiment, iteration, self.objective, args)
+                terms = condensation_step(
+                    self.net, syn_set, self.data, experiment, iteration, self.objective, args, self.chunk
+                )
                 pending.append(terms | {"finite": syn_set.finite.clone()})
                 last = iteration == args.Iteration
                 evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)
@@ -278,18 +327,10 @@ class Run:
 
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
         """Score images [classes, ipc, C, H, W] and say the result."""
-        accs = evaluate.evaluate_pool(
-            images.flatten(0, 1),
-            self.labels,
-            self.data,
-            self.testloader,
-            self.args,
-            experiment,
-            iteration,
-            self.files.log,
-        )
+        accs = self.evaluator(images.flatten(0, 1), self.labels, experiment, iteration, self.files.log)
         for model, values in accs.items():
             entry = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
+            entry["condensing_seconds"] = self.step_seconds  # of all experiments so far, evaluations not counted
             self.evaluations.append(entry | evaluate.summary(values))
             self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(values)}")
 
@@ -318,7 +359,7 @@ class Run:
             "evaluations": self.evaluations,
             "seconds": time.perf_counter() - self.started,
             "iterations_per_second": self.steps / self.step_seconds,
-            "peak_memory_bytes": peak_memory(args.device),
+            "peak_memory_bytes": memory.peak_memory(args.device),
             "hardware": hardware(args.device),
             "versions": versions(),
         }

@@ -17,6 +17,7 @@ import rng
 from augment import DiffAugment, augment
 from data import Batches, ImageData
 from networks import empty_network, initialise
+from speed import autocast, fast, laid_out
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256
@@ -48,11 +49,18 @@ def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> 
 
 
 def train_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer | None, criterion: nn.Module, img: Tensor, lab: Tensor
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    criterion: nn.Module,
+    img: Tensor,
+    lab: Tensor,
+    precision: str = "fp32",
 ) -> Tensor:
     """One batch: [loss sum, correct] on the device, without a host sync; optimizer None only tests."""
     with torch.set_grad_enabled(optimizer is not None):
-        output = net(img)
+        with autocast(img.device, precision):
+            output = net(img)
+        output = output.float()
         loss = criterion(output, lab)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
@@ -77,6 +85,7 @@ def epoch(
     Per-image augmentation is drawn from `generator` (CPU; None is torch's global one, as published).
     """
     net.train(mode == "train")
+    precision = getattr(args, "precision", "fp32")  # of other code's args: none
     total, n = torch.zeros(2, device=args.device), 0
     for img, lab in dataloader:
         img, lab = img.to(args.device).float(), lab.to(args.device).long()
@@ -84,7 +93,8 @@ def epoch(
             img = DiffAugment(img, args.dsa_strategy, param=args.dsa_param, generator=generator)
         elif aug:
             img = augment(img, getattr(args, "dc_aug_param", None), device=args.device)
-        total += train_step(net, optimizer if mode == "train" else None, criterion, img, lab)
+        img = laid_out(img, args)
+        total += train_step(net, optimizer if mode == "train" else None, criterion, img, lab, precision)
         n += lab.shape[0]
     loss_sum, correct = total.tolist()
     return loss_sum / n, correct / n
@@ -131,37 +141,42 @@ def evaluate_synset(
     return net, acc_train, acc_test
 
 
-def test_batches(data: ImageData) -> Batches:
-    """The whole test set, normalised once, where the data is."""
-    return Batches(data.normalise(data.x_test), data.y_test, TEST_BATCH)
+class Evaluator:
+    """Scores sets on one data set, with the fresh networks of args.eval_mode.
 
-
-def evaluate_pool(
-    images: Tensor,
-    labels: Tensor,
-    data: ImageData,
-    testloader: Iterable[tuple[Tensor, Tensor]],
-    args: Namespace,
-    experiment: int,
-    iteration: int,
-    log: Callable[[str], None],
-) -> dict[str, list[float]]:
-    """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture of args.eval_mode.
-
-    Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number), so
-    that the results of different recipes are paired, network by network.
+    A network of each architecture is built, and compiled, once; every evaluation initialises it afresh.
     """
-    accs = {}
-    for model in get_eval_pool(args.eval_mode, args.model):
-        accs[model] = []
-        for it_eval in range(args.num_eval):
-            where = (args.seed, experiment, iteration, -1)
+
+    def __init__(self, data: ImageData, args: Namespace):
+        self.data, self.args = data, args
+        self.testloader = Batches(data.normalise(data.x_test), data.y_test, TEST_BATCH)  # normalised once
+        self.nets: dict[str, nn.Module] = {}
+
+    def _net(self, model: str) -> nn.Module:
+        if model not in self.nets:
+            data, args = self.data, self.args
             net = empty_network(model, data.channel, data.num_classes, data.im_size, args.device)
-            initialise(net, rng.generator(*where, f"evaluation network {it_eval}"))
-            seed = rng.seed_of(*where, f"evaluation training {it_eval}")
-            *_, acc = evaluate_synset(it_eval, net, images, labels, testloader, args, seed, log)
-            accs[model].append(acc)
-    return accs
+            self.nets[model] = fast(net, args)
+        return self.nets[model]
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
+    ) -> dict[str, list[float]]:
+        """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture.
+
+        Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number),
+        so that the results of different recipes are paired, network by network.
+        """
+        args, where = self.args, (self.args.seed, experiment, iteration, -1)
+        accs: dict[str, list[float]] = {}
+        for model in get_eval_pool(args.eval_mode, args.model):
+            accs[model] = []
+            for it_eval in range(args.num_eval):
+                net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
+                seed = rng.seed_of(*where, f"evaluation training {it_eval}")
+                *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, args, seed, log)
+                accs[model].append(acc)
+        return accs
 
 
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
@@ -183,5 +198,5 @@ def protocol(args: Namespace, data: ImageData) -> str:
     return (
         f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net}{drop}, "
         f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
-        f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} test images"
+        f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
     )

@@ -50,18 +50,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory(device: str) -> int | None:
-    """Bytes: of the CUDA device, else of this process; None where the system does not tell (Windows)."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def plain(args: Namespace) -> dict[str, str | int | float | bool | None]:
     """The arguments that JSON and torch's safe loader can hold."""
     return {k: v for k, v in vars(args).items() if v is None or isinstance(v, str | int | float | bool)}

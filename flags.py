@@ -13,6 +13,7 @@ from data import DATASETS
 from errors import UserError, lookup, nearest
 from evaluate import EVAL_MODES
 from networks import ARCHITECTURES
+from schedules import SCHEDULES
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +65,14 @@ def non_negative(text: str) -> float:
     return value
 
 
+def below_one(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    value = non_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
 def recipe_parser(description: str, model: str) -> Parser:
     """The flags of every recipe; `model` is the default of --model. Recipes add their own to `parser.method`."""
     parser = Parser(description)
@@ -78,6 +87,8 @@ def recipe_parser(description: str, model: str) -> Parser:
     add("--init", choices=("real", "noise"), default="real", help="start from random real images or Gaussian noise")
     add("--Iteration", type=at_least(1), default=20000, help="steps of condensation, each with a fresh network")
     add("--lr_img", type=non_negative, default=1.0, help="learning rate of the pixels")
+    add("--lr_schedule", choices=tuple(SCHEDULES), default="constant", help="of lr_img over the iterations")
+    add("--momentum_img", type=below_one, default=0.5, help="of the pixels' SGD")
     add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
     add("--dsa_strategy", default="color_crop_cutout_flip_scale_rotate", help="operations joined by _, or none")
     add("--dis_metric", default="ours", help="accepted as published; only gradient matching (match_loss) reads it")
@@ -85,6 +96,18 @@ def recipe_parser(description: str, model: str) -> Parser:
     add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
     add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
     add("--class_chunk", type=at_least(0), default=0, help="classes per pass; lower needs less memory; 0 chooses")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default=None,
+        help="arithmetic of networks; unset: bf16 where the run is compiled and the device is fast at it, else fp32",
+    )
+    add(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="torch.compile; auto: if the run is long enough to repay it and a compiler works",
+    )
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
 
     add = parser.evaluation.add_argument
@@ -101,6 +124,12 @@ def recipe_parser(description: str, model: str) -> Parser:
         "end; unset: 2000 in modes S and SS, else 0",
     )
 
+    add(
+        "--eval_split",
+        choices=("test", "val"),
+        default="test",
+        help="val: score on a seeded tenth of the training images, held out of everything else",
+    )
     parser.output.add_argument("--save_path", default="result", help="folder for everything that is written")
     return parser
 

@@ -17,7 +17,7 @@ def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
 
     real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
     """
-    return (real.mean(1) - syn.mean(1)).square().sum()  # || mean_R phi - mean_S phi ||^2
+    return (_mean(real) - _mean(syn)).square().sum()  # || mean_R phi - mean_S phi ||^2
 
 
 def moments_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ def moments_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation over positions of the batch-mean map, each [classes, C]."""
-    mean_map = maps.mean(1).flatten(2)  # Fbar: [classes, C, H*W]
+    mean_map = _mean(maps).flatten(2)  # Fbar: [classes, C, H*W]
     positions = mean_map.shape[2]
     # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
     var = mean_map.var(dim=2, correction=min(1, positions - 1))
@@ -55,13 +55,22 @@ def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Ten
     return torch.stack(per_layer).mean()
 
 
+def _mean(x: Tensor) -> Tensor:
+    """Over images, dim 1, in float32 at least."""
+    return x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def _mean_gram(maps: Tensor) -> Tensor:
     """Mean over images of F F^T / (C*H*W): [classes, C, C].
 
     The sum over images and the sum over positions are one contraction, so the Grams of single images, n times
-    as large as the result, never exist.
+    as large as the result, never exist. In bfloat16 they do: the one sum would be rounded to 8 bits, an error that
+    the mean over images of rounded Grams divides by sqrt(n).
     """
     classes, n, c, h, w = maps.shape
+    if maps.dtype == torch.bfloat16:
+        f = maps.flatten(0, 1).permute(0, 2, 3, 1).reshape(classes * n, h * w, c)  # a view, if channels come last
+        return _mean((f.transpose(1, 2) @ f).unflatten(0, (classes, n))) / (c * h * w)
     f = maps.transpose(1, 2).reshape(classes, c, n * h * w)
     return f @ f.transpose(1, 2) / (n * c * h * w)
 

@@ -9,14 +9,16 @@ from torch import nn
 import evaluate
 from augment import DiffAugment, ParamDiffAug
 from data import Batches, TensorDataset, load
-from evaluate import describe, epoch, evaluate_pool, evaluate_synset, get_eval_pool, summary
+from evaluate import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
 from networks import get_network
 
 
 def settings(**change) -> Namespace:
     args = {"device": "cpu", "lr_net": 0.01, "epoch_eval_train": 6, "batch_train": 8, "dsa": True, "seed": 0}
     args |= {"dsa_strategy": "color_crop_flip", "dsa_param": ParamDiffAug(), "eval_mode": "SS", "num_eval": 2}
-    return Namespace(**args | {"model": "ConvNetW32", **change})
+    return Namespace(
+        **args | {"model": "ConvNetW32", "compile": "off", "precision": "fp32", "eval_split": "test", **change}
+    )
 
 
 def small_set(n=20):
@@ -88,15 +90,16 @@ def test_epoch_reports_exact_means_for_loaders_of_uneven_batches():
 def test_evaluations_follow_from_their_coordinates(data_path):
     data = load("CIFAR10", data_path)
     images, labels = data.normalise(data.x_train[:20]), data.y_train[:20]
-    testloader = evaluate.test_batches(data)
 
     def accs(experiment=0, iteration=5, **change):
         args = settings(epoch_eval_train=1, **change)
-        return evaluate_pool(images, labels, data, testloader, args, experiment, iteration, lambda line: None)
+        return Evaluator(data, args)(images, labels, experiment, iteration, lambda line: None)
 
     first = accs()["ConvNetW32"]
     torch.manual_seed(99)  # the global generator plays no part
     assert accs()["ConvNetW32"] == first and len(first) == 2
+    evaluator = Evaluator(data, settings(epoch_eval_train=1))  # one network, initialised afresh again and again
+    assert [evaluator(images, labels, 0, 5, lambda line: None)["ConvNetW32"] for _ in range(2)] == [first, first]
     assert accs(num_eval=1)["ConvNetW32"] == first[:1]
     assert accs(num_eval=4, iteration=6)["ConvNetW32"] != accs(num_eval=4)["ConvNetW32"]
 

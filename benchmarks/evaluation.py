@@ -1,0 +1,86 @@
+"""Seconds of one evaluation epoch and of the final test: ours against the plain protocol.
+
+    python benchmarks/evaluation.py [--ipc 10] [--test_images 10000] [--repeats 5] [--threads N]
+
+`plain` is the protocol as the published scripts run it: a DataLoader over a TensorDataset, float32, eager, losses and
+accuracies read back after every batch. Images are random, 32x32, 10 classes, ConvNet.
+"""
+
+import argparse
+
+import numpy as np
+import timing
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import evaluate
+import flags
+import memory
+import speed
+from augment import DiffAugment
+from data import Batches, TensorDataset
+from networks import get_network
+
+
+def plain_epoch(loader, net, optimizer, criterion, args) -> float:
+    net.train(optimizer is not None)
+    correct = 0
+    for img, lab in loader:
+        if optimizer is not None:
+            img = DiffAugment(img, args.dsa_strategy, param=args.dsa_param)
+        output = net(img)
+        loss = criterion(output, lab)
+        correct += np.sum(np.equal(np.argmax(output.data.numpy(), axis=-1), lab.numpy()))
+        loss.item()
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return correct
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--test_images", type=int, default=10000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    args = flags.resolve(flags.recipe_parser("", "ConvNet").parse_args(["--compile", "on"]))
+    speed.choose(args, 0)
+    memory.keep_freed_memory()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(10 * options.ipc, 3, 32, 32, generator=generator)
+    test = torch.randn(options.test_images, 3, 32, 32, generator=generator)
+    labels, test_labels = torch.arange(len(images)) % 10, torch.arange(len(test)) % 10
+    criterion = nn.CrossEntropyLoss()
+
+    plain_net = get_network("ConvNet", 3, 10)
+    plain_optimizer = torch.optim.SGD(plain_net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    plain_train = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
+    plain_test = DataLoader(TensorDataset(test, test_labels), batch_size=256)
+    net = speed.fast(get_network("ConvNet", 3, 10), args)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    train = Batches(images, labels, 256, shuffle=True)
+    testloader = Batches(test, test_labels, evaluate.TEST_BATCH)
+
+    found = timing.medians(
+        {
+            "plain epoch": lambda: plain_epoch(plain_train, plain_net, plain_optimizer, criterion, args),
+            "our epoch": lambda: evaluate.epoch("train", train, net, optimizer, criterion, args, aug=True),
+            "plain test": lambda: plain_epoch(plain_test, plain_net, None, criterion, args),
+            "our test": lambda: evaluate.epoch("test", testloader, net, None, criterion, args, aug=False),
+        },
+        options.repeats,
+    )
+    print(f"{timing.settings()}; ipc {options.ipc}, {options.test_images} test images, {args.precision}")
+    print("| | plain s | ours s | plain / ours |\n|---|---|---|---|")
+    for what in ("epoch", "test"):
+        plain, ours = found[f"plain {what}"], found[f"our {what}"]
+        print(f"| {what} | {plain:.3f} | {ours:.3f} | {plain / ours:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

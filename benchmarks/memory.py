@@ -1,0 +1,65 @@
+"""Peak memory of condensation steps over ipc and number of classes, each in a process of its own.
+
+    python benchmarks/memory.py [--case CM] [--classes 10,100] [--ipc 1,10,50] [--batch_real 256] [--compile on]
+
+Two steps on random 32x32 images. `before` is the process with its libraries and data loaded, `peak` the most it took.
+"""
+
+import argparse
+import importlib
+import subprocess
+import sys
+
+import step
+import timing
+
+import flags
+import memory
+import speed
+from condense import Synthetic, check_against, chunk_terms, condensation_step
+
+
+def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
+    """Take two steps; a row of the table."""
+    recipe_name, own_flags = step.CASES[case]
+    recipe = importlib.import_module(recipe_name)
+    model = "ConvNet" if recipe_name == "DM_KNearest" else "ConvNet_gram"
+    argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", compile, *own_flags]
+    args = flags.resolve(recipe.make_parser().parse_args(argv))
+    if hasattr(recipe, "neighbours"):
+        args.k = recipe.neighbours(args)
+    memory.keep_freed_memory()
+    data = step.random_data(classes, 32, batch_real)
+    net = check_against(data, args, needs_taps=False)
+    images = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
+    syn_set, chunk = Synthetic.start(images.contiguous(), args), speed.compiled(chunk_terms, args)
+    before = memory.peak_memory(args.device)
+    for it in (1, 2):
+        condensation_step(net, syn_set, data, 0, it, recipe.objective, args, chunk)
+    peak = memory.peak_memory(args.device)
+    return f"| {case} | {classes} | {ipc} | {args.class_chunk} | {before / 2**30:.2f} | {peak / 2**30:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", default="CM", choices=list(step.CASES))
+    parser.add_argument("--classes", default="10,100")
+    parser.add_argument("--ipc", default="1,10,50")
+    parser.add_argument("--batch_real", type=int, default=256)
+    parser.add_argument("--compile", default="on", choices=("on", "off"))
+    options = parser.parse_args()
+    counts = [(c, i) for c in options.classes.split(",") for i in options.ipc.split(",")]
+    if len(counts) == 1:
+        print(one(options.case, *map(int, counts[0]), options.batch_real, options.compile))
+        return
+    print(f"{timing.settings()}; batch_real {options.batch_real}, compile {options.compile}\n")
+    print("| terms | classes | ipc | class_chunk | before GiB | peak GiB |\n|---|---|---|---|---|---|", flush=True)
+    for classes, ipc in counts:
+        argv = ["--case", options.case, "--classes", classes, "--ipc", ipc, "--compile", options.compile]
+        argv += ["--batch_real", str(options.batch_real)]
+        done = subprocess.run([sys.executable, __file__, *argv], capture_output=True, text=True, check=True)
+        print(done.stdout.splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

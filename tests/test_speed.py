@@ -1,0 +1,135 @@
+"""The fast path gives the plain path's results; what chooses it, and what it falls back to."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import QUICK, parse, quick_model
+
+import data as datasets
+import memory
+import speed
+from condense import Synthetic, check_against, choose_chunk, chunk_terms, condensation_step, real_images, run_pixels
+from errors import UserError
+from evaluate import Evaluator
+from losses import correlation_matching, mean_matching, moments_matching
+from networks import empty_network
+
+needs_compiler = pytest.mark.skipif(
+    speed._compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"
+)
+
+
+def steps(recipe, data_path, *argv):
+    """Three steps of a recipe: the losses of each, the images after the last."""
+    quick = [*QUICK, "--ipc", "3", "--lr_img", "0.1", "--model", quick_model(recipe), "--data_path", str(data_path)]
+    args = parse(recipe, *quick, *argv)
+    data = datasets.load(args.dataset, args.data_path)
+    net = check_against(data, args, needs_taps=False)
+    syn_set, chunk = Synthetic.start(real_images(data, args, 0), args), speed.compiled(chunk_terms, args)
+    losses = [
+        torch.stack(list(condensation_step(net, syn_set, data, 0, it, args.objective, args, chunk).values()))
+        for it in (1, 2, 3)
+    ]
+    return torch.stack(losses), syn_set.images.detach(), real_images(data, args, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("recipe", ["DM_GramMatching", "DM_KNearest"])
+def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
+    plain, images, start = steps(recipe, data_path, "--compile", "off")
+    same, again = (steps(recipe, data_path, "--compile", "on", "--precision", "fp32") for _ in range(2))
+    torch.testing.assert_close(same[0], plain, rtol=1e-3, atol=1e-6)
+    assert (same[1] - images).norm() < 0.01 * (images - start).norm()
+    assert torch.equal(same[1], again[1])
+    rough, images_rough, _ = steps(recipe, data_path, "--compile", "on", "--precision", "bf16")
+    torch.testing.assert_close(rough.sum(1), plain.sum(1), rtol=0.01, atol=1e-4)
+    assert (images_rough - images).norm() < 0.2 * (images - start).norm()
+    assert not torch.equal(images_rough, images)
+
+
+@needs_compiler
+def test_the_compiled_evaluation_learns_as_the_plain_one(data_path):
+    args = parse("DM_KNearest", *QUICK, "--model", "ConvNetW32", "--epoch_eval_train", "15", "--batch_train", "16")
+    data = datasets.load("CIFAR10", data_path)
+    images, labels = data.normalise(data.x_train), data.y_train
+    accs = {}
+    for name, compile, precision in (("plain", "off", "fp32"), ("same", "on", "fp32"), ("bf16", "on", "bf16")):
+        args.compile, args.precision = compile, precision
+        accs[name] = torch.tensor(Evaluator(data, args)(images, labels, 0, 0, lambda line: None)["ConvNetW32"])
+    assert accs["plain"].min() > 0.3
+    assert (accs["same"] - accs["plain"]).abs().max() < 0.11 and (accs["bf16"] - accs["plain"]).abs().max() < 0.21
+
+
+def test_bfloat16_maps_give_the_losses_of_float32_ones():
+    generator = torch.Generator().manual_seed(0)
+    real, syn = (torch.rand(2, n, 8, 9, 9, generator=generator).relu() for n in (64, 5))
+    for term in (moments_matching, correlation_matching):
+        exact, rounded = term([real], [syn]), term([real.bfloat16()], [syn.bfloat16()])
+        assert rounded.dtype == torch.float32 and rounded.item() == pytest.approx(exact.item(), rel=0.02)
+    exact, rounded = (
+        mean_matching(real.to(t).flatten(2), syn.to(t).flatten(2)) for t in (torch.float32, torch.bfloat16)
+    )
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.01)
+
+
+def wanted(**change) -> Namespace:
+    return Namespace(**{"device": "cpu", "compile": "auto", "precision": None} | change)
+
+
+def test_auto_compiles_long_runs_only(monkeypatch):
+    monkeypatch.setattr(speed, "_compiler_problem", lambda device: None)
+    monkeypatch.setattr(speed, "_fast_bf16", lambda device: True)
+    short, long, on, off, exact = (
+        wanted(),
+        wanted(),
+        wanted(compile="on"),
+        wanted(compile="off"),
+        wanted(precision="fp32"),
+    )
+    for args, pixels in ((short, 10**6), (long, 10**10), (on, 1), (off, 10**12), (exact, 10**10)):
+        speed.choose(args, pixels)
+    settled = [(args.compile, args.precision) for args in (short, long, on, off, exact)]
+    assert settled == [("off", "fp32"), ("on", "bf16"), ("on", "bf16"), ("off", "fp32"), ("on", "fp32")]
+    monkeypatch.setattr(speed, "_fast_bf16", lambda device: False)
+    slow = wanted()
+    speed.choose(slow, 10**10)
+    assert (slow.compile, slow.precision) == ("on", "fp32")
+
+
+def test_without_a_compiler_auto_warns_once_and_on_is_refused(monkeypatch, capsys):
+    def broken(function, **options):
+        raise RuntimeError("no C++ compiler\nmore about it")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    args = wanted()
+    speed.choose(args, 10**10)
+    err = capsys.readouterr().err
+    assert (args.compile, args.precision) == ("off", "fp32") and err.count("\n") == 1 and "no C++ compiler" in err
+    with pytest.raises(UserError, match="--compile on"):
+        speed.choose(wanted(compile="on"), 1)
+
+
+def test_the_chunk_divides_the_classes_and_follows_free_memory(data_path, monkeypatch):
+    args = parse("DM_GramMatching", *QUICK, "--data_path", str(data_path))
+    data = datasets.load("CIFAR10", data_path)
+    args.batch_real = 64
+    assert choose_chunk(data, args) == 2  # 2**18 pixels would hold 4, which does not divide 10
+    args.batch_real = 8
+    assert choose_chunk(data, args) == 10
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**26)
+    assert choose_chunk(data, args) == 1
+
+
+def test_a_classs_memory_grows_with_its_images():
+    net = empty_network("ConvNet_gram", 3, 10, (32, 32), "meta")
+    one, more_real, more_syn = (memory.class_bytes(net, (3, 32, 32), *n) for n in ((8, 1), (16, 1), (8, 10)))
+    kept = 4 * 128 * (32 * 32 * 3 + 16 * 16 * 3 + 8 * 8 * 3)  # a block's convolution, norm and activation
+    assert more_real > 1.5 * one and more_syn - one > 9 * kept
+
+
+def test_the_work_of_a_run_counts_its_steps_and_evaluations(data_path):
+    args = parse("DM_KNearest", *QUICK, "--data_path", str(data_path), "--eval_every", "0")
+    data = datasets.load("CIFAR10", data_path)
+    evaluation = 2 * (3 * 3 * 20 + 30)  # 2 networks, 3 epochs of 20 images forward and backward, 30 test images
+    assert run_pixels(data, args) == (3 * 10 * (6 + 3 * 2) + evaluation) * 1024
