@@ -184,7 +184,7 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
     elif args.class_chunk == 0:
         args.class_chunk = choose_chunk(data, args)
     args.class_chunk = min(args.class_chunk, data.num_classes)
-    speed.choose(args, run_pixels(data, args))
+    speed.choose(args, condensing_pixels(data, args))
     if args.compile == "on":
         net = net.to(memory_format=torch.channels_last)
     return net.requires_grad_(False).train()
@@ -205,13 +205,13 @@ def choose_chunk(data: ImageData, args: Namespace) -> int:
     return max(n for n in range(1, data.num_classes + 1) if data.num_classes % n == 0 and n <= max(1, most))
 
 
-def run_pixels(data: ImageData, args: Namespace) -> int:
-    """Pixels that go through networks in a run: a forward counts once, a backward twice."""
-    ipc, classes = args.ipc, data.num_classes
-    condensing = args.Iteration * classes * (args.batch_real + 3 * ipc)
-    evaluations = 1 if not args.eval_every else 2 + (args.Iteration - 1) // args.eval_every
-    evaluating = evaluations * args.num_eval * (3 * (args.epoch_eval_train + 1) * classes * ipc + len(data.x_test))
-    return args.num_exp * (condensing + evaluating) * data.im_size[0] * data.im_size[1]
+def condensing_pixels(data: ImageData, args: Namespace) -> int:
+    """Pixels that go through networks to condense one experiment; a backward counts as two forwards.
+
+    Evaluations and the number of experiments stay out of it: they must not change how an experiment is computed.
+    """
+    images = args.Iteration * data.num_classes * (args.batch_real + 3 * args.ipc)
+    return images * data.im_size[0] * data.im_size[1]
 
 
 def condense(args: Namespace, objective: Objective, needs_taps: bool = False) -> None:

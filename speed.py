@@ -13,12 +13,13 @@ from errors import UserError
 
 F = TypeVar("F", bound=Callable)
 
-# Pixels through networks below which compiling (tens of seconds) costs more than it saves, by device.
-REPAYS = {"cpu": 2**27, "cuda": 2**33}
+# Pixels to condense from which compiling (tens of seconds, once) pays. CPU: measured, about a minute uncompiled.
+# CUDA: a guess, about ten minutes of its work; to be measured.
+REPAYS = {"cpu": 2**26, "cuda": 2**33}
 
 
 def choose(args: Namespace, pixels: int) -> None:
-    """Settle args.compile ('on' or 'off') and args.precision for a run that sends `pixels` through networks.
+    """Settle args.compile ('on' or 'off') and args.precision for experiments that condense with `pixels`.
 
     Raises UserError where --compile on can't be had; 'auto' says so in one line on stderr and goes on without.
     """

@@ -15,6 +15,7 @@ from condense import check_against, real_images
 from errors import UserError
 from losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
 from networks import get_network, initialise
+from schedules import SCHEDULES
 
 
 def run(recipe, data_path, save_path, *argv):
@@ -158,3 +159,20 @@ def test_losses_are_looked_at_every_ten_iterations(data_path, tmp_path):
     lines = (tmp_path / "training.log").read_text().splitlines()
     logged = [line.split("iter ")[1].split(":")[0] for line in lines if "L_MMD" in line and "iter" in line]
     assert logged == ["10", "11"] and condense.CHECK_EVERY == 10
+
+
+def test_cosine_and_momentum_change_the_step_as_they_say(data_path, tmp_path):
+    argv = ("--Iteration", "4", "--eval_every", "0", "--num_eval", "1", "--lr_img", "0.1")
+    images = [
+        run("DM_KNearest", data_path, tmp_path / name, *argv, *more)[0]["data"][0][0]
+        for name, more in (("a", ()), ("b", ("--lr_schedule", "cosine")), ("c", ("--momentum_img", "0")))
+    ]
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    factors = [SCHEDULES["cosine"](done, 4) for done in range(5)]
+    assert factors == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
+    # The first step has the full rate under either schedule.
+    first = [
+        run("DM_KNearest", data_path, tmp_path / name, *argv, "--Iteration", "1", *more)[0]["data"][0][0]
+        for name, more in (("d", ()), ("e", ("--lr_schedule", "cosine")))
+    ]
+    assert torch.equal(*first)

@@ -224,3 +224,17 @@ def test_no_data_and_no_network_says_where_the_file_may_be_put(existing, tmp_pat
 def test_a_path_that_can_not_be_looked_at_is_named():
     with pytest.raises(UserError, match="--data_path"):
         load("CIFAR10", "d" * 300)
+
+
+def test_validation_holds_out_a_seeded_tenth_of_every_class(tmp_path):
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(train=20))
+    data = load("CIFAR10", tmp_path)
+    split, again, other = (data.with_validation(seed) for seed in (3, 3, 4))
+    assert torch.equal(split.x_test, again.x_test) and not torch.equal(split.x_test, other.x_test)
+    assert split.y_test.bincount().tolist() == [2] * 10 and split.y_train.bincount().tolist() == [18] * 10
+    assert all(split.y_train[own].eq(c).all() and len(own) == 18 for c, own in enumerate(split.indices))
+    rows = {split_name: {tuple(x.flatten().tolist()) for x in images} for split_name, images in (
+        ("train", split.x_train), ("val", split.x_test), ("all", data.x_train), ("test", data.x_test)
+    )}  # fmt: skip
+    assert not rows["train"] & rows["val"] and rows["train"] | rows["val"] == rows["all"]
+    assert not rows["val"] & rows["test"]

@@ -9,7 +9,15 @@ from conftest import QUICK, parse, quick_model
 import data as datasets
 import memory
 import speed
-from condense import Synthetic, check_against, choose_chunk, chunk_terms, condensation_step, real_images, run_pixels
+from condense import (
+    Synthetic,
+    check_against,
+    choose_chunk,
+    chunk_terms,
+    condensation_step,
+    condensing_pixels,
+    real_images,
+)
 from errors import UserError
 from evaluate import Evaluator
 from losses import correlation_matching, mean_matching, moments_matching
@@ -128,8 +136,9 @@ def test_a_classs_memory_grows_with_its_images():
     assert more_real > 1.5 * one and more_syn - one > 9 * kept
 
 
-def test_the_work_of_a_run_counts_its_steps_and_evaluations(data_path):
-    args = parse("DM_KNearest", *QUICK, "--data_path", str(data_path), "--eval_every", "0")
-    data = datasets.load("CIFAR10", data_path)
-    evaluation = 2 * (3 * 3 * 20 + 30)  # 2 networks, 3 epochs of 20 images forward and backward, 30 test images
-    assert run_pixels(data, args) == (3 * 10 * (6 + 3 * 2) + evaluation) * 1024
+def test_the_choice_follows_from_one_experiments_condensing(data_path):
+    sizes = set()
+    for argv in (("--num_exp", "1"), ("--num_exp", "5"), ("--num_eval", "50"), ("--eval_every", "0")):
+        args = parse("DM_KNearest", *QUICK, "--data_path", str(data_path), *argv)
+        sizes.add(condensing_pixels(datasets.load("CIFAR10", data_path), args))
+    assert sizes == {3 * 10 * (6 + 3 * 2) * 1024}
