@@ -197,6 +197,6 @@ def protocol(args: Namespace, data: ImageData) -> str:
     augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
     return (
         f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net}{drop}, "
-        f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, "
+        f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, {args.precision}, "
         f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
     )
