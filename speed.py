@@ -1,6 +1,7 @@
 """Compilation, precision and memory layout: what makes the same computation faster."""
 
 import contextlib
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def choose(args: Namespace, pixels: int) -> None:
 
 def _compiler_problem(device: str) -> str | None:
     """Compile one addition; the first line of what went wrong, or None."""
+    # The first compilation imports this module, which remarks on a CUDA toolkit without a GPU: no news to the user.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1)
     except Exception as error:  # a missing compiler, headers, triton: each raises its own
