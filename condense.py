@@ -366,7 +366,8 @@ class Run:
 
     def conclude(self, condensed: dict[str, list[float]], set_path, results_path) -> None:
         args, say = self.args, self.files.say
-        say(f"=== {args.num_exp} experiment(s) of {args.ipc} image(s) per class, accuracy on the test set ===")
+        of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
+        say(f"=== {of}, accuracy on the {args.eval_split} set ===")
         for model, accs in condensed.items():
             say(f"condensed,   {model}: {evaluate.describe(accs)}")
         for model, accs in self.accuracies("random real", 0).items():

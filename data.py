@@ -67,12 +67,17 @@ class ImageData:
     def with_validation(self, seed: int) -> "ImageData":
         """The same data with a tenth of every class's training images held out, and these in the place of the test set.
 
-        For choosing settings without a look at the test images; the same seed holds out the same images.
+        For choosing settings without a look at the test images; the same seed holds out the same images. A class
+        gives one image at least. Raises UserError where a class has not two.
         """
+        least = min(len(own) for own in self.indices)
+        if least < 2:
+            raise UserError(f"--eval_split val: a class of {self.name} has {least} training image(s), needs 2 or more")
         generator = torch.Generator("cpu").manual_seed(seed)
         order = [own[torch.randperm(len(own), generator=generator)] for own in self.indices]
-        held = torch.cat([own[: len(own) // 10] for own in order])
-        kept = torch.cat([own[len(own) // 10 :] for own in order])
+        sizes = [max(1, len(own) // 10) for own in order]
+        held = torch.cat([own[:size] for own, size in zip(order, sizes, strict=True)])
+        kept = torch.cat([own[size:] for own, size in zip(order, sizes, strict=True)])
         x, y = self.x_train, self.y_train
         indices = [torch.nonzero(y[kept] == c).flatten() for c in range(self.num_classes)]
         return replace(self, x_train=x[kept], y_train=y[kept], x_test=x[held], y_test=y[held], indices=indices)

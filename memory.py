@@ -24,7 +24,10 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not tell."""
+    """Bytes that can still be had on a device; None where the system does not tell.
+
+    Of host memory it is what Linux calls available; a container's own limit is not looked at.
+    """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -47,7 +50,7 @@ def peak_memory(device: str) -> int | None:
 
 
 def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: int) -> int:
-    """Bytes that one class takes in a step, estimated from above: image is [C, H, W].
+    """Bytes that one class takes in a step, estimated roughly and high: image is [C, H, W].
 
     A gradient keeps every feature map of a synthetic image, and backward needs as much again; of a real image only
     the layer at work and the taps stay.

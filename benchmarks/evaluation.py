@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    args = flags.resolve(flags.recipe_parser("", "ConvNet").parse_args(["--compile", "on"]))
+    args = flags.resolve(flags.recipe_parser("", "ConvNet").parse_args(["--compile", "on", "--device", "cpu"]))
     speed.choose(args, 0)
     memory.keep_freed_memory()
     generator = torch.Generator().manual_seed(0)

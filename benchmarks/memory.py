@@ -24,7 +24,18 @@ def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str
     recipe_name, own_flags = step.CASES[case]
     recipe = importlib.import_module(recipe_name)
     model = "ConvNet" if recipe_name == "DM_KNearest" else "ConvNet_gram"
-    argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", compile, *own_flags]
+    argv = [
+        "--ipc",
+        str(ipc),
+        "--batch_real",
+        str(batch_real),
+        "--model",
+        model,
+        "--compile",
+        compile,
+        *own_flags,
+        *step.CPU,
+    ]
     args = flags.resolve(recipe.make_parser().parse_args(argv))
     if hasattr(recipe, "neighbours"):
         args.k = recipe.neighbours(args)
@@ -47,15 +58,16 @@ def main() -> None:
     parser.add_argument("--ipc", default="1,10,50")
     parser.add_argument("--batch_real", type=int, default=256)
     parser.add_argument("--compile", default="on", choices=("on", "off"))
+    parser.add_argument("--row", action="store_true", help="measure in this process, print one row")
     options = parser.parse_args()
     counts = [(c, i) for c in options.classes.split(",") for i in options.ipc.split(",")]
-    if len(counts) == 1:
+    if options.row:
         print(one(options.case, *map(int, counts[0]), options.batch_real, options.compile))
         return
     print(f"{timing.settings()}; batch_real {options.batch_real}, compile {options.compile}\n")
     print("| terms | classes | ipc | class_chunk | before GiB | peak GiB |\n|---|---|---|---|---|---|", flush=True)
     for classes, ipc in counts:
-        argv = ["--case", options.case, "--classes", classes, "--ipc", ipc, "--compile", options.compile]
+        argv = ["--row", "--case", options.case, "--classes", classes, "--ipc", ipc, "--compile", options.compile]
         argv += ["--batch_real", str(options.batch_real)]
         done = subprocess.run([sys.executable, __file__, *argv], capture_output=True, text=True, check=True)
         print(done.stdout.splitlines()[-1], flush=True)

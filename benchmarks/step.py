@@ -28,6 +28,7 @@ from condense import Synthetic, check_against, chunk_terms, condensation_step
 from data import ImageData
 from networks import get_network
 
+CPU = ["--device", "cpu"]  # where the images and the plain loop are
 CASES = {  # term -> recipe, its flags
     "MMD": ("DM_KNearest", ["--icd_ratio", "0"]),
     "ICD": ("DM_KNearest", []),
@@ -145,7 +146,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     classes, size, ipc, model = SHAPES[shape]
     recipe = importlib.import_module(recipe_name)
     model += "_gram" if recipe_name != "DM_KNearest" else ""
-    argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", "on", *own_flags]
+    argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", "on", *own_flags, *CPU]
     args = flags.resolve(recipe.make_parser().parse_args(argv))
     if hasattr(recipe, "neighbours"):
         args.k = recipe.neighbours(args)

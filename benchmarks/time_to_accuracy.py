@@ -28,7 +28,7 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         save_path = Path(argv[argv.index("--save_path") + 1]) if "--save_path" in argv else Path(folder)
         record = json.loads((save_path / "results.json").read_text())
-    print(f"{timing.settings()}\n{recipe} {' '.join(argv)}\n{record['protocol']}\n")
+    print(f"{timing.settings(record['hardware']['device'])}\n{recipe} {' '.join(argv)}\n{record['protocol']}\n")
     print("| iteration | seconds | accuracy % | std | n |\n|---|---|---|---|---|")
     reached = None
     for entry in record["evaluations"]:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from files import hardware, versions
@@ -26,8 +24,6 @@ def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[s
         for name, run in candidates.items():
             began = time.perf_counter()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}

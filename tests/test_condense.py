@@ -3,9 +3,10 @@
 import importlib
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import QUICK, RECIPES, parse, quick_model
+from conftest import QUICK, RECIPES, parse, quick_model, tiny_arrays
 
 import condense
 import data as datasets
@@ -176,3 +177,19 @@ def test_cosine_and_momentum_change_the_step_as_they_say(data_path, tmp_path):
         for name, more in (("d", ()), ("e", ("--lr_schedule", "cosine")))
     ]
     assert torch.equal(*first)
+
+
+def test_the_validation_split_is_scored_in_place_of_the_test_set(tmp_path, capsys):
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(train=20, test=7))
+    _, results = run("DM_KNearest", tmp_path, tmp_path / "a", "--eval_split", "val", "--num_exp", "2")
+    assert "all 20 val images" in results["protocol"] and "accuracy on the val set" in capsys.readouterr().out
+    assert all(acc * 20 == pytest.approx(round(acc * 20)) for acc in results["accuracies"])
+    data = datasets.load("CIFAR10", tmp_path).with_validation(rng.seed_of(0, 0, 0, -1, "validation split"))
+    args = parse("DM_KNearest", *QUICK)
+    frozen, _ = run("DM_KNearest", tmp_path, tmp_path / "c", "--eval_split", "val", "--num_exp", "2", "--lr_img", "0")
+    for experiment, (images, _) in enumerate(frozen["data"]):  # lr_img 0: the real images that a run started from
+        assert torch.equal(images, real_images(data, args, experiment).flatten(0, 1))
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(train=1))
+    with pytest.raises(UserError, match="--eval_split val"):
+        run("DM_KNearest", tmp_path, tmp_path / "b", "--eval_split", "val", "--ipc", "1")
+    assert not (tmp_path / "b").exists()
