@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from errors import UserError
 from files import RunFiles, hardware, plain, versions
 from networks import Network, empty_network, initialise
 from schedules import SCHEDULES
-from speed import autocast, compiled, laid_out
+from speed import autocast, compiled, laid_out, laid_out_net
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
 # Pixels of real images in one pass when --class_chunk is 0. A CPU is fastest while feature maps are reused before
@@ -185,9 +186,7 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
         args.class_chunk = choose_chunk(data, args)
     args.class_chunk = min(args.class_chunk, data.num_classes)
     speed.choose(args, condensing_pixels(data, args))
-    if args.compile == "on":
-        net = net.to(memory_format=torch.channels_last)
-    return net.requires_grad_(False).train()
+    return laid_out_net(net, args).requires_grad_(False).train()
 
 
 def choose_chunk(data: ImageData, args: Namespace) -> int:
@@ -315,8 +314,9 @@ class Run:
 
     def stop_non_finite(self, terms: dict[str, float], image_syn: Tensor, experiment: int, iteration: int) -> None:
         bad = [name for name, value in terms.items() if not abs(value) < float("inf")]
-        images = image_syn.detach().flatten(0, 1).cpu()
-        path = self.files.save_last_finite(images, self.labels.cpu(), experiment, iteration - 1, self.about)
+        kept = [image_syn.detach().flatten(0, 1).cpu(), self.labels.cpu()]
+        name = f"last_finite_{{}}_exp{experiment}_iter{iteration - 1}"
+        path = self.files.save_set([kept], {}, self.about, name)
         what = f"{', '.join(bad)} is not finite" if bad else "the gradient is not finite"
         message = (
             f"experiment {experiment}, iteration {iteration}: {what}; the last finite images are in {path}; "
@@ -364,7 +364,7 @@ class Run:
             "versions": versions(),
         }
 
-    def conclude(self, condensed: dict[str, list[float]], set_path, results_path) -> None:
+    def conclude(self, condensed: dict[str, list[float]], set_path: Path, results_path: Path) -> None:
         args, say = self.args, self.files.say
         of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
         say(f"=== {of}, accuracy on the {args.eval_split} set ===")

@@ -17,7 +17,7 @@ import rng
 from augment import DiffAugment, augment
 from data import Batches, ImageData
 from networks import empty_network, initialise
-from speed import autocast, fast, laid_out
+from speed import autocast, compiled, laid_out, laid_out_net
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256
@@ -156,7 +156,7 @@ class Evaluator:
         if model not in self.nets:
             data, args = self.data, self.args
             net = empty_network(model, data.channel, data.num_classes, data.im_size, args.device)
-            self.nets[model] = fast(net, args)
+            self.nets[model] = compiled(laid_out_net(net, args), args)
         return self.nets[model]
 
     def __call__(

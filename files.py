@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -88,17 +89,12 @@ class RunFiles:
         self._replace(path, lambda tmp: save_image(images, tmp, nrow=ipc, format="png"))
         return path
 
-    def save_set(self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], about: dict) -> Path:
+    def save_set(
+        self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], about: dict, name: str = "res_{}"
+    ) -> Path:
         """The published file, {'data': [[images, labels], ...], 'accs_all_exps'}, and what describes it."""
-        path = self.folder / f"res_{self.stem}.pt"
+        path = self.folder / f"{name.format(self.stem)}.pt"
         content = {"data": sets, "accs_all_exps": accs_all_exps, **about}
-        self._replace(path, lambda tmp: torch.save(content, tmp))
-        return path
-
-    def save_last_finite(self, images: Tensor, labels: Tensor, experiment: int, iteration: int, about: dict) -> Path:
-        """The images as they were before a loss became non-finite, in the layout of `save_set`."""
-        path = self.folder / f"last_finite_{self.stem}_exp{experiment}_iter{iteration}.pt"
-        content = {"data": [[images, labels]], "accs_all_exps": {}, **about}
         self._replace(path, lambda tmp: torch.save(content, tmp))
         return path
 
@@ -108,7 +104,7 @@ class RunFiles:
         return path
 
     @staticmethod
-    def _replace(path: Path, write) -> None:
+    def _replace(path: Path, write: Callable[[Path], object]) -> None:
         """Write beside `path`, then rename: a reader never sees half a file."""
         tmp = path.with_name(path.name + ".tmp")
         write(tmp)

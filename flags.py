@@ -123,13 +123,13 @@ def recipe_parser(description: str, model: str) -> Parser:
         help="evaluate random real images at the start, the set every so many steps and at the end; 0: only at the "
         "end; unset: 2000 in modes S and SS, else 0",
     )
-
     add(
         "--eval_split",
         choices=("test", "val"),
         default="test",
         help="val: score on a seeded tenth of the training images, held out of everything else",
     )
+
     parser.output.add_argument("--save_path", default="result", help="folder for everything that is written")
     return parser
 

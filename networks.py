@@ -87,8 +87,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 POOLINGS: dict[str, Callable[[], nn.Module | None]] = {
     "none": lambda: None,
-    "maxpool": lambda: nn.MaxPool2d(2),
-    "avgpool": lambda: nn.AvgPool2d(2),
+    "maxpooling": lambda: nn.MaxPool2d(2),
+    "avgpooling": lambda: nn.AvgPool2d(2),
 }
 
 
@@ -190,7 +190,7 @@ def ConvNet(
     net_depth: int = 3,
     net_act: str = "relu",
     net_norm: str = "instancenorm",
-    net_pooling: str = "avgpool",
+    net_pooling: str = "avgpooling",
     im_size: tuple[int, int] = (32, 32),
     tapped: bool = False,
 ) -> Network:
@@ -218,7 +218,7 @@ def LeNet(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -
     for width in (6, 16):
         trunk.conv(width, 5, padding=0)
         trunk.act("relu")
-        trunk.pool("maxpool", last=True)
+        trunk.pool("maxpooling", last=True)
     hidden = [nn.Linear(trunk.size, 120), nn.ReLU(inplace=True), nn.Linear(120, 84), nn.ReLU(inplace=True)]
     return Network([*trunk.layers, nn.Flatten(), *hidden], 84, num_classes)
 
@@ -237,7 +237,7 @@ def AlexNet(
         trunk.norm(norm)
         trunk.act("relu")
         if pooled:
-            trunk.pool("maxpool")
+            trunk.pool("maxpooling")
             trunk.tap()
     trunk.taps = trunk.taps[:2]
     return trunk.network(num_classes, tapped)
@@ -258,7 +258,7 @@ def VGG11(
             trunk.norm(norm)
             trunk.act("relu")
             trunk.tap()
-        trunk.pool("maxpool", last=group == 4)
+        trunk.pool("maxpooling", last=group == 4)
     return trunk.network(num_classes, tapped)
 
 
@@ -312,8 +312,8 @@ TAPPABLE: dict[str, Callable[..., Network]] = {
     "ConvNetIN": partial(ConvNet, net_norm="instancenorm"),
     "ConvNetGN": partial(ConvNet, net_norm="groupnorm"),
     "ConvNetNP": partial(ConvNet, net_pooling="none"),
-    "ConvNetMP": partial(ConvNet, net_pooling="maxpool"),
-    "ConvNetAP": partial(ConvNet, net_pooling="avgpool"),
+    "ConvNetMP": partial(ConvNet, net_pooling="maxpooling"),
+    "ConvNetAP": partial(ConvNet, net_pooling="avgpooling"),
     "AlexNet": AlexNet,
     "AlexNetBN": AlexNetBN,
     "VGG11": VGG11,

@@ -61,7 +61,7 @@ def main() -> None:
     plain_optimizer = torch.optim.SGD(plain_net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     plain_train = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
     plain_test = DataLoader(TensorDataset(test, test_labels), batch_size=256)
-    net = speed.fast(get_network("ConvNet", 3, 10), args)
+    net = speed.compiled(speed.laid_out_net(get_network("ConvNet", 3, 10), args), args)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     train = Batches(images, labels, 256, shuffle=True)
     testloader = Batches(test, test_labels, evaluate.TEST_BATCH)

@@ -33,7 +33,7 @@ def test_siamese_draws_are_shared_and_leave_the_global_generator(name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_per_image_draws_differ_and_equal_single_siamese_like_calls(name):
+def test_per_image_draws_differ_and_follow_from_their_generator(name):
     x = torch.randn(1, 3, 16, 16).expand(32, -1, -1, -1).contiguous()
     out = DiffAugment(x, name, seed=-1, generator=torch.Generator().manual_seed(0))
     assert len({tuple(image.flatten().tolist()) for image in out}) > 1

@@ -155,7 +155,7 @@ def test_too_small_images_are_refused_not_made_constant():
 
 
 def test_published_constructors_are_there():
-    net = networks.ConvNet(3, 10, 32, 2, "leakyrelu", "groupnorm", "maxpool", im_size=(32, 32))
+    net = networks.ConvNet(3, 10, 32, 2, "leakyrelu", "groupnorm", "maxpooling", im_size=(32, 32))
     assert net.embed(torch.randn(1, 3, 32, 32)).shape == (1, 32 * 8 * 8)
     for name in ("MLP", "LeNet", "AlexNet", "AlexNetBN", "VGG11", "VGG11BN", "ResNet18", "ResNet18BN", "ResNet18BN_AP"):
         assert getattr(networks, name)(3, 10)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
