@@ -9,14 +9,14 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
-from condense import Features, condense
-from losses import correlation_matching, mean_matching
+from condense import Features, Statistics, condense
+from losses import gram_distance, mean_gram, mean_matching
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
     terms = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
     if args.style_ratio:
-        terms["L_CM"] = args.style_ratio * correlation_matching(real.maps, syn.maps)
+        terms["L_CM"] = args.style_ratio * gram_distance(real.style["mean_gram"], syn.style["mean_gram"])
     return terms
 
 
@@ -27,8 +27,13 @@ def make_parser() -> flags.Parser:
     return parser
 
 
+def settle(args: Namespace) -> Statistics:
+    """What the objective reads of feature maps."""
+    return {"mean_gram": mean_gram} if args.style_ratio else {}
+
+
 def run(args: Namespace) -> None:
-    condense(args, objective, needs_taps=True)
+    condense(args, objective, settle(args), needs_taps=True)
 
 
 if __name__ == "__main__":

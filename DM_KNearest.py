@@ -9,7 +9,7 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
-from condense import Features, condense
+from condense import Features, Statistics, condense
 from errors import UserError
 from losses import intra_class_diversity, mean_matching
 
@@ -38,9 +38,14 @@ def make_parser() -> flags.Parser:
     return parser
 
 
-def run(args: Namespace) -> None:
+def settle(args: Namespace) -> Statistics:
+    """Set k; the objective reads no feature maps."""
     args.k = neighbours(args)
-    condense(args, objective)
+    return {}
+
+
+def run(args: Namespace) -> None:
+    condense(args, objective, settle(args))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
-from condense import Features, condense
-from losses import mean_matching, moments_matching
+from condense import Features, Statistics, condense
+from losses import mean_map, mean_matching, moments_distance
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
     terms = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
     if args.style_ratio:
-        terms["L_MM"] = args.style_ratio * moments_matching(real.maps, syn.maps)
+        terms["L_MM"] = args.style_ratio * moments_distance(real.style["mean_map"], syn.style["mean_map"])
     return terms
 
 
@@ -27,8 +27,13 @@ def make_parser() -> flags.Parser:
     return parser
 
 
+def settle(args: Namespace) -> Statistics:
+    """What the objective reads of feature maps."""
+    return {"mean_map": mean_map} if args.style_ratio else {}
+
+
 def run(args: Namespace) -> None:
-    condense(args, objective, needs_taps=True)
+    condense(args, objective, settle(args), needs_taps=True)
 
 
 if __name__ == "__main__":

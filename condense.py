@@ -1,8 +1,9 @@
 """The one loop that the recipes share: sample, augment, embed, match, step, evaluate, save.
 
 Classes go through the network several at a time (`--class_chunk`), each chunk with one backward, which is exact
-because the objective is a sum over classes. The network of an iteration is always the same module, initialised
-afresh in place.
+because the objective is a sum over classes. Their real images go through it in parts, because all that matching
+needs of them are embeddings and means over images. The network of an iteration is always the same module,
+initialised afresh in place.
 """
 
 import sys
@@ -30,40 +31,102 @@ from schedules import SCHEDULES
 from speed import autocast, compiled, laid_out, laid_out_net
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
-# Pixels of real images in one pass when --class_chunk is 0. A CPU is fastest while feature maps are reused before
-# they leave its caches; an accelerator wants large passes.
-PASS_PIXELS = {"cpu": 2**18, "cuda": 2**22, "mps": 2**21}
+
+
+def pass_pixels(device: str | torch.device) -> int:
+    """Pixels in one pass: of real images in a part, and of synthetic ones in a chunk when --class_chunk is 0.
+
+    A CPU is fastest while feature maps are reused before they leave its caches; an accelerator wants large passes.
+    """
+    return 2**16 if torch.device(device).type == "cpu" else 2**20
 
 
 class Features(NamedTuple):
     """What a network says of several classes' images."""
 
     embedding: Tensor  # phi(x): [classes, n, D]
-    maps: list[Tensor]  # F^l_x, over tapped layers: [classes, n, C, H, W]
+    style: dict[str, list[Tensor]]  # by name, over tapped layers: a statistic of the feature maps, [classes, ...]
 
 
 # A recipe: (real, syn, args) -> its weighted terms by name, each a scalar summed over the classes given.
 Objective = Callable[[Features, Features, Namespace], dict[str, Tensor]]
+# By name, what a recipe needs of feature maps [classes, n, C, H, W]: a mean over the n images, [classes, ...].
+Statistics = dict[str, Callable[[Tensor], Tensor]]
 
 
-def features(net: Network, images: Tensor) -> Features:
+def features(net: Network, images: Tensor, statistics: Statistics, precision: str) -> Features:
     """Embed images [classes, n, C, H, W] in one forward pass."""
-    out = net.embed(images.flatten(0, 1))
+    with autocast(images.device, precision):
+        out = net.embed(images.flatten(0, 1))
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]
-    return Features(embedding.float().unflatten(0, shape), [m.unflatten(0, shape) for m in maps])
+    style = {name: [mean(m.unflatten(0, shape)) for m in maps] for name, mean in statistics.items()}
+    return Features(embedding.float().unflatten(0, shape), style)
 
 
-def chunk_terms(net: Network, real: Tensor, syn: Tensor, objective: Objective, args: Namespace) -> dict[str, Tensor]:
-    """The objective on some classes' augmented images [classes, n, C, H, W]; what `--compile` makes one graph of.
+def merged(parts: list[Features]) -> Features:
+    """Features of the same classes' images, taken some images at a time, as if taken at once."""
+    n = sum(part.embedding.shape[1] for part in parts)
+    weights = [part.embedding.shape[1] / n for part in parts]
+    style = {
+        name: [
+            sum(weight * mean for weight, mean in zip(weights, layer, strict=True))
+            for layer in zip(*(part.style[name] for part in parts), strict=True)
+        ]
+        for name in parts[0].style
+    }
+    return Features(torch.cat([part.embedding for part in parts], dim=1), style)
 
-    The real branch carries no gradient, and only its statistics leave the graph.
-    """
-    with autocast(syn.device, args.precision):
-        with torch.no_grad():
-            real_features = features(net, real)
-        syn_features = features(net, syn)
-    return objective(real_features, syn_features, args)
+
+def stacked(groups: list[Features]) -> Features:
+    """Features of some classes after those of others."""
+    style = {
+        name: [torch.cat(layer) for layer in zip(*(group.style[name] for group in groups), strict=True)]
+        for name in groups[0].style
+    }
+    return Features(torch.cat([group.embedding for group in groups]), style)
+
+
+class Matcher:
+    """An objective under a network; what `--compile` makes two graphs of: a part of the real images, and the rest."""
+
+    def __init__(self, net: Network, objective: Objective, statistics: Statistics, args: Namespace):
+        self.net, self.objective, self.statistics, self.args = net, objective, statistics, args
+        self._features, self._syn_terms = compiled(features, args), compiled(self._eager_syn_terms, args)
+
+    def _eager_syn_terms(self, net: Network, syn: Tensor, real: Features) -> dict[str, Tensor]:
+        return self.objective(real, features(net, syn, self.statistics, self.args.precision), self.args)
+
+    def terms(self, real: Tensor, syn: Tensor) -> dict[str, Tensor]:
+        """The weighted terms on some classes' augmented images [classes, n, C, H, W]; real ones carry no gradient."""
+        return self._syn_terms(self.net, syn, self.real_features(real))
+
+    @torch.no_grad()
+    def real_features(self, real: Tensor) -> Features:
+        classes, part = part_shape(self.net, real)
+        return stacked(
+            [
+                merged([self._features(self.net, x, self.statistics, self.args.precision) for x in own.split(part, 1)])
+                for own in real.split(classes)
+            ]
+        )
+
+
+def part_shape(net: Network, real: Tensor) -> tuple[int, int]:
+    """(classes, images of each) of real images [classes, n, C, H, W] that go through the network in one pass."""
+    classes, n, _, height, width = real.shape
+    most = max(1, pass_pixels(real.device) // (height * width))
+    if has_batch_norm(net):  # its statistics run over all classes of a pass, as published
+        return classes, n
+    if n > most:
+        parts = -(-n // most)
+        return 1, -(-n // parts)
+    # A divisor of the classes, so that all parts have the same shape and are compiled once.
+    return max(c for c in range(1, classes + 1) if classes % c == 0 and (c == 1 or c * n <= most)), n
+
+
+def has_batch_norm(net: Network) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
 def augment_classes(images: Tensor, seeds: list[int], args: Namespace) -> Tensor:
@@ -95,23 +158,16 @@ class Synthetic(NamedTuple):
 
 
 def condensation_step(
-    net: Network,
-    syn_set: Synthetic,
-    data: ImageData,
-    experiment: int,
-    iteration: int,
-    objective: Objective,
-    args: Namespace,
-    chunk: Callable = chunk_terms,
+    matcher: Matcher, syn_set: Synthetic, data: ImageData, experiment: int, iteration: int, args: Namespace
 ) -> dict[str, Tensor]:
     """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
 
-    `chunk` is `chunk_terms` or its compiled form. Returns the terms, summed over classes. Where a term or a stepped
-    pixel is not finite, the images stay as they were before this step, and all later steps leave them so.
+    Returns the terms, summed over classes. Where a term or a stepped pixel is not finite, the images stay as they
+    were before this step, and all later steps leave them so.
     """
     image_syn, optimizer, finite = syn_set
     where = (args.seed, experiment, iteration)
-    initialise(net, rng.generator(*where, -1, "network"))
+    initialise(matcher.net, rng.generator(*where, -1, "network"))
     optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
@@ -121,7 +177,7 @@ def condensation_step(
         indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
         real = laid_out(augment_classes(data.batch(torch.stack(indices)), seeds, args), args)
         syn = laid_out(augment_classes(image_syn[classes.start : classes.stop], seeds, args), args)
-        terms = chunk(net, real, syn, objective, args)
+        terms = matcher.terms(real, syn)
         sum(terms.values()).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach()
@@ -180,7 +236,7 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
             f"--model {args.model} has no feature-map taps, which style matching needs: use --model ConvNet_gram or "
             "another _gram form of a ConvNet, AlexNet, VGG11 or ResNet18"
         )
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+    if has_batch_norm(net):
         args.class_chunk = data.num_classes
     elif args.class_chunk == 0:
         args.class_chunk = choose_chunk(data, args)
@@ -190,16 +246,16 @@ def check_against(data: ImageData, args: Namespace, needs_taps: bool) -> Network
 
 
 def choose_chunk(data: ImageData, args: Namespace) -> int:
-    """Classes per pass: as many as the device is fast with and half of its free memory holds.
+    """Classes per backward: as many as the device is fast with and half of its free memory holds.
 
-    A divisor of the number of classes, so that every pass has the same shape and is compiled once.
+    A divisor of the number of classes, so that every chunk has the same shape and is compiled once.
     """
     height, width = data.im_size
-    most = PASS_PIXELS[torch.device(args.device).type] // (args.batch_real * height * width)
+    most = pass_pixels(args.device) // (args.ipc * height * width)
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, "meta")
     needed = memory.class_bytes(net, (data.channel, height, width), args.batch_real, args.ipc)
     free = memory.free_memory(args.device)
-    if free is not None:
+    if free is not None:  # the other half is for a part of the real images, and whoever else is there
         most = min(most, free // 2 // needed)
     return max(n for n in range(1, data.num_classes + 1) if data.num_classes % n == 0 and n <= max(1, most))
 
@@ -213,9 +269,10 @@ def condensing_pixels(data: ImageData, args: Namespace) -> int:
     return images * data.im_size[0] * data.im_size[1]
 
 
-def condense(args: Namespace, objective: Objective, needs_taps: bool = False) -> None:
+def condense(args: Namespace, objective: Objective, statistics: Statistics, needs_taps: bool = False) -> None:
     """Run the experiments of a recipe and write everything into args.save_path.
 
+    `statistics` are those of the feature maps that the objective reads as `real.style` and `syn.style`.
     Raises UserError for what the user can mend, and when a loss stops being finite.
     """
     if args.device == "cpu":
@@ -225,17 +282,16 @@ def condense(args: Namespace, objective: Objective, needs_taps: bool = False) ->
         data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
     net = check_against(data, args, needs_taps)
     data = data.to(args.device)
-    Run(args, data, net, objective).all_experiments()
+    Run(args, data, Matcher(net, objective, statistics, args)).all_experiments()
 
 
 class Run:
-    """The state of a run: its data, network and files, and what has been measured so far."""
+    """The state of a run: its data, networks and files, and what has been measured so far."""
 
-    def __init__(self, args: Namespace, data: ImageData, net: Network, objective: Objective):
-        self.args, self.data, self.net, self.objective = args, data, net, objective
+    def __init__(self, args: Namespace, data: ImageData, matcher: Matcher):
+        self.args, self.data, self.matcher = args, data, matcher
         self.files = RunFiles(args)
         self.evaluator = evaluate.Evaluator(data, args)
-        self.chunk = compiled(chunk_terms, args)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
         self.started = time.perf_counter()
         self.step_seconds, self.steps = 0.0, 0
@@ -279,9 +335,7 @@ class Run:
         with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
             began = time.perf_counter()
             for iteration in bar:
-                terms = condensation_step(
-                    self.net, syn_set, self.data, experiment, iteration, self.objective, args, self.chunk
-                )
+                terms = condensation_step(self.matcher, syn_set, self.data, experiment, iteration, args)
                 pending.append(terms | {"finite": syn_set.finite.clone()})
                 last = iteration == args.Iteration
                 evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)

@@ -25,22 +25,7 @@ def moments_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
 
     Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, moments matching.
     """
-    per_layer = []
-    for real, syn in zip(real_maps, syn_maps, strict=True):
-        mu_R, sd_R = _moments(real)
-        mu_S, sd_S = _moments(syn)
-        mse = (mu_S - mu_R).square().mean(1) + (sd_S - sd_R).square().mean(1)  # MSE over channels: [classes]
-        per_layer.append(mse.sum() / 2)
-    return torch.stack(per_layer).mean()
-
-
-def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over positions of the batch-mean map, each [classes, C]."""
-    mean_map = _mean(maps).flatten(2)  # Fbar: [classes, C, H*W]
-    positions = mean_map.shape[2]
-    # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
-    var = mean_map.var(dim=2, correction=min(1, positions - 1))
-    return mean_map.mean(2), (var + 1e-5).sqrt()
+    return moments_distance([mean_map(maps) for maps in real_maps], [mean_map(maps) for maps in syn_maps])
 
 
 def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
@@ -48,11 +33,36 @@ def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Ten
 
     Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, correlation matching.
     """
-    per_layer = [
-        (_mean_gram(syn) - _mean_gram(real)).square().sum()  # || G_S - G_R ||_F^2
-        for real, syn in zip(real_maps, syn_maps, strict=True)
-    ]
+    return gram_distance([mean_gram(maps) for maps in real_maps], [mean_gram(maps) for maps in syn_maps])
+
+
+# --- the style terms in two halves: a statistic, which is a mean over images and so can be taken part by part, ----
+# --- and the distance of two sets of statistics                                                               ----
+
+
+def moments_distance(real: list[Tensor], syn: list[Tensor]) -> Tensor:
+    """L_MM from lists over layers of batch-mean maps [classes, C, H, W] (see `mean_map`)."""
+    per_layer = []
+    for mean_R, mean_S in zip(real, syn, strict=True):
+        mu_R, sd_R = _moments(mean_R)
+        mu_S, sd_S = _moments(mean_S)
+        mse = (mu_S - mu_R).square().mean(1) + (sd_S - sd_R).square().mean(1)  # MSE over channels: [classes]
+        per_layer.append(mse.sum() / 2)
     return torch.stack(per_layer).mean()
+
+
+def gram_distance(real: list[Tensor], syn: list[Tensor]) -> Tensor:
+    """L_CM from lists over layers of mean Gram matrices [classes, C, C] (see `mean_gram`)."""
+    per_layer = [(G_S - G_R).square().sum() for G_R, G_S in zip(real, syn, strict=True)]  # || G_S - G_R ||_F^2
+    return torch.stack(per_layer).mean()
+
+
+def _moments(mean_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over positions of a map [classes, C, H, W], each [classes, C]."""
+    flat = mean_map.flatten(2)
+    # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
+    var = flat.var(dim=2, correction=min(1, flat.shape[2] - 1))
+    return flat.mean(2), (var + 1e-5).sqrt()
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -60,8 +70,13 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _mean_gram(maps: Tensor) -> Tensor:
-    """Mean over images of F F^T / (C*H*W): [classes, C, C].
+def mean_map(maps: Tensor) -> Tensor:
+    """Fbar, the mean over images of maps [classes, n, C, H, W]: [classes, C, H, W]."""
+    return _mean(maps)
+
+
+def mean_gram(maps: Tensor) -> Tensor:
+    """G, the mean over images of F F^T / (C*H*W), of maps [classes, n, C, H, W]: [classes, C, C].
 
     The sum over images and the sum over positions are one contraction, so the Grams of single images, n times
     as large as the result, never exist. In bfloat16 they do: the one sum would be rounded to 8 bits, an error that

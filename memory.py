@@ -1,6 +1,7 @@
 """How much memory there is, how much a step takes, and how to make the allocator keep it."""
 
 import ctypes
+import math
 import sys
 
 import torch
@@ -52,8 +53,8 @@ def peak_memory(device: str) -> int | None:
 def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: int) -> int:
     """Bytes that one class takes in a step, estimated roughly and high: image is [C, H, W].
 
-    A gradient keeps every feature map of a synthetic image, and backward needs as much again; of a real image only
-    the layer at work and the taps stay.
+    A gradient keeps every feature map of a synthetic image, and backward needs as much again; of a real image it is
+    the pixels, drawn, normalised and augmented.
     """
     sizes: list[int] = []
 
@@ -66,5 +67,4 @@ def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: in
             net(torch.empty(1, *image))
         for hook in hooks:
             hook.remove()
-    kept, working = sum(sizes), 3 * max(sizes) + sum(sizes) // 2
-    return 4 * (2 * ipc * kept + batch_real * working)
+    return 4 * (2 * ipc * sum(sizes) + 4 * batch_real * math.prod(image))

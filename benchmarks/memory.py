@@ -15,8 +15,7 @@ import timing
 
 import flags
 import memory
-import speed
-from condense import Synthetic, check_against, chunk_terms, condensation_step
+from condense import Matcher, Synthetic, check_against, condensation_step
 
 
 def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
@@ -37,16 +36,15 @@ def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str
         *step.CPU,
     ]
     args = flags.resolve(recipe.make_parser().parse_args(argv))
-    if hasattr(recipe, "neighbours"):
-        args.k = recipe.neighbours(args)
+    statistics = recipe.settle(args)
     memory.keep_freed_memory()
     data = step.random_data(classes, 32, batch_real)
-    net = check_against(data, args, needs_taps=False)
+    matcher = Matcher(check_against(data, args, needs_taps=False), recipe.objective, statistics, args)
     images = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
-    syn_set, chunk = Synthetic.start(images.contiguous(), args), speed.compiled(chunk_terms, args)
+    syn_set = Synthetic.start(images.contiguous(), args)
     before = memory.peak_memory(args.device)
     for it in (1, 2):
-        condensation_step(net, syn_set, data, 0, it, recipe.objective, args, chunk)
+        condensation_step(matcher, syn_set, data, 0, it, args)
     peak = memory.peak_memory(args.device)
     return f"| {case} | {classes} | {ipc} | {args.class_chunk} | {before / 2**30:.2f} | {peak / 2**30:.2f} |"
 

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 import flags
 import memory
 import rng
-import speed
 from augment import DiffAugment
-from condense import Synthetic, check_against, chunk_terms, condensation_step
+from condense import Matcher, Synthetic, check_against, condensation_step
 from data import ImageData
 from networks import get_network
 
@@ -148,11 +147,9 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     model += "_gram" if recipe_name != "DM_KNearest" else ""
     argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", "on", *own_flags, *CPU]
     args = flags.resolve(recipe.make_parser().parse_args(argv))
-    if hasattr(recipe, "neighbours"):
-        args.k = recipe.neighbours(args)
+    statistics = recipe.settle(args)
     data = random_data(classes, size, batch_real)
-    net = check_against(data, args, needs_taps=False)
-    chunk = speed.compiled(chunk_terms, args)
+    matcher = Matcher(check_against(data, args, needs_taps=False), recipe.objective, statistics, args)
     start = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
     ours, plain = Synthetic.start(start.clone(), args), Synthetic.start(start.clone(), args)
     its = {"ours": 0, "plain": 0}
@@ -160,7 +157,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     def run_ours() -> None:
         memory.keep_freed_memory()
         its["ours"] += 1
-        terms = condensation_step(net, ours, data, 0, its["ours"], recipe.objective, args, chunk)
+        terms = condensation_step(matcher, ours, data, 0, its["ours"], args)
         sum(terms.values()).item()
 
     def run_plain() -> None:

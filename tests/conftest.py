@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import flags
+from condense import Matcher, check_against
+from data import ImageData
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Path(__file__).parent / "reference"
@@ -65,10 +67,12 @@ def command_line(recipe: str, *argv: str) -> subprocess.CompletedProcess:
 
 
 def parse(recipe: str, *argv: str) -> Namespace:
-    """The resolved arguments of a recipe's command line, and its objective as `args.objective`."""
+    """The resolved arguments of a recipe's command line."""
+    return flags.resolve(importlib.import_module(recipe).make_parser().parse_args(list(argv)))
+
+
+def matcher(recipe: str, args: Namespace, data: ImageData) -> Matcher:
+    """What a run of the recipe matches under, before its first step."""
     module = importlib.import_module(recipe)
-    args = flags.resolve(module.make_parser().parse_args(list(argv)))
-    if hasattr(module, "neighbours"):
-        args.k = module.neighbours(args)
-    args.objective = module.objective
-    return args
+    statistics = module.settle(args)
+    return Matcher(check_against(data, args, needs_taps=False), module.objective, statistics, args)

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, RECIPES, parse, quick_model, tiny_arrays
+from conftest import QUICK, RECIPES, matcher, parse, quick_model, tiny_arrays
 
 import condense
 import data as datasets
 import rng
 from augment import DiffAugment
-from condense import check_against, real_images
+from condense import real_images
 from errors import UserError
 from losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
 from networks import get_network, initialise
@@ -32,7 +32,7 @@ def ready(recipe, data_path, *argv):
     """Arguments and data as a run has them before its first step."""
     args = parse(recipe, *QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), *argv)
     data = datasets.load(args.dataset, args.data_path)
-    check_against(data, args, needs_taps=recipe != "DM_KNearest")
+    matcher(recipe, args, data)
     return args, data
 
 
@@ -193,3 +193,23 @@ def test_the_validation_split_is_scored_in_place_of_the_test_set(tmp_path, capsy
     with pytest.raises(UserError, match="--eval_split val"):
         run("DM_KNearest", tmp_path, tmp_path / "b", "--eval_split", "val", "--ipc", "1")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("classes", "n", "pixels"), [(2, 7, 2**12), (4, 3, 2**13), (1, 5, 2**20), (3, 2, 1)])
+def test_real_images_in_parts_give_the_features_of_all_at_once(classes, n, pixels, data_path, monkeypatch):
+    for recipe in ("DM_GramMatching", "DM_MeanStd_Matching"):
+        args = parse(recipe, *QUICK, "--model", quick_model(recipe))
+        under = matcher(recipe, args, datasets.load("CIFAR10", data_path))
+        initialise(under.net, rng.generator(0, 0, 1, -1, "network"))
+        images = torch.randn(classes, n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        whole = condense.features(under.net, images, under.statistics, "fp32")
+        sizes = []
+        under.net.features[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))  # noqa: B023
+        with monkeypatch.context() as patch:
+            patch.setattr(condense, "pass_pixels", lambda device: pixels)
+            real = under.real_features(images)
+        assert max(sizes) <= max(1, pixels // 1024) and sum(sizes) == classes * n
+        torch.testing.assert_close(real.embedding, whole.embedding)
+        assert list(real.style) == list(whole.style) != []
+        for name, layers in whole.style.items():
+            torch.testing.assert_close(real.style[name], layers)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import QUICK, RECIPES, parse
+from conftest import QUICK, RECIPES, matcher, parse
 from torch import nn
 
 import data as datasets
 from augment import DiffAugment
-from condense import Synthetic, check_against, condensation_step, real_images
+from condense import Synthetic, condensation_step, real_images
 from evaluate import train_step
 from networks import empty_network
 
@@ -18,12 +18,12 @@ def test_a_condensation_step(recipe, data_path):
     args.class_chunk = 4
     data = datasets.load("CIFAR10", data_path)
     args.device = "meta"
-    net, data = check_against(data, args, needs_taps=False), data.to("meta")
+    under, data = matcher(recipe, args, data), data.to("meta")
     syn_set = Synthetic.start(real_images(data, args, 0), args)
     image_syn = syn_set.images
-    assert image_syn.device.type == "meta" and next(net.parameters()).device.type == "meta"
+    assert image_syn.device.type == "meta" and next(under.net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
-        terms = condensation_step(net, syn_set, data, 0, iteration, args.objective, args)
+        terms = condensation_step(under, syn_set, data, 0, iteration, args)
         assert len(terms) == 2 and all(value.device.type == "meta" for value in terms.values())
     assert image_syn.grad.device.type == "meta"
 
