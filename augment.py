@@ -6,8 +6,9 @@ a loop over images. `augment`, at the end, is the older augmentation of Dataset 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,19 +39,33 @@ class ParamDiffAug:
 
 
 class Draws:
-    """Where operations get their parameters: n at a time, one per image or, Siamese, one for all."""
+    """Where operations get the parameters of N images.
 
-    def __init__(self, n: int, device: torch.device, next_generator: Callable[[], torch.Generator | None]):
-        self.n, self.device, self.next_generator = n, device, next_generator
+    Each parameter is drawn `each` times from every generator that `sources` then gives, and every draw serves
+    `images` images: N = generators * each * images.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        sources: Callable[[], list[torch.Generator | None]],
+        each: int = 1,
+        images: int = 1,
+    ):
+        self.device, self.sources, self.each, self.images = device, sources, each, images
 
     def uniform(self) -> Tensor:
-        """[n, 1, 1, 1] in [0, 1)."""
-        return to_device(torch.rand(self.n, 1, 1, 1, generator=self.next_generator(), device="cpu"), self.device)
+        """[N, 1, 1, 1] in [0, 1)."""
+        return self._spread([torch.rand(self.each, 1, 1, 1, generator=g, device="cpu") for g in self.sources()])
 
     def integers(self, low: int, high: int) -> Tensor:
-        """[n, 1] in [low, high)."""
-        draw = torch.randint(low, high, (self.n, 1), generator=self.next_generator(), device="cpu")
-        return to_device(draw, self.device)
+        """[N, 1] in [low, high)."""
+        return self._spread(
+            [torch.randint(low, high, (self.each, 1), generator=g, device="cpu") for g in self.sources()]
+        )
+
+    def _spread(self, draws: list[Tensor]) -> Tensor:
+        return to_device(torch.cat(draws), self.device).repeat_interleave(self.images, dim=0)
 
 
 # --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
@@ -144,21 +159,60 @@ def DiffAugment(
     operations = operations_of(strategy)
     if not operations:
         return x
-    if param is None:
-        param = ParamDiffAug()
-    if seed == -1:
-        draws = Draws(x.shape[0], x.device, lambda: generator)
-    else:  # one fresh generator per parameter: seed for the operation, then seed + 1, seed + 2, ...
-        seeds = itertools.count(seed)
-        draws = Draws(1, x.device, lambda: torch.Generator("cpu").manual_seed(next(seeds)))
-    if param.aug_mode == "S":
-        pick = torch.randint(0, len(operations), (1,), generator=draws.next_generator(), device="cpu")
-        operations = [operations[int(pick)]]
-    elif param.aug_mode != "M":
-        raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
-    for operation in operations:
-        x = operation(x, param, draws)
+    if seed != -1:
+        return augment_classes(x[None], strategy, [seed], param)[0]
+    param = param or ParamDiffAug()
+    for operation in _one_or_all(operations, param, generator):
+        x = operation(x, param, Draws(x.device, lambda: [generator], each=x.shape[0]))
     return x.contiguous()
+
+
+def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiffAug | None = None) -> Tensor:
+    """Siamese augmentation of x [classes, n, C, H, W], each class by its own seed as `DiffAugment` would.
+
+    Classes that draw the same operation are augmented at once, except on a CPU where a class is large: it would
+    leave the caches.
+    """
+    operations = operations_of(strategy)
+    if not operations:
+        return x
+    param = param or ParamDiffAug()
+    alone = x.device.type == "cpu" and x[0].numel() > 2**17
+    groups: dict[tuple[tuple[Callable, ...], int | None], list[int]] = {}
+    for c, seed in enumerate(seeds):
+        chosen = _one_or_all(operations, param, torch.Generator("cpu").manual_seed(seed))
+        groups.setdefault((chosen, c if alone else None), []).append(c)
+    done = []
+    for (chosen, _), classes in groups.items():
+        # One fresh generator per class and parameter: seed for the operation, then seed + 1, seed + 2, ...
+        nexts = [itertools.count(seeds[c] + 1) for c in classes]
+        draws = Draws(x.device, partial(_fresh, nexts), images=x.shape[1])
+        first, last = classes[0], classes[-1]
+        neighbours = last - first + 1 == len(classes)  # a view, where it can be
+        own = x[first : last + 1] if neighbours else x[to_device(torch.tensor(classes), x.device)]
+        out = own.flatten(0, 1)
+        for operation in chosen:
+            out = operation(out, param, draws)
+        done.append(out)
+    if len(groups) == 1:
+        return done[0].view_as(x).contiguous()
+    out = torch.cat(done).view_as(x)
+    order = torch.tensor([c for classes in groups.values() for c in classes]).argsort()
+    return out if alone else out[to_device(order, x.device)]
+
+
+def _fresh(nexts: list[Iterator[int]]) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(next(seeds)) for seeds in nexts]
+
+
+def _one_or_all(
+    operations: list[Callable], param: ParamDiffAug, generator: torch.Generator | None
+) -> tuple[Callable, ...]:
+    if param.aug_mode == "S":
+        return (operations[int(torch.randint(0, len(operations), (1,), generator=generator, device="cpu"))],)
+    if param.aug_mode != "M":
+        raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
+    return tuple(operations)
 
 
 # --- the augmentation of Dataset Condensation (Zhao et al., ICLR 2021), for scripts that import it -----------

@@ -22,7 +22,7 @@ import evaluate
 import memory
 import rng
 import speed
-from augment import DiffAugment
+from augment import augment_classes
 from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, plain, versions
@@ -129,15 +129,6 @@ def has_batch_norm(net: Network) -> bool:
     return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
-def augment_classes(images: Tensor, seeds: list[int], args: Namespace) -> Tensor:
-    """Siamese augmentation of images [classes, n, C, H, W], each class with its own seed."""
-    if not args.dsa:
-        return images
-    return torch.stack(
-        [DiffAugment(x, args.dsa_strategy, s, args.dsa_param) for x, s in zip(images, seeds, strict=True)]
-    )
-
-
 def chunks(num_classes: int, size: int) -> Iterator[range]:
     for first in range(0, num_classes, size):
         yield range(first, min(first + size, num_classes))
@@ -175,9 +166,9 @@ def condensation_step(
         # A class has one augmentation for its real and its synthetic images.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
         indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
-        real = laid_out(augment_classes(data.batch(torch.stack(indices)), seeds, args), args)
-        syn = laid_out(augment_classes(image_syn[classes.start : classes.stop], seeds, args), args)
-        terms = matcher.terms(real, syn)
+        real, syn = data.batch(torch.stack(indices)), image_syn[classes.start : classes.stop]
+        real, syn = (augment_classes(x, args.dsa_strategy, seeds, args.dsa_param) for x in (real, syn))
+        terms = matcher.terms(laid_out(real, args), laid_out(syn, args))
         sum(terms.values()).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach()

@@ -3,8 +3,9 @@
     python benchmarks/step.py [--repeats 5] [--threads N] [--cases CM,MM,...] [--shapes cifar10-ipc10,...]
 
 `plain` is written from the equations, class by class, eager, float32, one backward at the end, under the C library's
-default allocator, as the published scripts compute it. `limit` is only the convolutions of the step, in bfloat16 with
-channels last: forward for the real images, forward and input gradient for the synthetic ones. Images are random.
+default allocator, as the published scripts compute it. `limit` is only the convolutions of the step with channels
+last, in the precision that `ours` chose (bfloat16 where the device is fast at it): forward for the real images, forward
+and input gradient for the synthetic ones. Images are random.
 """
 
 import argparse
@@ -105,17 +106,18 @@ def plain_step(case: str, images: Tensor, optimizer: torch.optim.Optimizer, data
 
 def bare_convolutions(data: ImageData, args: Namespace) -> Callable[[], None]:
     net, calls = get_network(args.model, 3, data.num_classes, data.im_size), []
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
     for layer in net.features:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda module, inputs, output: calls.append((module, inputs[0].shape[1:])))
     net(torch.zeros(1, 3, *data.im_size))
 
     def inputs(n: int) -> list[Tensor]:
-        made = [torch.randn(n, *shape).bfloat16() for _, shape in calls]
+        made = [torch.randn(n, *shape).to(dtype) for _, shape in calls]
         return [x.contiguous(memory_format=torch.channels_last) for x in made]
 
     real, syn = inputs(args.batch_real), [x.requires_grad_() for x in inputs(args.ipc)]
-    weights = [m.weight.detach().bfloat16().contiguous(memory_format=torch.channels_last) for m, _ in calls]
+    weights = [m.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last) for m, _ in calls]
 
     def run() -> None:
         for _ in range(data.num_classes):
@@ -173,7 +175,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
 
     found = timing.medians({"plain": run_plain, "ours": run_ours, "limit": run_limit}, repeats)
     print(
-        f"| {shape} | {case} | {found['plain']:.3f} | {found['ours']:.3f} | {found['limit']:.3f} "
+        f"| {shape} | {case} | {args.precision} | {found['plain']:.3f} | {found['ours']:.3f} | {found['limit']:.3f} "
         f"| {found['plain'] / found['ours']:.2f} | {found['ours'] / found['limit']:.2f} |",
         flush=True,
     )
@@ -189,7 +191,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{timing.settings()}; batch_real {options.batch_real}, median of {options.repeats} interleaved repeats\n")
-    print("| shape | terms | plain s | ours s | limit s | plain / ours | ours / limit |\n|---|---|---|---|---|---|---|")
+    print("| shape | terms | precision | plain s | ours s | limit s | plain / ours | ours / limit |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for shape in options.shapes.split(","):
         for case in options.cases.split(","):
             measure(case, shape, options.repeats, options.batch_real)

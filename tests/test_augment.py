@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, get_daparam
+from augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, augment_classes, get_daparam
 from errors import UserError
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -39,6 +39,21 @@ def test_per_image_draws_differ_and_follow_from_their_generator(name):
     assert len({tuple(image.flatten().tolist()) for image in out}) > 1
     again = DiffAugment(x, name, seed=-1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("mode", ["S", "M"])
+@pytest.mark.parametrize("shape", [(7, 2, 3, 16, 16), (3, 60, 3, 32, 32), (1, 2, 1, 28, 28)])
+def test_classes_augmented_together_equal_classes_augmented_alone(shape, mode):
+    param, strategy = ParamDiffAug(aug_mode=mode), "_".join(OPERATIONS)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for first in range(0, 50, 10):
+        seeds = [first + c for c in range(shape[0])]
+        together = augment_classes(x, strategy, seeds, param)
+        alone = torch.stack([DiffAugment(y, strategy, s, param) for y, s in zip(x, seeds, strict=True)])
+        assert torch.equal(together, alone)
+        weights = torch.rand(shape, generator=torch.Generator().manual_seed(first))
+        gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (together, alone)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_without_a_generator_draws_come_from_the_global_one():
