@@ -27,6 +27,7 @@ from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, plain, versions
 from networks import Network, empty_network, initialise
+from sampling import SAMPLERS, Random
 from schedules import SCHEDULES
 from speed import autocast, compiled, laid_out, laid_out_net
 
@@ -149,7 +150,7 @@ class Synthetic(NamedTuple):
 
 
 def condensation_step(
-    matcher: Matcher, syn_set: Synthetic, data: ImageData, experiment: int, iteration: int, args: Namespace
+    matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, args: Namespace
 ) -> dict[str, Tensor]:
     """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
 
@@ -162,11 +163,11 @@ def condensation_step(
     optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    for classes in chunks(data.num_classes, args.class_chunk):
+    for classes in chunks(len(image_syn), args.class_chunk):
         # A class has one augmentation for its real and its synthetic images.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
-        indices = [data.draw(c, args.batch_real, rng.generator(*where, c, "real images")) for c in classes]
-        real, syn = data.batch(torch.stack(indices)), image_syn[classes.start : classes.stop]
+        real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
+        syn = image_syn[classes.start : classes.stop]
         real, syn = (augment_classes(x, args.dsa_strategy, seeds, args.dsa_param) for x in (real, syn))
         terms = matcher.terms(laid_out(real, args), laid_out(syn, args))
         sum(terms.values()).backward()
@@ -285,7 +286,8 @@ class Run:
         self.evaluator = evaluate.Evaluator(data, args)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
         self.started = time.perf_counter()
-        self.step_seconds, self.steps = 0.0, 0
+        self.sampler = SAMPLERS[args.real_sampling](data, args)
+        self.step_seconds, self.steps = time.perf_counter() - self.started, 0
         self.evaluations: list[dict] = []
         self.about = {
             "args": plain(args),
@@ -326,7 +328,7 @@ class Run:
         with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
             began = time.perf_counter()
             for iteration in bar:
-                terms = condensation_step(self.matcher, syn_set, self.data, experiment, iteration, args)
+                terms = condensation_step(self.matcher, syn_set, self.sampler, experiment, iteration, args)
                 pending.append(terms | {"finite": syn_set.finite.clone()})
                 last = iteration == args.Iteration
                 evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)

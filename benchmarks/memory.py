@@ -16,6 +16,7 @@ import timing
 import flags
 import memory
 from condense import Matcher, Synthetic, check_against, condensation_step
+from sampling import Random
 
 
 def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
@@ -44,7 +45,7 @@ def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str
     syn_set = Synthetic.start(images.contiguous(), args)
     before = memory.peak_memory(args.device)
     for it in (1, 2):
-        condensation_step(matcher, syn_set, data, 0, it, args)
+        condensation_step(matcher, syn_set, Random(data, args), 0, it, args)
     peak = memory.peak_memory(args.device)
     return f"| {case} | {classes} | {ipc} | {args.class_chunk} | {before / 2**30:.2f} | {peak / 2**30:.2f} |"
 

@@ -27,6 +27,7 @@ from augment import DiffAugment
 from condense import Matcher, Synthetic, check_against, condensation_step
 from data import ImageData
 from networks import get_network
+from sampling import Random
 
 CPU = ["--device", "cpu"]  # where the images and the plain loop are
 CASES = {  # term -> recipe, its flags
@@ -159,7 +160,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     def run_ours() -> None:
         memory.keep_freed_memory()
         its["ours"] += 1
-        terms = condensation_step(matcher, ours, data, 0, its["ours"], args)
+        terms = condensation_step(matcher, ours, Random(data, args), 0, its["ours"], args)
         sum(terms.values()).item()
 
     def run_plain() -> None:

@@ -10,6 +10,7 @@ from augment import DiffAugment
 from condense import Synthetic, condensation_step, real_images
 from evaluate import train_step
 from networks import empty_network
+from sampling import Random
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -23,7 +24,7 @@ def test_a_condensation_step(recipe, data_path):
     image_syn = syn_set.images
     assert image_syn.device.type == "meta" and next(under.net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
-        terms = condensation_step(under, syn_set, data, 0, iteration, args)
+        terms = condensation_step(under, syn_set, Random(data, args), 0, iteration, args)
         assert len(terms) == 2 and all(value.device.type == "meta" for value in terms.values())
     assert image_syn.grad.device.type == "meta"
 

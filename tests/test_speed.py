@@ -20,6 +20,7 @@ from errors import UserError
 from evaluate import Evaluator
 from losses import correlation_matching, mean_matching, moments_matching
 from networks import empty_network
+from sampling import Random
 
 needs_compiler = pytest.mark.skipif(
     speed._compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"
@@ -32,7 +33,10 @@ def steps(recipe, data_path, *argv):
     args = parse(recipe, *quick, *argv)
     data = datasets.load(args.dataset, args.data_path)
     under, syn_set = matcher(recipe, args, data), Synthetic.start(real_images(data, args, 0), args)
-    losses = [torch.stack(list(condensation_step(under, syn_set, data, 0, it, args).values())) for it in (1, 2, 3)]
+    losses = [
+        torch.stack(list(condensation_step(under, syn_set, Random(data, args), 0, it, args).values()))
+        for it in (1, 2, 3)
+    ]
     return torch.stack(losses), syn_set.images.detach(), real_images(data, args, 0)
 
 
