@@ -16,7 +16,6 @@ from networks import ARCHITECTURES
 from sampling import SAMPLERS
 from schedules import SCHEDULES
 
-
 # Settings that go together, by name: flag -> value. A flag that is given as well wins.
 PRESETS = {
     # Found on CIFAR10's validation split at ipc 10; what it is worth: README, "Speed".

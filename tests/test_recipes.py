@@ -83,6 +83,18 @@ def test_defaults_are_the_published_ones_and_the_papers_commands_parse(recipe):
     assert vars(args) == defaults | {"num_eval": 5, "save_path": "result_cifar10"}
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_preset_sets_its_flags_and_a_given_flag_wins(recipe):
+    parser = importlib.import_module(recipe).make_parser
+    plain, fast = (vars(parser().parse_args(argv)) for argv in ([], ["--preset", "fast"]))
+    assert fast == plain | flags.PRESETS["fast"] | {"preset": "fast"} != plain
+    given = vars(parser().parse_args(["--batch_real", "7", "--preset", "fast"]))
+    assert given == fast | {"batch_real": 7}
+    types = {action.dest: action.type for action in parser()._actions}
+    for name, value in flags.PRESETS["fast"].items():
+        assert types[name] is None or types[name](str(value)) == value
+
+
 @pytest.mark.parametrize(
     ("argv", "every"), [("", 2000), ("--eval_mode S", 2000), ("--eval_mode M", 0), ("--eval_mode M --eval_every 7", 7)]
 )
@@ -123,6 +135,7 @@ BAD_COMMANDS = {
     "--device cuda:99": "'cuda:99'",
     "--device gpu": "'gpu'",
     "--init random": "--init",
+    "--preset fastest": "'fast'",
     "--model ConvNet": "use --model ConvNet_gram",
     "--iterations 5": "'--Iteration'",
     "--data_path nowhere --dataset Nope": "'Nope'",

@@ -123,7 +123,7 @@ def test_the_chunk_divides_the_classes_and_follows_free_memory(data_path, monkey
     assert choose_chunk(data, args) == 2  # 2**16 pixels would hold 4, which does not divide 10
     args.ipc = 2
     assert choose_chunk(data, args) == 10
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2**26)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**24)
     assert choose_chunk(data, args) == 1
 
 
