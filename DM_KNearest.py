@@ -9,9 +9,10 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
-from condense import Features, Statistics, condense
+from condense import condense
 from errors import UserError
 from losses import intra_class_diversity, mean_matching
+from matching import Features, Statistics
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:

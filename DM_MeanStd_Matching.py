@@ -9,8 +9,9 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
-from condense import Features, Statistics, condense
+from condense import condense
 from losses import mean_map, mean_matching, moments_distance
+from matching import Features, Statistics
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:

@@ -1,133 +1,41 @@
 """The one loop that the recipes share: sample, augment, embed, match, step, evaluate, save.
 
 Classes go through the network several at a time (`--class_chunk`), each chunk with one backward, which is exact
-because the objective is a sum over classes. Their real images go through it in parts, because all that matching
-needs of them are embeddings and means over images. The network of an iteration is always the same module,
-initialised afresh in place.
+because the objective is a sum over classes. The network of an iteration is always the same module, initialised
+afresh in place. As all randomness follows from the iteration, a run goes on from images, momentum and results alone.
 """
 
+import copy
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from math import inf
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import data as datasets
 import evaluate
 import memory
+import resume
 import rng
 import speed
 from augment import augment_classes
 from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, plain, versions
+from interrupt import Interrupts
+from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
 from networks import Network, empty_network, initialise
 from sampling import SAMPLERS, Random
 from schedules import SCHEDULES
-from speed import autocast, compiled, laid_out, laid_out_net
+from speed import laid_out, laid_out_net
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
-
-
-def pass_pixels(device: str | torch.device) -> int:
-    """Pixels in one pass: of real images in a part, and of synthetic ones in a chunk when --class_chunk is 0.
-
-    A CPU is fastest while feature maps are reused before they leave its caches; an accelerator wants large passes.
-    """
-    return 2**16 if torch.device(device).type == "cpu" else 2**20
-
-
-class Features(NamedTuple):
-    """What a network says of several classes' images."""
-
-    embedding: Tensor  # phi(x): [classes, n, D]
-    style: dict[str, list[Tensor]]  # by name, over tapped layers: a statistic of the feature maps, [classes, ...]
-
-
-# A recipe: (real, syn, args) -> its weighted terms by name, each a scalar summed over the classes given.
-Objective = Callable[[Features, Features, Namespace], dict[str, Tensor]]
-# By name, what a recipe needs of feature maps [classes, n, C, H, W]: a mean over the n images, [classes, ...].
-Statistics = dict[str, Callable[[Tensor], Tensor]]
-
-
-def features(net: Network, images: Tensor, statistics: Statistics, precision: str) -> Features:
-    """Embed images [classes, n, C, H, W] in one forward pass."""
-    with autocast(images.device, precision):
-        out = net.embed(images.flatten(0, 1))
-    embedding, maps = out if isinstance(out, tuple) else (out, [])
-    shape = images.shape[:2]
-    style = {name: [mean(m.unflatten(0, shape)) for m in maps] for name, mean in statistics.items()}
-    return Features(embedding.float().unflatten(0, shape), style)
-
-
-def merged(parts: list[Features]) -> Features:
-    """Features of the same classes' images, taken some images at a time, as if taken at once."""
-    n = sum(part.embedding.shape[1] for part in parts)
-    weights = [part.embedding.shape[1] / n for part in parts]
-    style = {
-        name: [
-            sum(weight * mean for weight, mean in zip(weights, layer, strict=True))
-            for layer in zip(*(part.style[name] for part in parts), strict=True)
-        ]
-        for name in parts[0].style
-    }
-    return Features(torch.cat([part.embedding for part in parts], dim=1), style)
-
-
-def stacked(groups: list[Features]) -> Features:
-    """Features of some classes after those of others."""
-    style = {
-        name: [torch.cat(layer) for layer in zip(*(group.style[name] for group in groups), strict=True)]
-        for name in groups[0].style
-    }
-    return Features(torch.cat([group.embedding for group in groups]), style)
-
-
-class Matcher:
-    """An objective under a network; what `--compile` makes two graphs of: a part of the real images, and the rest."""
-
-    def __init__(self, net: Network, objective: Objective, statistics: Statistics, args: Namespace):
-        self.net, self.objective, self.statistics, self.args = net, objective, statistics, args
-        self._features, self._syn_terms = compiled(features, args), compiled(self._eager_syn_terms, args)
-
-    def _eager_syn_terms(self, net: Network, syn: Tensor, real: Features) -> dict[str, Tensor]:
-        return self.objective(real, features(net, syn, self.statistics, self.args.precision), self.args)
-
-    def terms(self, real: Tensor, syn: Tensor) -> dict[str, Tensor]:
-        """The weighted terms on some classes' augmented images [classes, n, C, H, W]; real ones carry no gradient."""
-        return self._syn_terms(self.net, syn, self.real_features(real))
-
-    @torch.no_grad()
-    def real_features(self, real: Tensor) -> Features:
-        classes, part = part_shape(self.net, real)
-        return stacked(
-            [
-                merged([self._features(self.net, x, self.statistics, self.args.precision) for x in own.split(part, 1)])
-                for own in real.split(classes)
-            ]
-        )
-
-
-def part_shape(net: Network, real: Tensor) -> tuple[int, int]:
-    """(classes, images of each) of real images [classes, n, C, H, W] that go through the network in one pass."""
-    classes, n, _, height, width = real.shape
-    most = max(1, pass_pixels(real.device) // (height * width))
-    if has_batch_norm(net):  # its statistics run over all classes of a pass, as published
-        return classes, n
-    if n > most:
-        parts = -(-n // most)
-        return 1, -(-n // parts)
-    # A divisor of the classes, so that all parts have the same shape and are compiled once.
-    return max(c for c in range(1, classes + 1) if classes % c == 0 and (c == 1 or c * n <= most)), n
-
-
-def has_batch_norm(net: Network) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+CHECKPOINT_SECONDS = 300  # at most, between two checkpoints while it condenses
 
 
 def chunks(num_classes: int, size: int) -> Iterator[range]:
@@ -140,29 +48,42 @@ class Synthetic(NamedTuple):
 
     images: Tensor  # [classes, ipc, C, H, W], normalised, requires grad
     optimizer: torch.optim.Optimizer
-    finite: Tensor  # boolean scalar: false for good once a term or a stepped pixel was not finite
+    velocity: Tensor  # the optimizer's momentum buffer, of the images' shape
+    finite: Tensor  # boolean scalar: whether the last step was finite; the images then are, too
 
     @classmethod
-    def start(cls, images: Tensor, args: Namespace) -> "Synthetic":
+    def start(cls, images: Tensor, args: Namespace, velocity: Tensor | None = None) -> "Synthetic":
         images.requires_grad_(True)
+        velocity = torch.zeros_like(images) if velocity is None else velocity
         optimizer = torch.optim.SGD([images], lr=args.lr_img, momentum=args.momentum_img)
-        return cls(images, optimizer, torch.ones((), dtype=torch.bool, device=images.device))
+        if args.momentum_img:
+            optimizer.state[images]["momentum_buffer"] = velocity
+        return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device))
+
+
+class Step(NamedTuple):
+    """What a step gives, on the device."""
+
+    terms: dict[str, Tensor]  # by name: [chunks], each summed over the classes of the chunk
+    gradient_finite: Tensor  # boolean [classes]
+    finite: Tensor  # boolean scalar: terms, gradient and stepped pixels
 
 
 def condensation_step(
     matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, args: Namespace
-) -> dict[str, Tensor]:
+) -> Step:
     """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
 
-    Returns the terms, summed over classes. Where a term or a stepped pixel is not finite, the images stay as they
-    were before this step, and all later steps leave them so.
+    Where a term, a gradient or a stepped pixel is not finite, images and momentum stay as they were before the step.
+    After it all later steps leave them so too, unless args.on_nonfinite is 'skip'. Raises whatever the device raises
+    where memory is out, before anything has changed.
     """
-    image_syn, optimizer, finite = syn_set
+    image_syn, optimizer, velocity, finite = syn_set
     where = (args.seed, experiment, iteration)
     initialise(matcher.net, rng.generator(*where, -1, "network"))
     optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
     optimizer.zero_grad(set_to_none=True)
-    totals: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {}
     for classes in chunks(len(image_syn), args.class_chunk):
         # A class has one augmentation for its real and its synthetic images.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
@@ -172,14 +93,18 @@ def condensation_step(
         terms = matcher.terms(laid_out(real, args), laid_out(syn, args))
         sum(terms.values()).backward()
         for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + value.detach()
+            parts.setdefault(name, []).append(value.detach())
 
-    before = image_syn.detach().clone()
+    terms = {name: torch.stack(values) for name, values in parts.items()}
+    gradient_finite = image_syn.grad.isfinite().flatten(1).all(1)
+    before, velocity_before = image_syn.detach().clone(), velocity.clone()
     optimizer.step()
     with torch.no_grad():
-        finite &= torch.stack(list(totals.values())).isfinite().all() & image_syn.isfinite().all()
+        good = torch.stack(list(terms.values())).isfinite().all() & gradient_finite.all() & image_syn.isfinite().all()
+        finite.copy_(good if args.on_nonfinite == "skip" else finite & good)
         image_syn.copy_(torch.where(finite, image_syn, before))
-    return totals
+        velocity.copy_(torch.where(finite, velocity, velocity_before))
+    return Step(terms, gradient_finite, finite.clone())
 
 
 def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
@@ -262,33 +187,55 @@ def condensing_pixels(data: ImageData, args: Namespace) -> int:
 
 
 def condense(args: Namespace, objective: Objective, statistics: Statistics, needs_taps: bool = False) -> None:
-    """Run the experiments of a recipe and write everything into args.save_path.
+    """Run the experiments of a recipe, or the rest of them, and write everything into args.save_path.
 
     `statistics` are those of the feature maps that the objective reads as `real.style` and `syn.style`.
-    Raises UserError for what the user can mend, and when a loss stops being finite.
+    Raises UserError for what the user can mend and when a loss stops being finite, Stopped after a signal.
     """
     if args.device == "cpu":
         memory.keep_freed_memory()
-    data = datasets.load(args.dataset, args.data_path)
-    if args.eval_split == "val":
-        data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
-    net = check_against(data, args, needs_taps)
-    data = data.to(args.device)
-    Run(args, data, Matcher(net, objective, statistics, args)).all_experiments()
+    requested = plain(args)
+    with RunFiles(args) as files, Interrupts().installed() as interrupts:
+        state = resume.find(args, requested)
+        with interrupts.anywhere():
+            data = datasets.load(args.dataset, args.data_path)
+            identity = {"requested": requested, "data": data.digest()}
+            if args.eval_split == "val":
+                data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
+            resume.check_data(state, identity["data"], data.name)
+            matcher = Matcher(check_against(data, args, needs_taps), objective, statistics, args)
+        Run(args, data.to(args.device), matcher, files, interrupts, identity, state).all_experiments()
 
 
 class Run:
-    """The state of a run: its data, networks and files, and what has been measured so far."""
+    """The state of a run: its data, networks and files, and what has been condensed and measured so far."""
 
-    def __init__(self, args: Namespace, data: ImageData, matcher: Matcher):
-        self.args, self.data, self.matcher = args, data, matcher
-        self.files = RunFiles(args)
+    def __init__(
+        self,
+        args: Namespace,
+        data: ImageData,
+        matcher: Matcher,
+        files: RunFiles,
+        interrupts: Interrupts,
+        identity: dict,
+        state: dict | None,
+    ):
+        self.args, self.data, self.matcher, self.files, self.interrupts = args, data, matcher, files, interrupts
+        self.identity = identity | {"chosen": {name: getattr(args, name) for name in resume.CHOSEN}}
         self.evaluator = evaluate.Evaluator(data, args)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
-        self.started = time.perf_counter()
-        self.sampler = SAMPLERS[args.real_sampling](data, args)
-        self.step_seconds, self.steps = time.perf_counter() - self.started, 0
-        self.evaluations: list[dict] = []
+        self.started = self.saved = time.perf_counter()
+        self.log_bytes = state["log_bytes"] if state else None  # None: nothing to go on from
+        state = state or {}
+        self.sets: list[Tensor] = state.get("sets", [])  # of finished experiments: [classes, ipc, C, H, W]
+        self.evaluations: list[dict] = state.get("evaluations", [])
+        self.skipped: list[list[int]] = state.get("skipped", [])  # [experiment, iteration]
+        self.seconds_before, self.step_seconds = state.get("seconds", 0.0), state.get("step_seconds", 0.0)
+        self.steps = state.get("steps", 0)
+        self.concluded: list[int] | None = state.get("concluded")  # [num_exp, num_eval] of the last conclusion
+        self.experiment, self.iteration = state.get("experiment", args.first_exp), state.get("iteration", 0)
+        self.restored = state.get("images"), state.get("velocity")  # of the experiment in progress
+        self.syn_set: Synthetic | None = None
         self.about = {
             "args": plain(args),
             "mean": data.mean,
@@ -298,96 +245,241 @@ class Run:
             "versions": versions(),
         }
 
+    # --- experiments ---------------------------------------------------------------------------------------------
+
     def all_experiments(self) -> None:
         args, files = self.args, self.files
-        files.log(f"command: {' '.join(sys.argv)}")
-        files.log(f"arguments: {plain(args)}")
-        files.say(
-            f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; {args.model} "
-            f"on {args.device}; writing to {args.save_path}"
-        )
-        files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
-        sets = []
-        for experiment in range(args.first_exp, args.first_exp + args.num_exp):
-            image_syn = self.one_experiment(experiment)
-            sets.append([image_syn.flatten(0, 1).cpu(), self.labels.cpu()])
-            condensed = self.accuracies("condensed", args.Iteration)
-            set_path = files.save_set(sets, condensed, self.about)
-            results_path = files.save_results(self.record(condensed))
-        self.conclude(condensed, set_path, results_path)
+        if self.concluded == [args.num_exp, args.num_eval] and files.has_results():
+            print(f"{args.save_path} is finished; nothing is left to do")
+            self.conclude(print)
+            return
+        files.open(self.log_bytes)
+        if self.log_bytes is None:
+            files.log(f"command: {' '.join(sys.argv)}")
+            files.log(f"arguments: {plain(args)}")
+            files.say(
+                f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; "
+                f"{args.model} on {args.device}; writing to {args.save_path}"
+            )
+            files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
+        else:
+            files.say(f"going on from the checkpoint of experiment {self.experiment}, iteration {self.iteration}")
+        with self.interrupts.anywhere():
+            began = time.perf_counter()
+            sampler = SAMPLERS[args.real_sampling](self.data, args)
+            self.step_seconds += time.perf_counter() - began
+        for number in range(args.num_exp):
+            experiment = args.first_exp + number
+            if number < len(self.sets):  # finished; there may be more networks to evaluate it with than before
+                images = self.sets[number].to(args.device)
+                self.evaluate_baseline(experiment)
+                self.evaluate(images, "condensed", experiment, args.Iteration)
+            else:
+                self.sets.append(self.one_experiment(experiment, sampler).cpu())
+                self.experiment, self.iteration, self.syn_set = experiment + 1, 0, None
+            self.save_results()
+            self.checkpoint()
+        self.conclude(files.say)
+        self.concluded = [args.num_exp, args.num_eval]
+        self.checkpoint()
+        files.wait()
 
-    def one_experiment(self, experiment: int) -> Tensor:
+    def one_experiment(self, experiment: int, sampler: Random) -> Tensor:
         """Condense once; the synthetic images [classes, ipc, C, H, W], normalised, after the last iteration."""
         args = self.args
-        syn_set = Synthetic.start(INITS[args.init](self.data, args, experiment), args)
-        image_syn = syn_set.images
-        self.files.save_grid(self.data.denormalise(image_syn.detach()), experiment, 0)
-        if args.eval_every:  # the baseline, on the same number of real images: those that --init real starts from
-            self.evaluate(real_images(self.data, args, experiment), "random real", experiment, 0)
-        pending: list[dict[str, Tensor]] = []
-        with tqdm(range(1, args.Iteration + 1), desc=f"exp {experiment}", unit="it", dynamic_ncols=True) as bar:
+        images, velocity = (None if x is None else x.to(args.device) for x in self.restored)
+        self.restored = None, None
+        if images is None:
+            images = INITS[args.init](self.data, args, experiment)
+            self.files.save_grid(self.data.denormalise(images), experiment, 0)
+        self.syn_set = Synthetic.start(images, args, velocity)
+        self.evaluate_baseline(experiment)
+        self.evaluate_if_due()
+        pending: list[Step] = []
+        first = self.iteration + 1
+        with tqdm(
+            range(first, args.Iteration + 1),
+            desc=f"exp {experiment}",
+            unit="it",
+            dynamic_ncols=True,
+            initial=self.iteration,
+            total=args.Iteration,
+        ) as bar:
             began = time.perf_counter()
             for iteration in bar:
-                terms = condensation_step(self.matcher, syn_set, self.sampler, experiment, iteration, args)
-                pending.append(terms | {"finite": syn_set.finite.clone()})
-                last = iteration == args.Iteration
-                evaluate_now = last or (args.eval_every and iteration % args.eval_every == 0)
-                if evaluate_now or iteration % CHECK_EVERY == 0:
-                    bar.set_postfix_str(self.look_at(pending, image_syn, experiment, iteration))
-                    self.steps += len(pending)
+                pending.append(self.step(sampler, iteration))
+                self.iteration, self.steps = iteration, self.steps + 1
+                save, due = self.checkpoint_is_due(), self.evaluation_is_due()
+                if due or save or iteration % CHECK_EVERY == 0 or self.interrupts.received:
+                    text = self.look_at(pending)
                     pending.clear()
-                if evaluate_now:
+                    if due or iteration % CHECK_EVERY == 0:
+                        bar.set_postfix_str(text)
+                if due or save or self.interrupts.received:
                     self.step_seconds += time.perf_counter() - began
-                    self.files.save_grid(self.data.denormalise(image_syn.detach()), experiment, iteration)
-                    self.evaluate(image_syn.detach(), "condensed", experiment, iteration)
+                    self.checkpoint()
+                    self.interrupts.check()
+                    self.evaluate_if_due()
                     began = time.perf_counter()
-        return image_syn.detach()
+        return self.syn_set.images.detach()
 
-    def look_at(self, pending: list[dict[str, Tensor]], image_syn: Tensor, experiment: int, iteration: int) -> str:
-        """Fetch the losses of the last iterations, log them, stop the run if one is not finite.
+    def step(self, sampler: Random, iteration: int) -> Step:
+        """One step; where memory is out, again with half as many classes at a time."""
+        args = self.args
+        while True:
+            try:
+                return condensation_step(self.matcher, self.syn_set, sampler, self.experiment, iteration, args)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            if args.class_chunk == 1 or has_batch_norm(self.matcher.net):
+                raise UserError(
+                    f"out of memory with {args.class_chunk} class(es) at a time: lower --batch_real or --ipc, or "
+                    "choose a smaller --model"
+                )
+            args.class_chunk = args.class_chunk // 2
+            self.files.say(f"out of memory: going on with --class_chunk {args.class_chunk}, to the same result")
+            memory.release()
 
-        Returns the last iteration's terms, each the mean over classes, as the published logs show them.
+    # --- what is looked at while it runs -------------------------------------------------------------------------
+
+    def look_at(self, pending: list[Step]) -> str:
+        """Fetch the last steps' losses, log those of every CHECK_EVERY-th; stop the run if one is not finite.
+
+        Returns the last step's terms, each the mean over classes, as the published logs show them.
         """
-        names = list(pending[0])
-        values = torch.stack([torch.stack([row[name].float() for name in names]) for row in pending]).tolist()
-        for it, row in enumerate(values, start=iteration - len(pending) + 1):
-            terms = dict(zip(names, row, strict=True))
-            if not terms.pop("finite"):
-                self.stop_non_finite(terms, image_syn, experiment, it)
-        terms = {name: value / self.data.num_classes for name, value in terms.items()}
-        text = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        self.files.log(f"exp {experiment} iter {iteration}: loss {sum(terms.values()):.6g} ({text})")
+        names = list(pending[0].terms)
+        rows = torch.stack([torch.stack([step.terms[name].float() for name in names]) for step in pending]).tolist()
+        finite = torch.stack([step.finite for step in pending]).tolist()
+        text = ""
+        for k, (row, good) in enumerate(zip(rows, finite, strict=True)):
+            iteration = self.iteration - len(pending) + 1 + k
+            if not good:
+                self.not_finite(dict(zip(names, row, strict=True)), pending[k].gradient_finite, iteration)
+                continue
+            terms = {name: sum(values) / self.data.num_classes for name, values in zip(names, row, strict=True)}
+            text = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            if iteration % CHECK_EVERY == 0 or iteration == self.args.Iteration:
+                loss = sum(terms.values())
+                self.files.log(f"exp {self.experiment} iter {iteration}: loss {loss:.6g} ({text})")
         return text
 
-    def stop_non_finite(self, terms: dict[str, float], image_syn: Tensor, experiment: int, iteration: int) -> None:
-        bad = [name for name, value in terms.items() if not abs(value) < float("inf")]
-        kept = [image_syn.detach().flatten(0, 1).cpu(), self.labels.cpu()]
-        name = f"last_finite_{{}}_exp{experiment}_iter{iteration - 1}"
+    def not_finite(self, terms: dict[str, list[float]], gradient_finite: Tensor, iteration: int) -> None:
+        """Count a skipped step, or stop the run and keep the images that the step began with."""
+        args, where = self.args, f"experiment {self.experiment}, iteration {iteration}"
+        bad = {name: [k for k, value in enumerate(values) if not abs(value) < inf] for name, values in terms.items()}
+        bad = {name: hit for name, hit in bad.items() if hit}
+        if bad:
+            hit = min(k for hit in bad.values() for k in hit)
+            first = hit * args.class_chunk
+            last = min(first + args.class_chunk, self.data.num_classes) - 1
+            what = f"{', '.join(bad)} of classes {first} to {last} is not finite"
+        else:
+            classes = (~gradient_finite).nonzero().flatten().tolist()
+            what = f"the gradient of classes {classes[0]} to {classes[-1]}" if classes else "a stepped pixel"
+            what += " is not finite"
+        if args.on_nonfinite == "skip":
+            self.skipped.append([self.experiment, iteration])
+            self.files.say(f"{where}: {what}; the step is skipped")
+            return
+        kept = [self.syn_set.images.detach().flatten(0, 1).cpu(), self.labels.cpu()]
+        name = f"last_finite_{{}}_exp{self.experiment}_iter{iteration - 1}"
         path = self.files.save_set([kept], {}, self.about, name)
-        what = f"{', '.join(bad)} is not finite" if bad else "the gradient is not finite"
         message = (
-            f"experiment {experiment}, iteration {iteration}: {what}; the last finite images are in {path}; "
-            "lower --lr_img or the weight of the term"
+            f"{where}: {what}; the images before it are in {path}; lower --lr_img or the weight of the term, or "
+            "--on_nonfinite skip"
         )
         self.files.log(f"error: {message}")
         raise UserError(message)
 
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluation_is_due(self) -> bool:
+        every = self.args.eval_every
+        return self.iteration == self.args.Iteration or bool(every and self.iteration and self.iteration % every == 0)
+
+    def evaluate_if_due(self) -> None:
+        if self.evaluation_is_due():
+            images = self.syn_set.images.detach()
+            self.files.save_grid(self.data.denormalise(images), self.experiment, self.iteration)
+            self.evaluate(images, "condensed", self.experiment, self.iteration)
+
+    def evaluate_baseline(self, experiment: int) -> None:
+        """On the same number of real images: those that --init real starts from."""
+        if self.args.eval_every:
+            self.evaluate(real_images(self.data, self.args, experiment), "random real", experiment, 0)
+
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
-        """Score images [classes, ipc, C, H, W] and say the result."""
-        accs = self.evaluator(images.flatten(0, 1), self.labels, experiment, iteration, self.files.log)
-        for model, values in accs.items():
-            entry = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
-            entry["condensing_seconds"] = self.step_seconds  # of all experiments so far, evaluations not counted
-            self.evaluations.append(entry | evaluate.summary(values))
-            self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(values)}")
+        """Score images [classes, ipc, C, H, W] on the networks that have not done so; a checkpoint after each."""
+        args, images = self.args, images.flatten(0, 1)
+        for model in evaluate.get_eval_pool(args.eval_mode, args.model):
+            entry = self.entry(experiment, iteration, kind, model)
+            accs = entry.get("accuracies", [])
+            for it_eval in range(len(accs), args.num_eval):
+                with self.interrupts.anywhere():
+                    where = (experiment, iteration, it_eval)
+                    acc = self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)
+                accs = [*accs, acc]
+                entry.update(evaluate.summary(accs))
+                if len(accs) == args.num_eval:
+                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(accs)}")
+                self.checkpoint()
+
+    def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
+        """The record of an evaluation, a new one if there is none yet."""
+        key = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
+        for entry in self.evaluations:
+            if key.items() <= entry.items():
+                return entry
+        # condensing_seconds: of all experiments so far, evaluations not counted
+        self.evaluations.append(key | {"condensing_seconds": self.step_seconds})
+        return self.evaluations[-1]
 
     def accuracies(self, kind: str, iteration: int) -> dict[str, list[float]]:
         """All experiments' accuracies at an iteration, by network."""
         accs: dict[str, list[float]] = {}
         for entry in self.evaluations:
             if (entry["images"], entry["iteration"]) == (kind, iteration):
-                accs.setdefault(entry["model"], []).extend(entry["accuracies"])
+                accs.setdefault(entry["model"], []).extend(entry.get("accuracies", []))
         return accs
+
+    # --- what is written -----------------------------------------------------------------------------------------
+
+    def checkpoint_is_due(self) -> bool:
+        due = self.iteration % self.args.checkpoint_every == 0
+        return due or time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+
+    def checkpoint(self) -> None:
+        """Hand the state to the writer, as a copy."""
+        images = velocity = None
+        if self.syn_set is not None:
+            images, velocity = (x.detach().to("cpu", copy=True) for x in (self.syn_set.images, self.syn_set.velocity))
+        self.saved = time.perf_counter()
+        state = {
+            "experiment": self.experiment,
+            "iteration": self.iteration,
+            "images": images,
+            "velocity": velocity,
+            "sets": list(self.sets),
+            "evaluations": copy.deepcopy(self.evaluations),
+            "skipped": list(self.skipped),
+            "seconds": self.seconds(),
+            "step_seconds": self.step_seconds,
+            "steps": self.steps,
+            "concluded": self.concluded,
+            "versions": versions(),
+            **self.identity,
+        }
+        self.files.save_checkpoint(state)
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save_results(self) -> None:
+        """The sets of the finished experiments and results.json."""
+        accs = self.accuracies("condensed", self.args.Iteration)
+        self.files.save_set([[x.flatten(0, 1), self.labels.cpu()] for x in self.sets], accs, self.about)
+        self.files.save_results(self.record(accs))
 
     def record(self, condensed: dict[str, list[float]]) -> dict:
         """What results.json holds. Accuracies are in [0, 1].
@@ -404,22 +496,23 @@ class Run:
             "models": {model: evaluate.summary(accs) for model, accs in condensed.items()},
             "random_real": {m: evaluate.summary(accs) for m, accs in self.accuracies("random real", 0).items()},
             "evaluations": self.evaluations,
-            "seconds": time.perf_counter() - self.started,
+            "skipped": self.skipped,
+            "seconds": self.seconds(),
             "iterations_per_second": self.steps / self.step_seconds,
             "peak_memory_bytes": memory.peak_memory(args.device),
             "hardware": hardware(args.device),
             "versions": versions(),
         }
 
-    def conclude(self, condensed: dict[str, list[float]], set_path: Path, results_path: Path) -> None:
-        args, say = self.args, self.files.say
+    def conclude(self, say: Callable[[str], None]) -> None:
+        args, files = self.args, self.files
         of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
         say(f"=== {of}, accuracy on the {args.eval_split} set ===")
-        for model, accs in condensed.items():
+        for model, accs in self.accuracies("condensed", args.Iteration).items():
             say(f"condensed,   {model}: {evaluate.describe(accs)}")
         for model, accs in self.accuracies("random real", 0).items():
             say(f"random real, {model}: {evaluate.describe(accs)}")
         last = args.first_exp + args.num_exp - 1
-        say(f"images  {self.files.folder / f'vis_{self.files.stem}_exp{last}_iter{args.Iteration}.png'}")
-        say(f"set     {set_path}")
-        say(f"results {results_path}")
+        say(f"images  {files.folder / f'vis_{files.stem}_exp{last}_iter{args.Iteration}.png'}")
+        say(f"set     {files.set_path}")
+        say(f"results {files.results_path}")

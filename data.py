@@ -5,6 +5,7 @@ A data set is one row of `DATASETS`: its shape, its published normalisation cons
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -91,6 +92,13 @@ class ImageData:
         """The inverse of `normalise`, to floats in [0, 1], clipped."""
         mean, std = self.constants
         return (images * std + mean).clamp(0, 1)
+
+    def digest(self) -> str:
+        """Of the training images and labels, to know them again."""
+        found = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x_train, self.y_train):
+            found.update(tensor.contiguous().numpy())
+        return found.hexdigest()
 
     def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:
         """Indices [n] of training images of a class, without replacement.

@@ -167,16 +167,31 @@ class Evaluator:
         Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number),
         so that the results of different recipes are paired, network by network.
         """
-        args, where = self.args, (self.args.seed, experiment, iteration, -1)
-        accs: dict[str, list[float]] = {}
-        for model in get_eval_pool(args.eval_mode, args.model):
-            accs[model] = []
-            for it_eval in range(args.num_eval):
-                net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
-                seed = rng.seed_of(*where, f"evaluation training {it_eval}")
-                *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, args, seed, log)
-                accs[model].append(acc)
-        return accs
+        args = self.args
+        return {
+            model: [
+                self.accuracy(model, images, labels, experiment, iteration, it_eval, log)
+                for it_eval in range(args.num_eval)
+            ]
+            for model in get_eval_pool(args.eval_mode, args.model)
+        }
+
+    def accuracy(
+        self,
+        model: str,
+        images: Tensor,
+        labels: Tensor,
+        experiment: int,
+        iteration: int,
+        it_eval: int,
+        log: Callable[[str], None],
+    ) -> float:
+        """Test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
+        where = (self.args.seed, experiment, iteration, -1)
+        net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
+        seed = rng.seed_of(*where, f"evaluation training {it_eval}")
+        *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, self.args, seed, log)
+        return acc
 
 
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:

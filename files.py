@@ -1,14 +1,16 @@
 """What a run writes into its save_path: training.log, image grids, the condensed set, results.json."""
 
 import contextlib
+import io
 import json
 import os
 import platform
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy
 import scipy
@@ -18,7 +20,13 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+import checkpoint
 from errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no lock of this kind
+    fcntl = None
 
 VERSION = "0.1.0"
 SMALLEST_TILE = 32  # pixels; smaller images are enlarged in the grids, so that a person sees them
@@ -57,22 +65,69 @@ def plain(args: Namespace) -> dict[str, str | int | float | bool | None]:
 
 
 class RunFiles:
-    """The files of one run. Creating it creates the folder; raises UserError where that can't be done."""
+    """The files of one run, and the lock on their folder: `with RunFiles(args) as files`, then `files.open()`.
+
+    Nothing is written before `open`. Raises UserError where another process has the folder, and, once it is open,
+    where the disk refuses a write.
+    """
 
     def __init__(self, args: Namespace):
         self.folder = Path(args.save_path)
         self.stem = f"DM_{args.dataset}_{args.model}_{args.ipc}ipc"
-        try:
+        self.set_path, self.results_path = self.folder / f"res_{self.stem}.pt", self.folder / "results.json"
+        self._log: IO[str] | None = None
+        self._lock: int | None = None
+        self._writer = checkpoint.Writer(self.folder / checkpoint.NAME)
+
+    def __enter__(self) -> "RunFiles":
+        if self.folder.exists():
+            self._take()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+        if self._log is not None:
+            self._log.close()
+        if self._lock is not None:
+            os.close(self._lock)  # and with it the lock
+
+    def open(self, log_bytes: int | None = None) -> None:
+        """Make the folder and open training.log, cut to its first `log_bytes` where a run goes on."""
+        with self._refused():
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._take()
             log = self.folder / "training.log"
+            if log_bytes is not None and log.exists() and log.stat().st_size > log_bytes:
+                os.truncate(log, log_bytes)  # what follows the checkpoint is done, and logged, again
             # Open for the whole run, and closed with the process.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+    def _take(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            self._lock = os.open(self.folder, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to --save_path {str(self.folder)!r}: name another") from None
         except OSError as error:
-            raise UserError(f"can't write to --save_path {args.save_path!r}: {error.strerror}") from None
+            raise UserError(f"can't use --save_path {str(self.folder)!r}: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"can't write to --save_path {str(self.folder)!r}: {error.strerror or error}; once it can be written, "
+                "the same command goes on from the last checkpoint, if there is one"
+            ) from None
 
     def log(self, line: str) -> None:
         """To training.log alone."""
-        self._log.write(f"{get_time()} {line}\n")
+        with self._refused():
+            self._log.write(f"{get_time()} {line}\n")
 
     def say(self, line: str) -> None:
         """To training.log and, past the progress bar, to the terminal."""
@@ -80,13 +135,23 @@ class RunFiles:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
+    def save_checkpoint(self, state: dict) -> None:
+        """In the background; a state's tensors must not change any more."""
+        with self._refused():
+            self._writer.submit(state | {"log_bytes": os.fstat(self._log.fileno()).st_size})
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        with self._refused():
+            self._writer.wait()
+
     def save_grid(self, images: Tensor, experiment: int, iteration: int) -> Path:
         """Images [classes, ipc, C, H, W] in [0, 1] as one PNG, a row a class."""
         path = self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
         ipc, images = images.shape[1], images.flatten(0, 1).cpu()
         enlarge = max(1, SMALLEST_TILE // images.shape[-1])
         images = images.repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
-        self._replace(path, lambda tmp: save_image(images, tmp, nrow=ipc, format="png"))
+        self._replace(path, lambda file: save_image(images, file, nrow=ipc, format="png"))
         return path
 
     def save_set(
@@ -95,17 +160,23 @@ class RunFiles:
         """The published file, {'data': [[images, labels], ...], 'accs_all_exps'}, and what describes it."""
         path = self.folder / f"{name.format(self.stem)}.pt"
         content = {"data": sets, "accs_all_exps": accs_all_exps, **about}
-        self._replace(path, lambda tmp: torch.save(content, tmp))
+        self._replace(path, lambda file: torch.save(content, file))
         return path
 
-    def save_results(self, record: dict) -> Path:
-        path = self.folder / "results.json"
-        self._replace(path, lambda tmp: tmp.write_text(json.dumps(record, indent=2) + "\n"))
-        return path
+    def save_results(self, record: dict) -> None:
+        self._replace(self.results_path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
 
-    @staticmethod
-    def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    def has_results(self) -> bool:
+        return self.set_path.exists() and self.results_path.exists()
+
+    def _replace(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
         """Write beside `path`, then rename: a reader never sees half a file."""
+        buffer = io.BytesIO()  # torch.save to a full disk raises whatever; a plain write says what it is
+        write(buffer)
         tmp = path.with_name(path.name + ".tmp")
-        write(tmp)
-        os.replace(tmp, path)
+        with self._refused():
+            try:
+                tmp.write_bytes(buffer.getbuffer())
+                os.replace(tmp, path)
+            finally:
+                tmp.unlink(missing_ok=True)

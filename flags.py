@@ -12,6 +12,7 @@ from augment import ParamDiffAug, operations_of
 from data import DATASETS
 from errors import UserError, lookup, nearest
 from evaluate import EVAL_MODES
+from interrupt import Stopped
 from networks import ARCHITECTURES
 from sampling import SAMPLERS
 from schedules import SCHEDULES
@@ -125,6 +126,12 @@ def recipe_parser(description: str, model: str) -> Parser:
         default="auto",
         help="torch.compile; auto: if the run is long enough to repay it and a compiler works",
     )
+    add(
+        "--on_nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a step whose loss or gradient is not finite; skipped ones are listed in results.json",
+    )
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
 
     add = parser.evaluation.add_argument
@@ -147,7 +154,15 @@ def recipe_parser(description: str, model: str) -> Parser:
         help="val: score on a seeded tenth of the training images, held out of everything else",
     )
 
-    parser.output.add_argument("--save_path", default="result", help="folder for everything that is written")
+    add = parser.output.add_argument
+    add("--save_path", default="result", help="folder for everything that is written")
+    add(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="auto: go on from the checkpoint in save_path, if there is one; never: want an empty one; must: want one",
+    )
+    add("--checkpoint_every", type=at_least(1), default=200, help="steps; a checkpoint is taken every 5 minutes too")
     return parser
 
 
@@ -195,3 +210,8 @@ def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        sys.exit(130)

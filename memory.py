@@ -1,6 +1,7 @@
 """How much memory there is, how much a step takes, and how to make the allocator keep it."""
 
 import ctypes
+import gc
 import math
 import sys
 
@@ -36,6 +37,18 @@ def free_memory(device: str) -> int | None:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is a device's, or the C library's, way of saying so."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Give memory that the allocator keeps back to the device, after one attempt was too large."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory(device: str) -> int | None:

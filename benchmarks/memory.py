@@ -15,7 +15,8 @@ import timing
 
 import flags
 import memory
-from condense import Matcher, Synthetic, check_against, condensation_step
+from condense import Synthetic, check_against, condensation_step
+from matching import Matcher
 from sampling import Random
 
 

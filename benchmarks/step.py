@@ -24,8 +24,9 @@ import flags
 import memory
 import rng
 from augment import DiffAugment
-from condense import Matcher, Synthetic, check_against, condensation_step
+from condense import Synthetic, check_against, condensation_step
 from data import ImageData
+from matching import Matcher
 from networks import get_network
 from sampling import Random
 
@@ -160,8 +161,8 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     def run_ours() -> None:
         memory.keep_freed_memory()
         its["ours"] += 1
-        terms = condensation_step(matcher, ours, Random(data, args), 0, its["ours"], args)
-        sum(terms.values()).item()
+        step = condensation_step(matcher, ours, Random(data, args), 0, its["ours"], args)
+        step.finite.item()
 
     def run_plain() -> None:
         default_allocator()

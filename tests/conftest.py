@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import flags
-from condense import Matcher, check_against
+from condense import check_against
 from data import ImageData
+from matching import Matcher
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Path(__file__).parent / "reference"

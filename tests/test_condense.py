@@ -10,6 +10,7 @@ from conftest import QUICK, RECIPES, matcher, parse, quick_model, tiny_arrays
 
 import condense
 import data as datasets
+import matching
 import rng
 from augment import DiffAugment
 from condense import real_images
@@ -146,10 +147,19 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path
     monkeypatch.setattr(recipe, "objective", failing)
     argv = ("--eval_every", "0", "--class_chunk", "5", "--Iteration")
     named = "the gradient" if bad == "gradient" else "L_MMD"
-    with pytest.raises(UserError, match=f"experiment 0, iteration 3: {named} is not finite") as caught:
+    with pytest.raises(
+        UserError, match=rf"experiment 0, iteration 3: {named} of classes 0 to \d is not finite"
+    ) as caught:
         run("DM_KNearest", data_path, tmp_path / "a", *argv, "30")
     path = tmp_path / "a" / "last_finite_DM_CIFAR10_ConvNetW32_2ipc_exp0_iter2.pt"
     assert str(path) in str(caught.value) and not list((tmp_path / "a").glob("res_*"))
+    calls.clear()
+    skipping, results = run("DM_KNearest", data_path, tmp_path / "c", *argv, "3", "--on_nonfinite", "skip")
+    assert results["skipped"] == [[0, 3]]
+    assert torch.equal(torch.load(path)["data"][0][0], skipping["data"][0][0])
+    calls.clear()
+    _, results = run("DM_KNearest", data_path, tmp_path / "d", *argv, "9", "--on_nonfinite", "skip")
+    assert results["skipped"] == [[0, 3]]  # and it went on from there
     calls.clear()
     two_steps, _ = run("DM_KNearest", data_path, tmp_path / "b", *argv, "2")
     assert torch.equal(torch.load(path)["data"][0][0], two_steps["data"][0][0])
@@ -202,11 +212,11 @@ def test_real_images_in_parts_give_the_features_of_all_at_once(classes, n, pixel
         under = matcher(recipe, args, datasets.load("CIFAR10", data_path))
         initialise(under.net, rng.generator(0, 0, 1, -1, "network"))
         images = torch.randn(classes, n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        whole = condense.features(under.net, images, under.statistics, "fp32")
+        whole = matching.features(under.net, images, under.statistics, "fp32")
         sizes = []
         under.net.features[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))  # noqa: B023
         with monkeypatch.context() as patch:
-            patch.setattr(condense, "pass_pixels", lambda device: pixels)
+            patch.setattr(matching, "pass_pixels", lambda device: pixels)
             real = under.real_features(images)
         assert max(sizes) <= max(1, pixels // 1024) and sum(sizes) == classes * n
         torch.testing.assert_close(real.embedding, whole.embedding)

@@ -22,7 +22,8 @@ def test_the_command_runs_and_writes_its_files(recipe, data_path, tmp_path):
     assert done.returncode == 0, done.stderr
     stem = f"DM_CIFAR10_{model}_2ipc"
     grids = {f"vis_{stem}_exp0_iter{i}.png" for i in (0, 2, 3)}
-    assert {p.name for p in save_path.iterdir()} == {"training.log", "results.json", f"res_{stem}.pt", *grids}
+    written = {"training.log", "results.json", f"res_{stem}.pt", "checkpoint.pt", "checkpoint_previous.pt"}
+    assert {p.name for p in save_path.iterdir()} == written | grids
 
     saved = torch.load(save_path / f"res_{stem}.pt")
     (images, labels), results = saved["data"][0], json.loads((save_path / "results.json").read_text())

@@ -33,10 +33,10 @@ def steps(recipe, data_path, *argv):
     args = parse(recipe, *quick, *argv)
     data = datasets.load(args.dataset, args.data_path)
     under, syn_set = matcher(recipe, args, data), Synthetic.start(real_images(data, args, 0), args)
-    losses = [
-        torch.stack(list(condensation_step(under, syn_set, Random(data, args), 0, it, args).values()))
-        for it in (1, 2, 3)
-    ]
+    losses, sampler = [], Random(data, args)
+    for it in (1, 2, 3):
+        terms = condensation_step(under, syn_set, sampler, 0, it, args).terms
+        losses.append(torch.stack([term.sum() for term in terms.values()]))
     return torch.stack(losses), syn_set.images.detach(), real_images(data, args, 0)
 
 

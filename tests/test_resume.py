@@ -1,0 +1,315 @@
+"""A run that is killed, stopped or damaged goes on to what it would have been without."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, command_line, parse, tiny_arrays
+
+import checkpoint
+import condense
+import DM_KNearest
+import memory
+from errors import UserError
+
+# Seconds of work: three experiments with evaluations between, a checkpoint after every step.
+DIGITS = [
+    *("--dataset", "Digits", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "8", "--Iteration", "24"),
+    *("--num_exp", "3", "--num_eval", "2", "--epoch_eval_train", "3", "--eval_every", "8", "--lr_img", "0.1"),
+    *("--checkpoint_every", "1", "--device", "cpu"),
+]
+SMALL = [*DIGITS, "--num_exp", "1", "--Iteration", "6", "--eval_every", "3", "--epoch_eval_train", "1"]
+TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path"}
+
+
+def run(folder, *argv, base=SMALL):
+    DM_KNearest.run(parse("DM_KNearest", *base, "--save_path", str(folder), *argv))
+
+
+def child(argv):
+    torch.set_num_threads(1)
+    DM_KNearest.run(parse("DM_KNearest", *argv))
+
+
+def timeless(value):
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in TIMES}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(folder):
+    """Images and results, times aside, and the log without its times and the lines that say it went on."""
+    saved = torch.load(next(folder.glob("res_*.pt")))
+    log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (folder / "training.log").read_text().splitlines()]
+    skip = ("going on", "command:", "arguments:", "set ", "results ", "images ")
+    log = [line.split("; writing")[0] for line in log if not line.startswith(skip)]
+    return [x for x, _ in saved["data"]], timeless(json.loads((folder / "results.json").read_text())), log
+
+
+def assert_same(found, expected):
+    assert len(found[0]) == len(expected[0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0], expected[0], strict=True))
+    assert found[1] == expected[1]
+    assert found[2] == expected[2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_at_five_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["DM_KNearest", "sklearn.datasets", "sklearn.model_selection", "test_resume"])
+
+    def start(folder):
+        process = context.Process(target=child, args=([*DIGITS, "--save_path", str(folder)],))
+        process.start()
+        return process
+
+    start(tmp_path / "warm").join()
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    whole.join()
+    took = time.monotonic() - began
+    assert whole.exitcode == 0
+    moments, kills = random.Random(0), 0
+    while kills < 5:
+        process = start(tmp_path / "killed")
+        process.join(took * moments.uniform(0.05, 0.25))
+        assert process.exitcode is None  # still at work
+        process.kill()
+        process.join()
+        kills += 1
+    last = start(tmp_path / "killed")
+    last.join()
+    assert last.exitcode == 0
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of SMALL."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def interrupted(folder, monkeypatch, where, *argv):
+    """Run SMALL and die, as by a kill, at the given call of condense.Run's method."""
+    method, number = where
+    original, calls = getattr(condense.Run, method), []
+
+    def dying(self, *args):
+        calls.append(None)
+        if len(calls) == number:
+            self.files.wait()
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(condense.Run, method, dying)
+        run(folder, *argv)
+
+
+@pytest.mark.parametrize("where", [("step", 1), ("step", 5), ("evaluate", 3), ("save_results", 1), ("conclude", 1)])
+def test_a_run_goes_on_from_any_place(where, whole, tmp_path, monkeypatch):
+    interrupted(tmp_path, monkeypatch, where)
+    run(tmp_path)
+    assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
+    import evaluate
+
+    trained, original = [], evaluate.Evaluator.accuracy
+
+    def counting(self, model, images, labels, experiment, iteration, it_eval, log):
+        trained.append((iteration, it_eval))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return original(self, model, images, labels, experiment, iteration, it_eval, log)
+
+    monkeypatch.setattr(evaluate.Evaluator, "accuracy", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    run(tmp_path)
+    assert trained == [(0, 0), (0, 1), (3, 0), (3, 1), (3, 1), (6, 0), (6, 1)]
+    assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_a_finished_run_reports_and_does_nothing_else(whole, capsys):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in whole.iterdir()}
+    run(whole)
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in whole.iterdir()}
+    out = capsys.readouterr().out
+    assert "is finished" in out and "condensed,   ConvNetW32: mean" in out
+
+
+def test_more_experiments_and_networks_are_added_to_a_finished_run(whole, tmp_path):
+    run(tmp_path / "a")
+    run(tmp_path / "a", "--num_exp", "2", "--num_eval", "3")
+    run(tmp_path / "b", "--num_exp", "2", "--num_eval", "3")
+    (images, results, _), (images_at_once, at_once, _) = outcome(tmp_path / "a"), outcome(tmp_path / "b")
+    assert torch.equal(images[0], images_at_once[0]) and torch.equal(images[1], images_at_once[1])
+    assert results["accuracies"] == at_once["accuracies"] and results["n"] == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--ipc", "3"), "--ipc 2 there, 3 now"),
+        (("--seed", "1"), "--seed"),
+        (("--num_eval", "1"), "--num_eval 2 there, 1 now"),
+        (("--lr_img", "0.2", "--icd_ratio", "3"), "--icd_ratio 10.0 there, 3.0 now"),
+        (("--resume", "never"), "--resume never"),
+    ],
+)
+def test_another_command_is_refused(argv, named, whole):
+    before = sorted(path.name for path in whole.iterdir())
+    with pytest.raises(UserError, match=re.escape(named)):
+        run(whole, *argv)
+    assert before == sorted(path.name for path in whole.iterdir())
+
+
+def test_resume_must_and_results_without_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="--resume must"):
+        run(tmp_path / "none", "--resume", "must")
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json of another run"):
+        run(tmp_path)
+
+
+def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch, capsys):
+    interrupted(tmp_path, monkeypatch, ("step", 5))
+    run(tmp_path, "--checkpoint_every", "3", "--class_chunk", "10")
+    assert "--class_chunk was 0, is 10" in capsys.readouterr().err
+    for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+DAMAGE = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "garbage": lambda content: os.urandom(5000),
+    "a flipped byte": lambda content: content[:3000] + bytes([content[3000] ^ 1]) + content[3001:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tmp_path, monkeypatch, capsys):
+    interrupted(tmp_path, monkeypatch, ("step", 6))
+    path = tmp_path / checkpoint.NAME
+    good = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](good))
+    run(tmp_path)
+    assert f"{path} can't be used" in capsys.readouterr().err
+    assert_same(outcome(tmp_path), outcome(whole))
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(DAMAGE[damage](good))
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        run(tmp_path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    checkpoint.write(tmp_path / checkpoint.NAME, {})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="its format is 0"):
+        run(tmp_path)
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    import numpy as np
+
+    argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out")]
+    for seed in (0, 1):
+        np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(seed=seed))
+        if seed:
+            with pytest.raises(UserError, match="not the data"):
+                run(tmp_path / "out", base=argv)
+        else:
+            run(tmp_path / "out", base=argv)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+def test_a_second_process_on_the_folder_is_refused(whole, tmp_path, monkeypatch):
+    original = condense.Run.step
+
+    def step(self, *args):
+        if self.iteration == 2:
+            with pytest.raises(UserError, match="another process"):
+                run(tmp_path)
+        return original(self, *args)
+
+    monkeypatch.setattr(condense.Run, "step", step)
+    run(tmp_path)
+    assert_same(outcome(tmp_path), outcome(whole))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_run_where_it_can_go_on(sent, status, tmp_path):
+    argv = [*DIGITS, "--Iteration", "100000", "--eval_every", "0", "--checkpoint_every", "100000", "--compile", "off"]
+    command = [sys.executable, str(ROOT / "DM_KNearest.py"), *argv, "--save_path", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "training.log"
+    while process.poll() is None and not (log.exists() and "iter 10:" in log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "the same command goes on" in err.splitlines()[-1] and "Traceback" not in err
+    state = checkpoint.read(tmp_path / checkpoint.NAME)
+    assert state["iteration"] >= 10 and state["images"].isfinite().all()
+
+
+def test_out_of_memory_goes_on_with_half_the_classes(whole, tmp_path, monkeypatch, capsys):
+    original = condense.condensation_step
+
+    def small(matcher, syn_set, sampler, experiment, iteration, args):
+        if args.class_chunk > 2:
+            raise torch.OutOfMemoryError("no more")
+        return original(matcher, syn_set, sampler, experiment, iteration, args)
+
+    monkeypatch.setattr(condense, "condensation_step", small)
+    run(tmp_path)
+    assert "going on with --class_chunk 2" in capsys.readouterr().out
+    for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def never(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(condense, "condensation_step", never)
+    with pytest.raises(UserError, match="lower --batch_real"):
+        run(tmp_path / "b")
+    assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(RuntimeError("other"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(tmp_path, monkeypatch):
+    def full(path, state):
+        if state["iteration"] >= 4:
+            with open("/dev/full", "wb", buffering=0) as file:
+                file.write(b"x")
+        return original(path, state)
+
+    original = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(tmp_path)
+    assert checkpoint.read(tmp_path / checkpoint.NAME)["iteration"] == 3
+
+
+def test_the_command_line_reports_a_finished_run(tmp_path):
+    argv = [*SMALL, "--Iteration", "2", "--eval_every", "0", "--save_path", str(tmp_path)]
+    first, second = (command_line("DM_KNearest", *argv) for _ in range(2))
+    assert first.returncode == second.returncode == 0
+    summary = first.stdout[first.stdout.index("===") :]
+    assert summary == second.stdout[second.stdout.index("===") :] and "is finished" in second.stdout
