@@ -16,6 +16,24 @@ import torch
 from errors import UserError
 
 FORMAT = 1  # raised when an older program could not go on from the state, or this one from an older state
+CONTENT = {
+    "requested": dict,  # the arguments before anything was chosen, and what was chosen
+    "chosen": dict,
+    "versions": dict,
+    "data": str,  # digest of the training images
+    "experiment": int,  # where the run is
+    "iteration": int,
+    "images": torch.Tensor | None,  # of the experiment in progress, [classes, ipc, C, H, W], and their momentum
+    "velocity": torch.Tensor | None,
+    "sets": list,  # the images of finished experiments
+    "evaluations": list,  # as in results.json
+    "skipped": list,
+    "concluded": list | None,  # [num_exp, num_eval], once all is done
+    "seconds": float,
+    "step_seconds": float,
+    "steps": int,
+    "log_bytes": int,  # of training.log when this was written
+}
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
@@ -59,6 +77,12 @@ def read(path: Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise Unusable(f"its format is {found!r}, this program reads {FORMAT}")
+    missing = [name for name, kind in CONTENT.items() if name not in state or not isinstance(state[name], kind)]
+    if missing:
+        raise Unusable(f"it has no good {', '.join(missing[:3])}")
+    images = [x for x in (state["images"], state["velocity"], *state["sets"]) if x is not None]
+    if not all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in images):
+        raise Unusable("its images are not all finite numbers")
     return state
 
 

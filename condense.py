@@ -202,7 +202,7 @@ def condense(args: Namespace, objective: Objective, statistics: Statistics, need
             identity = {"requested": requested, "data": data.digest()}
             if args.eval_split == "val":
                 data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
-            resume.check_data(state, identity["data"], data.name)
+            resume.check_data(state, identity["data"], data, args.ipc)
             matcher = Matcher(check_against(data, args, needs_taps), objective, statistics, args)
         Run(args, data.to(args.device), matcher, files, interrupts, identity, state).all_experiments()
 
@@ -318,7 +318,9 @@ class Run:
                 if due or save or self.interrupts.received:
                     self.step_seconds += time.perf_counter() - began
                     self.checkpoint()
-                    self.interrupts.check()
+                    if self.interrupts.received:
+                        self.files.wait()
+                        self.interrupts.check()
                     self.evaluate_if_due()
                     began = time.perf_counter()
         return self.syn_set.images.detach()

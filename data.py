@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision.datasets as tv
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -130,13 +129,16 @@ def _digits(data_path: Path) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test)
 
 
-def _torchvision(cls: Callable, data_path: Path, train: dict, test: dict) -> Arrays:
+def _torchvision(name: str, data_path: Path, train: dict, test: dict) -> Arrays:
     """Let torchvision find, or download, and verify both splits."""
+    import torchvision.datasets as tv  # imported here: it takes two seconds, and a run on .npz files needs none of it
+
+    cls = getattr(tv, name)
     sets = [cls(str(data_path), download=True, **split) for split in (train, test)]
     (x_train, y_train), (x_test, y_test) = (
         (np.asarray(s.data), np.asarray(getattr(s, "targets", getattr(s, "labels", None)))) for s in sets
     )
-    if cls is tv.SVHN:  # the only one that comes channels first
+    if name == "SVHN":  # the only one that comes channels first
         x_train, x_test = x_train.transpose(0, 2, 3, 1), x_test.transpose(0, 2, 3, 1)
     return Arrays(x_train, y_train, x_test, y_test)
 
@@ -144,6 +146,9 @@ def _torchvision(cls: Callable, data_path: Path, train: dict, test: dict) -> Arr
 _BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
 _DIGIT_NAMES = [str(digit) for digit in range(10)]
+_FASHION_NAMES = [
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+]
 _CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -169,34 +174,34 @@ class Spec(NamedTuple):
 DATASETS: dict[str, Spec] = {
     # Digits' constants are those of its training pixels; the others are the published ones.
     "Digits": Spec((1, 8, 8), _DIGIT_NAMES, [0.3054], [0.3760], _digits),
-    "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(_torchvision, tv.MNIST, **_BY_FLAG)),
+    "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(_torchvision, "MNIST", **_BY_FLAG)),
     "FashionMNIST": Spec(
         (1, 28, 28),
-        tv.FashionMNIST.classes,
+        _FASHION_NAMES,
         [0.2861],
         [0.3530],
-        partial(_torchvision, tv.FashionMNIST, **_BY_FLAG),
+        partial(_torchvision, "FashionMNIST", **_BY_FLAG),
     ),
     "SVHN": Spec(
         (3, 32, 32),
         _DIGIT_NAMES,
         [0.4377, 0.4438, 0.4728],
         [0.1980, 0.2010, 0.1970],
-        partial(_torchvision, tv.SVHN, **_BY_NAME),
+        partial(_torchvision, "SVHN", **_BY_NAME),
     ),
     "CIFAR10": Spec(
         (3, 32, 32),
         _CIFAR10_NAMES,
         [0.4914, 0.4822, 0.4465],
         [0.2023, 0.1994, 0.2010],
-        partial(_torchvision, tv.CIFAR10, **_BY_FLAG),
+        partial(_torchvision, "CIFAR10", **_BY_FLAG),
     ),
     "CIFAR100": Spec(
         (3, 32, 32),
         _CIFAR100_NAMES,
         [0.5071, 0.4866, 0.4409],
         [0.2673, 0.2564, 0.2762],
-        partial(_torchvision, tv.CIFAR100, **_BY_FLAG),
+        partial(_torchvision, "CIFAR100", **_BY_FLAG),
     ),
 }
 

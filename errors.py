@@ -16,7 +16,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = list(valid)
     by_lower = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"did you mean {by_lower[close[0]]!r}?" if close else f"choose from {', '.join(valid)}"
+    if close:
+        return f"did you mean {by_lower[close[0]]!r}?"
+    listed = ", ".join(valid)
+    return f"choose from {listed if len(listed) < 150 else listed[:150].rsplit(', ', 1)[0] + ', ...'}"
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:

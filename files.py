@@ -9,15 +9,12 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-import numpy
-import scipy
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 import checkpoint
@@ -39,9 +36,8 @@ def get_time() -> str:
 
 def versions() -> dict[str, str]:
     """Of everything a result depends on; plain strings."""
-    modules = {"torch": torch, "torchvision": torchvision, "numpy": numpy, "scipy": scipy}
-    found = {"ddm": VERSION, "python": platform.python_version()}
-    return found | {name: str(module.__version__) for name, module in modules.items()}
+    found = {"ddm": VERSION, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return found | {name: metadata.version(name) for name in ("torchvision", "numpy", "scipy")}
 
 
 def hardware(device: str) -> dict[str, str | int]:
@@ -147,6 +143,8 @@ class RunFiles:
 
     def save_grid(self, images: Tensor, experiment: int, iteration: int) -> Path:
         """Images [classes, ipc, C, H, W] in [0, 1] as one PNG, a row a class."""
+        from torchvision.utils import save_image  # imported here: it takes two seconds, and errors come earlier
+
         path = self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
         ipc, images = images.shape[1], images.flatten(0, 1).cpu()
         enlarge = max(1, SMALLEST_TILE // images.shape[-1])

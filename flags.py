@@ -20,7 +20,13 @@ from schedules import SCHEDULES
 # Settings that go together, by name: flag -> value. A flag that is given as well wins.
 PRESETS = {
     # Found on CIFAR10's validation split at ipc 10; what it is worth: README, "Speed".
-    "fast": {"real_sampling": "balanced", "batch_real": 32, "lr_img": 30.0, "lr_schedule": "cosine"},
+    "fast": {
+        "real_sampling": "balanced",
+        "batch_real": 32,
+        "lr_img": 5.0,
+        "lr_schedule": "cosine",
+        "Iteration": 500,
+    },
 }
 
 
@@ -84,13 +90,21 @@ def below_one(text: str) -> float:
     return value
 
 
+def a_path(text: str) -> str:
+    """An argparse type: a path; an empty one would mean the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
 def recipe_parser(description: str, model: str) -> Parser:
     """The flags of every recipe; `model` is the default of --model. Recipes add their own to `parser.method`."""
     parser = Parser(description)
 
     add = parser.data.add_argument
     add("--dataset", default="CIFAR10", help=f"one of {', '.join(DATASETS)}; Digits needs no download")
-    add("--data_path", default="data", help="folder of <NAME>.npz or torchvision's files; downloads go there")
+    text = "folder of <NAME>.npz or torchvision's files; downloads go there"
+    add("--data_path", type=a_path, default="data", help=text)
 
     add = parser.method.add_argument
     add("--preset", choices=tuple(PRESETS), default=None, help="settings that go together; flags given as well win")
@@ -155,7 +169,7 @@ def recipe_parser(description: str, model: str) -> Parser:
     )
 
     add = parser.output.add_argument
-    add("--save_path", default="result", help="folder for everything that is written")
+    add("--save_path", type=a_path, default="result", help="folder for everything that is written")
     add(
         "--resume",
         choices=("auto", "never", "must"),

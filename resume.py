@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import checkpoint
+from data import ImageData
 from errors import UserError
 from files import versions
 
@@ -71,7 +72,13 @@ def accept(state: dict, requested: dict) -> None:
         print(f"note: other versions than before of {', '.join(changed)}: last digits may differ", file=sys.stderr)
 
 
-def check_data(state: dict | None, digest: str, name: str) -> None:
-    """Raise UserError where the training images are not those of the checkpoint."""
-    if state is not None and state["data"] != digest:
-        raise UserError(f"the {name} files are not the data that the checkpoint was made with: restore them")
+def check_data(state: dict | None, digest: str, data: ImageData, ipc: int) -> None:
+    """Raise UserError where the training images are not those of the checkpoint, or its images not like them."""
+    if state is None:
+        return
+    if state["data"] != digest:
+        raise UserError(f"the {data.name} files are not the data that the checkpoint was made with: restore them")
+    shape = (data.num_classes, ipc, data.channel, *data.im_size)
+    for images in (state["images"], state["velocity"], *state["sets"]):
+        if images is not None and images.shape != shape:
+            raise UserError(f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}")

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import QUICK, RECIPES, matcher, parse, quick_model
+from conftest import QUICK, RECIPES, matcher, parse
 
 import data as datasets
 import memory
@@ -29,7 +29,8 @@ needs_compiler = pytest.mark.skipif(
 
 def steps(recipe, data_path, *argv):
     """Three steps of a recipe: the losses of each, the images after the last."""
-    quick = [*QUICK, "--ipc", "3", "--lr_img", "0.1", "--model", quick_model(recipe), "--data_path", str(data_path)]
+    model = RECIPES[recipe].replace("ConvNet", "ConvNetD2")  # two layers: compiled in half the time of three
+    quick = [*QUICK, "--ipc", "3", "--lr_img", "0.1", "--model", model, "--data_path", str(data_path)]
     args = parse(recipe, *quick, *argv)
     data = datasets.load(args.dataset, args.data_path)
     under, syn_set = matcher(recipe, args, data), Synthetic.start(real_images(data, args, 0), args)
@@ -48,7 +49,12 @@ def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
     torch.testing.assert_close(same[0], plain, rtol=1e-3, atol=1e-6)
     assert (same[1] - images).norm() < 0.01 * (images - start).norm()
     assert torch.equal(same[1], again[1])
-    rough, images_rough, _ = steps(recipe, data_path, "--compile", "on", "--precision", "bf16")
+
+
+@needs_compiler
+def test_the_compiled_bfloat16_step_is_near_the_plain_one(data_path):
+    plain, images, start = steps("DM_GramMatching", data_path, "--compile", "off")
+    rough, images_rough, _ = steps("DM_GramMatching", data_path, "--compile", "on", "--precision", "bf16")
     torch.testing.assert_close(rough.sum(1), plain.sum(1), rtol=0.01, atol=1e-4)
     assert (images_rough - images).norm() < 0.2 * (images - start).norm()
     assert not torch.equal(images_rough, images)
@@ -56,15 +62,17 @@ def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
 
 @needs_compiler
 def test_the_compiled_evaluation_learns_as_the_plain_one(data_path):
-    args = parse("DM_KNearest", *QUICK, "--model", "ConvNetW32", "--epoch_eval_train", "15", "--batch_train", "16")
+    args = parse("DM_KNearest", *QUICK, "--model", "ConvNetD1", "--epoch_eval_train", "15", "--batch_train", "16")
     data = datasets.load("CIFAR10", data_path)
     images, labels = data.normalise(data.x_train), data.y_train
-    accs = {}
-    for name, compile, precision in (("plain", "off", "fp32"), ("same", "on", "fp32"), ("bf16", "on", "bf16")):
-        args.compile, args.precision = compile, precision
-        accs[name] = torch.tensor(Evaluator(data, args)(images, labels, 0, 0, lambda line: None)["ConvNetW32"])
-    assert accs["plain"].min() > 0.3
-    assert (accs["same"] - accs["plain"]).abs().max() < 0.11 and (accs["bf16"] - accs["plain"]).abs().max() < 0.21
+    accs = []
+    for args.compile in ("off", "on"):
+        args.precision = None
+        speed.choose(args, 0)  # what this machine is fast with
+        accs.append(torch.tensor(Evaluator(data, args)(images, labels, 0, 0, lambda line: None)["ConvNetD1"]))
+    plain, fast = accs
+    assert plain.min() > 0.3
+    assert (fast - plain).abs().max() < (0.11 if args.precision == "fp32" else 0.21)
 
 
 def test_bfloat16_maps_give_the_losses_of_float32_ones():
