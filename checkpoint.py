@@ -34,6 +34,7 @@ CONTENT = {
     "steps": int,
     "log_bytes": int,  # of training.log when this was written
 }
+ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
@@ -55,8 +56,8 @@ def write(path: Path, state: dict) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _payload(tmp)
-        if path.exists():
+        read(tmp)
+        if path.exists() and _is_good(path):  # a damaged one must not take the place of a good one
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(tmp, path)
         sync_folder(path.parent)
@@ -80,10 +81,28 @@ def read(path: Path) -> dict:
     missing = [name for name, kind in CONTENT.items() if name not in state or not isinstance(state[name], kind)]
     if missing:
         raise Unusable(f"it has no good {', '.join(missing[:3])}")
+    requested, sets, at = state["requested"], state["sets"], (state["experiment"], state["iteration"])
+    fits = (
+        {"class_chunk", "compile", "precision"} <= state["chosen"].keys()
+        and {"first_exp", "Iteration"} <= requested.keys()
+        and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in state["evaluations"])
+        and at[0] == requested["first_exp"] + len(sets)
+        and 0 <= at[1] <= requested["Iteration"]
+        and (at[1] == 0 or (state["images"] is not None and state["velocity"] is not None))
+    )
+    if not fits:
+        raise Unusable("its parts do not fit each other")
     images = [x for x in (state["images"], state["velocity"], *state["sets"]) if x is not None]
     if not all(isinstance(x, torch.Tensor) and x.isfinite().all() for x in images):
         raise Unusable("its images are not all finite numbers")
     return state
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return bool(_payload(path))
+    except Unusable:
+        return False
 
 
 def newest(folder: Path) -> tuple[dict | None, list[str]]:

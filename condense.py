@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from math import inf
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from augment import augment_classes
 from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, plain, versions
-from interrupt import Interrupts
+from interrupt import Interrupts, Stopped
 from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
 from networks import Network, empty_network, initialise
 from sampling import SAMPLERS, Random
@@ -67,6 +67,7 @@ class Step(NamedTuple):
     terms: dict[str, Tensor]  # by name: [chunks], each summed over the classes of the chunk
     gradient_finite: Tensor  # boolean [classes]
     finite: Tensor  # boolean scalar: terms, gradient and stepped pixels
+    class_chunk: int  # classes in a chunk
 
 
 def condensation_step(
@@ -104,7 +105,7 @@ def condensation_step(
         finite.copy_(good if args.on_nonfinite == "skip" else finite & good)
         image_syn.copy_(torch.where(finite, image_syn, before))
         velocity.copy_(torch.where(finite, velocity, velocity_before))
-    return Step(terms, gradient_finite, finite.clone())
+    return Step(terms, gradient_finite, finite.clone(), args.class_chunk)
 
 
 def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
@@ -194,9 +195,15 @@ def condense(args: Namespace, objective: Objective, statistics: Statistics, need
     """
     if args.device == "cpu":
         memory.keep_freed_memory()
+    args.recipe = Path(objective.__code__.co_filename).stem
     requested = plain(args)
     with RunFiles(args) as files, Interrupts().installed() as interrupts:
         state = resume.find(args, requested)
+        finished = state is not None and state["concluded"] == [args.num_exp, args.num_eval]
+        if finished and files.damaged(state["sets"]) is None:
+            print(f"{args.save_path} is finished; nothing is left to do")
+            conclude(args, files, state["evaluations"], print)
+            return
         with interrupts.anywhere():
             data = datasets.load(args.dataset, args.data_path)
             identity = {"requested": requested, "data": data.digest()}
@@ -204,7 +211,34 @@ def condense(args: Namespace, objective: Objective, statistics: Statistics, need
                 data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
             resume.check_data(state, identity["data"], data, args.ipc)
             matcher = Matcher(check_against(data, args, needs_taps), objective, statistics, args)
-        Run(args, data.to(args.device), matcher, files, interrupts, identity, state).all_experiments()
+        try:
+            Run(args, data.to(args.device), matcher, files, interrupts, identity, state).all_experiments()
+        except Stopped:
+            files.wait()  # for the checkpoint to go on from
+            raise
+
+
+def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, list[float]]:
+    """All experiments' accuracies at an iteration, by network."""
+    accs: dict[str, list[float]] = {}
+    for entry in evaluations:
+        if (entry["images"], entry["iteration"]) == (kind, iteration):
+            accs.setdefault(entry["model"], []).extend(entry.get("accuracies", []))
+    return accs
+
+
+def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Callable[[str], None]) -> None:
+    """Say what a finished run came to and where it is."""
+    of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
+    say(f"=== {of}, accuracy on the {args.eval_split} set ===")
+    for model, accs in accuracies(evaluations, "condensed", args.Iteration).items():
+        say(f"condensed,   {model}: {evaluate.describe(accs)}")
+    for model, accs in accuracies(evaluations, "random real", 0).items():
+        say(f"random real, {model}: {evaluate.describe(accs)}")
+    last = args.first_exp + args.num_exp - 1
+    say(f"images  {files.folder / f'vis_{files.stem}_exp{last}_iter{args.Iteration}.png'}")
+    say(f"set     {files.set_path}")
+    say(f"results {files.results_path}")
 
 
 class Run:
@@ -221,7 +255,7 @@ class Run:
         state: dict | None,
     ):
         self.args, self.data, self.matcher, self.files, self.interrupts = args, data, matcher, files, interrupts
-        self.identity = identity | {"chosen": {name: getattr(args, name) for name in resume.CHOSEN}}
+        self.identity = identity
         self.evaluator = evaluate.Evaluator(data, args)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
         self.started = self.saved = time.perf_counter()
@@ -249,11 +283,10 @@ class Run:
 
     def all_experiments(self) -> None:
         args, files = self.args, self.files
-        if self.concluded == [args.num_exp, args.num_eval] and files.has_results():
-            print(f"{args.save_path} is finished; nothing is left to do")
-            self.conclude(print)
-            return
         files.open(self.log_bytes)
+        if self.concluded == [args.num_exp, args.num_eval]:
+            damaged = files.damaged(self.sets)
+            print(f"warning: {damaged} is damaged or gone: it is written again", file=sys.stderr)
         if self.log_bytes is None:
             files.log(f"command: {' '.join(sys.argv)}")
             files.log(f"arguments: {plain(args)}")
@@ -262,6 +295,8 @@ class Run:
                 f"{args.model} on {args.device}; writing to {args.save_path}"
             )
             files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
+            self.checkpoint()  # from here on, there is something to go on from
+            files.wait()
         else:
             files.say(f"going on from the checkpoint of experiment {self.experiment}, iteration {self.iteration}")
         with self.interrupts.anywhere():
@@ -279,7 +314,7 @@ class Run:
                 self.experiment, self.iteration, self.syn_set = experiment + 1, 0, None
             self.save_results()
             self.checkpoint()
-        self.conclude(files.say)
+        conclude(args, files, self.evaluations, files.say)
         self.concluded = [args.num_exp, args.num_eval]
         self.checkpoint()
         files.wait()
@@ -351,33 +386,32 @@ class Run:
         Returns the last step's terms, each the mean over classes, as the published logs show them.
         """
         names = list(pending[0].terms)
-        rows = torch.stack([torch.stack([step.terms[name].float() for name in names]) for step in pending]).tolist()
+        rows = torch.stack([torch.stack([step.terms[name].sum() for name in names]) for step in pending]).tolist()
         finite = torch.stack([step.finite for step in pending]).tolist()
         text = ""
         for k, (row, good) in enumerate(zip(rows, finite, strict=True)):
             iteration = self.iteration - len(pending) + 1 + k
             if not good:
-                self.not_finite(dict(zip(names, row, strict=True)), pending[k].gradient_finite, iteration)
+                self.not_finite(pending[k], iteration)
                 continue
-            terms = {name: sum(values) / self.data.num_classes for name, values in zip(names, row, strict=True)}
+            terms = {name: value / self.data.num_classes for name, value in zip(names, row, strict=True)}
             text = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
             if iteration % CHECK_EVERY == 0 or iteration == self.args.Iteration:
                 loss = sum(terms.values())
                 self.files.log(f"exp {self.experiment} iter {iteration}: loss {loss:.6g} ({text})")
         return text
 
-    def not_finite(self, terms: dict[str, list[float]], gradient_finite: Tensor, iteration: int) -> None:
+    def not_finite(self, step: Step, iteration: int) -> None:
         """Count a skipped step, or stop the run and keep the images that the step began with."""
         args, where = self.args, f"experiment {self.experiment}, iteration {iteration}"
-        bad = {name: [k for k, value in enumerate(values) if not abs(value) < inf] for name, values in terms.items()}
+        bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in step.terms.items()}
         bad = {name: hit for name, hit in bad.items() if hit}
         if bad:
-            hit = min(k for hit in bad.values() for k in hit)
-            first = hit * args.class_chunk
-            last = min(first + args.class_chunk, self.data.num_classes) - 1
+            first = min(k for hit in bad.values() for k in hit) * step.class_chunk
+            last = min(first + step.class_chunk, self.data.num_classes) - 1
             what = f"{', '.join(bad)} of classes {first} to {last} is not finite"
         else:
-            classes = (~gradient_finite).nonzero().flatten().tolist()
+            classes = (~step.gradient_finite).nonzero().flatten().tolist()
             what = f"the gradient of classes {classes[0]} to {classes[-1]}" if classes else "a stepped pixel"
             what += " is not finite"
         if args.on_nonfinite == "skip":
@@ -386,7 +420,8 @@ class Run:
             return
         kept = [self.syn_set.images.detach().flatten(0, 1).cpu(), self.labels.cpu()]
         name = f"last_finite_{{}}_exp{self.experiment}_iter{iteration - 1}"
-        path = self.files.save_set([kept], {}, self.about, name)
+        state = {"velocity": self.syn_set.velocity.cpu(), "experiment": self.experiment, "iteration": iteration - 1}
+        path = self.files.save_set([kept], {}, self.about | state, name)
         message = (
             f"{where}: {what}; the images before it are in {path}; lower --lr_img or the weight of the term, or "
             "--on_nonfinite skip"
@@ -437,14 +472,6 @@ class Run:
         self.evaluations.append(key | {"condensing_seconds": self.step_seconds})
         return self.evaluations[-1]
 
-    def accuracies(self, kind: str, iteration: int) -> dict[str, list[float]]:
-        """All experiments' accuracies at an iteration, by network."""
-        accs: dict[str, list[float]] = {}
-        for entry in self.evaluations:
-            if (entry["images"], entry["iteration"]) == (kind, iteration):
-                accs.setdefault(entry["model"], []).extend(entry.get("accuracies", []))
-        return accs
-
     # --- what is written -----------------------------------------------------------------------------------------
 
     def checkpoint_is_due(self) -> bool:
@@ -453,7 +480,7 @@ class Run:
 
     def checkpoint(self) -> None:
         """Hand the state to the writer, as a copy."""
-        images = velocity = None
+        images, velocity = self.restored
         if self.syn_set is not None:
             images, velocity = (x.detach().to("cpu", copy=True) for x in (self.syn_set.images, self.syn_set.velocity))
         self.saved = time.perf_counter()
@@ -469,6 +496,7 @@ class Run:
             "step_seconds": self.step_seconds,
             "steps": self.steps,
             "concluded": self.concluded,
+            "chosen": {name: getattr(self.args, name) for name in resume.CHOSEN},
             "versions": versions(),
             **self.identity,
         }
@@ -479,7 +507,7 @@ class Run:
 
     def save_results(self) -> None:
         """The sets of the finished experiments and results.json."""
-        accs = self.accuracies("condensed", self.args.Iteration)
+        accs = accuracies(self.evaluations, "condensed", self.args.Iteration)
         self.files.save_set([[x.flatten(0, 1), self.labels.cpu()] for x in self.sets], accs, self.about)
         self.files.save_results(self.record(accs))
 
@@ -489,6 +517,7 @@ class Run:
         mean, std, n, accuracies are of the model that condensed, or of the pool's first where it has not that model.
         """
         args = self.args
+        random_real = accuracies(self.evaluations, "random real", 0)
         first = condensed.get(args.model, next(iter(condensed.values())))
         return {
             "command": sys.argv,
@@ -496,7 +525,7 @@ class Run:
             "protocol": evaluate.protocol(args, self.data),
             **evaluate.summary(first),
             "models": {model: evaluate.summary(accs) for model, accs in condensed.items()},
-            "random_real": {m: evaluate.summary(accs) for m, accs in self.accuracies("random real", 0).items()},
+            "random_real": {model: evaluate.summary(accs) for model, accs in random_real.items()},
             "evaluations": self.evaluations,
             "skipped": self.skipped,
             "seconds": self.seconds(),
@@ -505,16 +534,3 @@ class Run:
             "hardware": hardware(args.device),
             "versions": versions(),
         }
-
-    def conclude(self, say: Callable[[str], None]) -> None:
-        args, files = self.args, self.files
-        of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
-        say(f"=== {of}, accuracy on the {args.eval_split} set ===")
-        for model, accs in self.accuracies("condensed", args.Iteration).items():
-            say(f"condensed,   {model}: {evaluate.describe(accs)}")
-        for model, accs in self.accuracies("random real", 0).items():
-            say(f"random real, {model}: {evaluate.describe(accs)}")
-        last = args.first_exp + args.num_exp - 1
-        say(f"images  {files.folder / f'vis_{files.stem}_exp{last}_iter{args.Iteration}.png'}")
-        say(f"set     {files.set_path}")
-        say(f"results {files.results_path}")

@@ -69,6 +69,7 @@ class RunFiles:
 
     def __init__(self, args: Namespace):
         self.folder = Path(args.save_path)
+        self.shown = repr(str(self.folder)[:80])  # in messages
         self.stem = f"DM_{args.dataset}_{args.model}_{args.ipc}ipc"
         self.set_path, self.results_path = self.folder / f"res_{self.stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
@@ -76,26 +77,38 @@ class RunFiles:
         self._writer = checkpoint.Writer(self.folder / checkpoint.NAME)
 
     def __enter__(self) -> "RunFiles":
-        if self.folder.exists():
+        with self._refused():
+            exists = self.folder.exists()
+        if exists:
             self._take()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._writer.close()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._log.close()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock
 
     def open(self, log_bytes: int | None = None) -> None:
-        """Make the folder and open training.log, cut to its first `log_bytes` where a run goes on."""
+        """Make the folder and open training.log, cut to its first `log_bytes`: what follows is done, and logged, again.
+
+        Lines that say an error stay.
+        """
         with self._refused():
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._take()
+                if (self.folder / checkpoint.NAME).exists():
+                    raise UserError(f"another process has used {self.shown} meanwhile: run the command again")
             log = self.folder / "training.log"
-            if log_bytes is not None and log.exists() and log.stat().st_size > log_bytes:
-                os.truncate(log, log_bytes)  # what follows the checkpoint is done, and logged, again
+            if log.exists():
+                content = log.read_bytes()
+                kept, again = content[: log_bytes or 0], content[log_bytes or 0 :].splitlines(keepends=True)
+                errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
+                if len(kept) + sum(map(len, errors)) < len(content):
+                    self._replace(log, lambda file: file.writelines([kept, *errors]))
             # Open for the whole run, and closed with the process.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
@@ -106,9 +119,9 @@ class RunFiles:
             self._lock = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is writing to --save_path {str(self.folder)!r}: name another") from None
+            raise UserError(f"another process is writing to --save_path {self.shown}: name another") from None
         except OSError as error:
-            raise UserError(f"can't use --save_path {str(self.folder)!r}: {error.strerror}") from None
+            raise UserError(f"can't use --save_path {self.shown}: {error.strerror}") from None
 
     @contextlib.contextmanager
     def _refused(self) -> Iterator[None]:
@@ -116,7 +129,7 @@ class RunFiles:
             yield
         except OSError as error:
             raise UserError(
-                f"can't write to --save_path {str(self.folder)!r}: {error.strerror or error}; once it can be written, "
+                f"can't write to --save_path {self.shown}: {error.strerror or error}; once it can be written, "
                 "the same command goes on from the last checkpoint, if there is one"
             ) from None
 
@@ -128,12 +141,14 @@ class RunFiles:
     def say(self, line: str) -> None:
         """To training.log and, past the progress bar, to the terminal."""
         self.log(line)
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a terminal that went away; the log has the line
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def save_checkpoint(self, state: dict) -> None:
         """In the background; a state's tensors must not change any more."""
         with self._refused():
+            os.fsync(self._log.fileno())
             self._writer.submit(state | {"log_bytes": os.fstat(self._log.fileno()).st_size})
 
     def wait(self) -> None:
@@ -164,8 +179,19 @@ class RunFiles:
     def save_results(self, record: dict) -> None:
         self._replace(self.results_path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
 
-    def has_results(self) -> bool:
-        return self.set_path.exists() and self.results_path.exists()
+    def damaged(self, sets: list[Tensor]) -> Path | None:
+        """The first of a finished run's files that is gone or not what was written; None where both are good."""
+        try:
+            saved = [images for images, _ in torch.load(self.set_path, map_location="cpu", weights_only=True)["data"]]
+            if not all(torch.equal(a, b.flatten(0, 1)) for a, b in zip(saved, sets, strict=True)):
+                return self.set_path
+        except Exception:  # garbage raises whatever its damage hits
+            return self.set_path
+        try:
+            json.loads(self.results_path.read_text())
+        except (OSError, ValueError):
+            return self.results_path
+        return None
 
     def _replace(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
         """Write beside `path`, then rename: a reader never sees half a file."""

@@ -1,7 +1,6 @@
 """The command line that the recipes share: flags with the published names and defaults, in groups."""
 
 import argparse
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -66,6 +65,8 @@ def at_least(low: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
         if value < low:
             raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"{text[:20]} is 2**63 or more")
         return value
 
     return integer
@@ -77,7 +78,7 @@ def non_negative(text: str) -> float:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < 1e38:  # what float32 holds; false for NaN
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of 0 or more")
     return value
 
@@ -225,7 +226,7 @@ def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
-        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        print(f"stopped by {stopped}; the same command goes on from here, with --resume auto", file=sys.stderr)
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)

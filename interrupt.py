@@ -10,8 +10,11 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """The run was asked to stop by a signal; `status` is what to exit with: 128 + the signal's number."""
+class Stopped(BaseException):
+    """The run was asked to stop by a signal; `status` is what to exit with: 128 + the signal's number.
+
+    Not an Exception, so that no handler of what may go wrong in reading or compiling takes it for that.
+    """
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)

@@ -86,8 +86,8 @@ def mean_gram(maps: Tensor) -> Tensor:
     if maps.dtype == torch.bfloat16:
         f = maps.flatten(0, 1).permute(0, 2, 3, 1).reshape(classes * n, h * w, c)  # a view, if channels come last
         return _mean((f.transpose(1, 2) @ f).unflatten(0, (classes, n))) / (c * h * w)
-    f = maps.transpose(1, 2).reshape(classes, c, n * h * w)
-    return f @ f.transpose(1, 2) / (n * c * h * w)
+    f = maps.permute(0, 1, 3, 4, 2).reshape(classes, n * h * w, c)  # a view, if channels come last
+    return f.transpose(1, 2) @ f / (n * c * h * w)
 
 
 def intra_class_diversity(syn: Tensor, k: int) -> Tensor:

@@ -23,8 +23,8 @@ import torch
 
 COMMAND = [
     *(sys.executable, str(Path(__file__).resolve().parents[1] / "DM_KNearest.py")),
-    *("--dataset", "Digits", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "16", "--Iteration", "150"),
-    *("--num_exp", "3", "--num_eval", "2", "--epoch_eval_train", "20", "--eval_every", "30", "--lr_img", "0.1"),
+    *("--dataset", "Digits", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "16", "--Iteration", "60"),
+    *("--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "10", "--eval_every", "20", "--lr_img", "0.1"),
     *("--checkpoint_every", "1", "--device", "cpu"),
 ]
 TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path"}

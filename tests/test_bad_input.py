@@ -93,6 +93,11 @@ ARGUMENTS = {
     "--save_path=": "--save_path",
     "--data_path=": "--data_path",
     "--icd_ratio 3": "'--icd_ratio'",
+    "--lr_img 1e300": "--lr_img",
+    "--lr_net 1e300": "--lr_net",
+    "--batch_train 9999999999999999999999999": "--batch_train",
+    "--seed 1" + 400 * "0": "--seed",
+    "--save_path /tmp/" + 300 * "a": "File name too long",
 }
 
 
@@ -185,7 +190,9 @@ def rewrite(change):
     def write(path):
         state = checkpoint.read(path)
         change(state)
-        checkpoint.write(path, state)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "read", lambda path: state)  # which would not let it pass
+            checkpoint.write(path, state)
 
     return write
 
@@ -208,11 +215,15 @@ CHECKPOINTS = {
     "code": (lambda path: path.write_bytes(pickle.dumps(os.system)), "checkpoint.pt"),
     "a list": (lambda path: torch.save([1, 2], path), "checkpoint.pt"),
     "no images": (rewrite(lambda state: state.pop("images")), "images"),
+    "nothing chosen": (rewrite(lambda state: state.update(chosen={})), "do not fit"),
+    "odd evaluations": (rewrite(lambda state: state.update(evaluations=["x"])), "do not fit"),
+    "experiment -5": (rewrite(lambda state: state.update(experiment=-5)), "do not fit"),
+    "an iteration without images": (rewrite(lambda state: state.update(iteration=1)), "do not fit"),
     "text for images": (rewrite(lambda state: state.update(sets=["x"])), "finite numbers"),
     "nan": (rewrite(lambda state: state["sets"][0].fill_(torch.nan)), "finite numbers"),
     "another shape": (rewrite(lambda state: state.update(sets=[torch.zeros(3)])), "the checkpoint's images are [3]"),
     "other arguments": (rewrite(lambda state: state["requested"].update(ipc=7)), "--ipc 7 there, 2 now"),
-    "other data": (rewrite(lambda state: state.update(data="0")), "not the data"),
+    "other data": (rewrite(lambda state: state.update(data="0", concluded=None)), "not the data"),
 }
 
 

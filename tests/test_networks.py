@@ -56,6 +56,8 @@ def test_every_network_builds_at_every_size(size, channel):
         for name in ARCHITECTURES:
             if size == 8 and not name.startswith("ConvNet"):
                 continue
+            if size != 32 and name.endswith("_style"):  # other names of the _gram forms
+                continue
             net = get_network(name, channel, 7, (size, size))
             assert net(x).shape == (2, 7), name
             embedding = net.embed(x)

@@ -1,10 +1,12 @@
 """A run that is killed, stopped or damaged goes on to what it would have been without."""
 
+import importlib
 import json
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from conftest import QUICK, ROOT, command_line, parse, tiny_arrays
 import checkpoint
 import condense
 import DM_KNearest
+import files
 import memory
 from errors import UserError
 
@@ -57,8 +60,7 @@ def outcome(folder):
 def assert_same(found, expected):
     assert len(found[0]) == len(expected[0])
     assert all(torch.equal(a, b) for a, b in zip(found[0], expected[0], strict=True))
-    assert found[1] == expected[1]
-    assert found[2] == expected[2]
+    assert found[1:] == expected[1:]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -116,11 +118,46 @@ def interrupted(folder, monkeypatch, where, *argv):
         run(folder, *argv)
 
 
-@pytest.mark.parametrize("where", [("step", 1), ("step", 5), ("evaluate", 3), ("save_results", 1), ("conclude", 1)])
+@pytest.mark.parametrize("where", [("step", 1), ("step", 5), ("evaluate", 3), ("save_results", 1), ("checkpoint", 3)])
 def test_a_run_goes_on_from_any_place(where, whole, tmp_path, monkeypatch):
     interrupted(tmp_path, monkeypatch, where)
     run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_a_run_goes_on_twice_in_a_later_experiment(tmp_path, monkeypatch):
+    argv = ("--num_exp", "3")
+    run(tmp_path / "whole", *argv)
+    interrupted(tmp_path / "killed", monkeypatch, ("step", 17), *argv)
+    for _ in range(2):
+        interrupted(tmp_path / "killed", monkeypatch, ("step", 1), *argv)
+    interrupted(tmp_path / "killed", monkeypatch, ("evaluate", 6), *argv)
+    run(tmp_path / "killed", *argv)
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_of_a_step_logs_each_line_once(tmp_path, monkeypatch):
+    argv = ("--checkpoint_every", "1000", "--eval_every", "0", "--Iteration", "30")
+    run(tmp_path / "whole", *argv)
+    interrupted(tmp_path / "killed", monkeypatch, ("step", 25), *argv)
+    run(tmp_path / "killed", *argv)
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+def test_another_recipe_does_not_go_on_with_it(whole):
+    with pytest.raises(UserError, match="DM_KNearest there, DM_MeanStd_Matching now"):
+        module = importlib.import_module("DM_MeanStd_Matching")
+        argv = [*SMALL, "--model", "ConvNetW32_gram", "--save_path", str(whole)]
+        module.run(parse("DM_MeanStd_Matching", *argv))
+
+
+@pytest.mark.parametrize("damaged", ["res_DM_Digits_ConvNetW32_2ipc.pt", "results.json"])
+def test_a_finished_runs_damaged_file_is_named_and_written_again(damaged, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / damaged).write_text("junk")
+    run(tmp_path / "run")
+    assert damaged in capsys.readouterr().err
+    assert_same(outcome(tmp_path / "run")[:2], outcome(whole)[:2])
 
 
 def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
@@ -217,9 +254,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tm
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 0)
-    checkpoint.write(tmp_path / checkpoint.NAME, {})
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 0)
+        patch.setattr(checkpoint, "read", lambda path: {})  # which checks what was written
+        checkpoint.write(tmp_path / checkpoint.NAME, {})
     with pytest.raises(UserError, match="its format is 0"):
         run(tmp_path)
 
@@ -228,13 +266,15 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
     import numpy as np
 
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out")]
-    for seed in (0, 1):
-        np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(seed=seed))
-        if seed:
-            with pytest.raises(UserError, match="not the data"):
-                run(tmp_path / "out", base=argv)
-        else:
-            run(tmp_path / "out", base=argv)
+    arrays = tiny_arrays()
+    np.savez(tmp_path / "CIFAR10.npz", **arrays)
+    run(tmp_path / "out", base=argv)
+    for name in ("x_train", "y_test"):
+        np.savez(tmp_path / "CIFAR10.npz", **arrays | {name: arrays[name][::-1]})
+        with pytest.raises(UserError, match="not the data"):
+            run(tmp_path / "out", base=[*argv, "--num_eval", "3"])
+    (tmp_path / "CIFAR10.npz").unlink()
+    run(tmp_path / "out", base=argv)  # finished: it reports without
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
@@ -273,13 +313,14 @@ def test_out_of_memory_goes_on_with_half_the_classes(whole, tmp_path, monkeypatc
     original = condense.condensation_step
 
     def small(matcher, syn_set, sampler, experiment, iteration, args):
-        if args.class_chunk > 2:
+        if args.class_chunk > 2 and iteration > 1:
             raise torch.OutOfMemoryError("no more")
         return original(matcher, syn_set, sampler, experiment, iteration, args)
 
     monkeypatch.setattr(condense, "condensation_step", small)
     run(tmp_path)
     assert "going on with --class_chunk 2" in capsys.readouterr().out
+    assert checkpoint.read(tmp_path / checkpoint.NAME)["chosen"]["class_chunk"] == 2
     for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -305,6 +346,20 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(tmp_path, monke
     with pytest.raises(UserError, match="No space left on device"):
         run(tmp_path)
     assert checkpoint.read(tmp_path / checkpoint.NAME)["iteration"] == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_under_the_log_is_one_line_too(tmp_path, monkeypatch):
+    original = files.RunFiles.open
+
+    def full(self, log_bytes):
+        original(self, log_bytes)
+        self._log.close()
+        self._log = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - closed by the run
+
+    monkeypatch.setattr(files.RunFiles, "open", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(tmp_path)
 
 
 def test_the_command_line_reports_a_finished_run(tmp_path):
