@@ -24,8 +24,8 @@ def test_a_condensation_step(recipe, data_path):
     image_syn = syn_set.images
     assert image_syn.device.type == "meta" and next(under.net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
-        terms, *rest = condensation_step(under, syn_set, Random(data, args), 0, iteration, args)
-        assert len(terms) == 2 and all(value.device.type == "meta" for value in [*terms.values(), *rest])
+        step = condensation_step(under, syn_set, Random(data, args), 0, iteration, args)
+        assert len(step.terms) == 2 and all(value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]])
     assert image_syn.grad.device.type == "meta"
 
 

@@ -42,7 +42,7 @@ def steps(recipe, data_path, *argv):
 
 
 @needs_compiler
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["DM_GramMatching", "DM_KNearest"])  # with and without feature maps
 def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
     plain, images, start = steps(recipe, data_path, "--compile", "off")
     same, again = (steps(recipe, data_path, "--compile", "on", "--precision", "fp32") for _ in range(2))
@@ -52,9 +52,10 @@ def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
 
 
 @needs_compiler
-def test_the_compiled_bfloat16_step_is_near_the_plain_one(data_path):
+def test_the_bfloat16_step_is_near_the_plain_one(data_path):
     plain, images, start = steps("DM_GramMatching", data_path, "--compile", "off")
-    rough, images_rough, _ = steps("DM_GramMatching", data_path, "--compile", "on", "--precision", "bf16")
+    compile = "on" if speed._fast_bf16("cpu") else "off"  # as it would be used
+    rough, images_rough, _ = steps("DM_GramMatching", data_path, "--compile", compile, "--precision", "bf16")
     torch.testing.assert_close(rough.sum(1), plain.sum(1), rtol=0.01, atol=1e-4)
     assert (images_rough - images).norm() < 0.2 * (images - start).norm()
     assert not torch.equal(images_rough, images)
