@@ -20,7 +20,7 @@ CONTENT = {
     "requested": dict,  # the arguments before anything was chosen, and what was chosen
     "chosen": dict,
     "versions": dict,
-    "data": str,  # digest of the training images
+    "data": str,  # digest of all images and labels
     "experiment": int,  # where the run is
     "iteration": int,
     "images": torch.Tensor | None,  # of the experiment in progress, [classes, ipc, C, H, W], and their momentum
@@ -35,6 +35,7 @@ CONTENT = {
     "log_bytes": int,  # of training.log when this was written
 }
 ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
+CHOSEN = ("class_chunk", "compile", "precision")  # arguments that may be left open
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
@@ -83,7 +84,7 @@ def read(path: Path) -> dict:
         raise Unusable(f"it has no good {', '.join(missing[:3])}")
     requested, sets, at = state["requested"], state["sets"], (state["experiment"], state["iteration"])
     fits = (
-        {"class_chunk", "compile", "precision"} <= state["chosen"].keys()
+        state["chosen"].keys() >= set(CHOSEN)
         and {"first_exp", "Iteration"} <= requested.keys()
         and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in state["evaluations"])
         and at[0] == requested["first_exp"] + len(sets)

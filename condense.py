@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import checkpoint
 import data as datasets
 import evaluate
 import memory
@@ -496,7 +497,7 @@ class Run:
             "step_seconds": self.step_seconds,
             "steps": self.steps,
             "concluded": self.concluded,
-            "chosen": {name: getattr(self.args, name) for name in resume.CHOSEN},
+            "chosen": {name: getattr(self.args, name) for name in checkpoint.CHOSEN},
             "versions": versions(),
             **self.identity,
         }

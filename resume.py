@@ -13,7 +13,6 @@ from files import versions
 # Arguments that leave the result as it is, but for rounding.
 FREE = {"device", "data_path", "save_path", "resume", "checkpoint_every", "on_nonfinite", "class_chunk"}
 MAY_GROW = {"num_exp", "num_eval"}
-CHOSEN = ("class_chunk", "compile", "precision")  # where left open, what was chosen for the first part holds
 
 
 def find(args: Namespace, requested: dict) -> dict | None:
@@ -41,7 +40,7 @@ def find(args: Namespace, requested: dict) -> dict | None:
             )
         return None
     accept(state, requested)
-    for name in CHOSEN:
+    for name in checkpoint.CHOSEN:  # where left open, what was chosen for the first part holds
         if requested[name] == state["requested"][name]:
             setattr(args, name, state["chosen"][name])
     return state
@@ -73,7 +72,7 @@ def accept(state: dict, requested: dict) -> None:
 
 
 def check_data(state: dict | None, digest: str, data: ImageData, ipc: int) -> None:
-    """Raise UserError where the training images are not those of the checkpoint, or its images not like them."""
+    """Raise UserError where the data are not those of the checkpoint, or its images not like them."""
     if state is None:
         return
     if state["data"] != digest:
