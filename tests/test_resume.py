@@ -310,6 +310,20 @@ def test_a_signal_stops_a_run_where_it_can_go_on(sent, status, tmp_path):
     assert state["iteration"] >= 10 and state["images"].isfinite().all()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
+def test_a_second_signal_exits_at_once():
+    code = (
+        "import os, interrupt\n"
+        "with interrupt.Interrupts().installed():\n"
+        "    os.kill(os.getpid(), 15)\n"
+        "    print('went on', flush=True)\n"
+        "    os.kill(os.getpid(), 2)\n"
+        "    print('never here', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "went on\n")
+
+
 def test_out_of_memory_goes_on_with_half_the_classes(whole, tmp_path, monkeypatch, capsys):
     original = condense.condensation_step
 
