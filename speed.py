@@ -54,7 +54,8 @@ def _fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # "Supported" is not enough on a CPU: where bfloat16 is emulated it is several times slower than float32.
-    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device == "cpu" and torch.backends.mkldnn.is_available() and native
 
 
 def compiled(function: F, args: Namespace) -> F:
