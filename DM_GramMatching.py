@@ -9,32 +9,34 @@ from argparse import Namespace
 from torch import Tensor
 
 import flags
+import terms
 from condense import condense
-from losses import gram_distance, mean_gram, mean_matching
+from losses import mean_matching
 from matching import Features, Statistics
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
-    terms = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
+    weighted = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
     if args.style_ratio:
-        terms["L_CM"] = args.style_ratio * gram_distance(real.style["mean_gram"], syn.style["mean_gram"])
-    return terms
+        weighted["L_CM"] = args.style_ratio * terms.grams(real, syn, args)
+    return weighted
 
 
 def make_parser() -> flags.Parser:
     parser = flags.recipe_parser(__doc__, model="ConvNet_gram")
     add = parser.method.add_argument
     add("--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_CM; 0 is plain DM")
+    terms.add_style_flags(parser)
     return parser
 
 
 def settle(args: Namespace) -> Statistics:
     """What the objective reads of feature maps."""
-    return {"mean_gram": mean_gram} if args.style_ratio else {}
+    return terms.reading(args, cm=args.style_ratio)
 
 
 def run(args: Namespace) -> None:
-    condense(args, objective, settle(args), needs_taps=True)
+    condense(args, objective, settle(args))
 
 
 if __name__ == "__main__":

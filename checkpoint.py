@@ -84,7 +84,7 @@ def read(path: Path) -> dict:
         raise Unusable(f"it has no good {', '.join(missing[:3])}")
     requested, sets, at = state["requested"], state["sets"], (state["experiment"], state["iteration"])
     fits = (
-        state["chosen"].keys() >= set(CHOSEN)
+        state["chosen"].keys() >= set(CHOSEN) & requested.keys()
         and {"first_exp", "Iteration"} <= requested.keys()
         and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in state["evaluations"])
         and at[0] == requested["first_exp"] + len(sets)

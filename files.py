@@ -70,7 +70,7 @@ class RunFiles:
     def __init__(self, args: Namespace):
         self.folder = Path(args.save_path)
         self.shown = repr(str(self.folder)[:80])  # in messages
-        self.stem = f"DM_{args.dataset}_{args.model}_{args.ipc}ipc"
+        self.stem = f"{getattr(args, 'method', 'DM')}_{args.dataset}_{args.model}_{args.ipc}ipc"
         self.set_path, self.results_path = self.folder / f"res_{self.stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
         self._lock: int | None = None

@@ -1,9 +1,11 @@
 """The command line that the recipes share: flags with the published names and defaults, in groups."""
 
 import argparse
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -16,7 +18,7 @@ from networks import ARCHITECTURES
 from sampling import SAMPLERS
 from schedules import SCHEDULES
 
-# Settings that go together, by name: flag -> value. A flag that is given as well wins.
+# Settings that go together, by name: flag -> value. A flag that is given as well wins. Recipes may have more.
 PRESETS = {
     # Found on CIFAR10's validation split at ipc 10; what it is worth: README, "Speed".
     "fast": {
@@ -36,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
         )
+        self.presets: dict[str, dict] = {}
         self.data = self.add_argument_group("data")
         self.method = self.add_argument_group("method")
         self.evaluation = self.add_argument_group("evaluation")
@@ -46,13 +49,53 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, namespace: Namespace | None = None) -> Namespace:
         known, unknown = self.parse_known_args(args, namespace)
-        if getattr(known, "preset", None):
-            self.set_defaults(**PRESETS[known.preset])
-            known, unknown = self.parse_known_args(args, namespace)
+        if getattr(known, "like", None):
+            self.set_defaults(**arguments_of(known.like, self))
+        self.set_defaults(**preset_values(self, getattr(known, "preset", None)))
+        known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
             self.error(f"unknown argument {unknown[0]!r}: {nearest(unknown[0], flags)}")
         return known
+
+
+def preset_values(parser: Parser, names: str | None) -> dict:
+    """What presets, joined by commas, set; of two that set the same, the later one."""
+    values = {}
+    for name in names.split(",") if names else ():
+        if name not in parser.presets:
+            parser.error(f"argument --preset: {name!r} is none of {', '.join(parser.presets)}")
+        values |= parser.presets[name]
+    return values
+
+
+# Arguments of a run that say where it ran, not what it computed.
+NOT_ALIKE = {"save_path", "resume", "device", "data_path", "like", "preset"}
+
+
+def arguments_of(path: str, parser: Parser) -> dict:
+    """The arguments that a results.json or res_*.pt was made with, those that this command has."""
+    try:
+        if path.endswith(".json"):
+            found = json.loads(Path(path).read_text())["args"]
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)["args"]
+        found = dict(found)
+    except Exception as error:  # garbage raises whatever its damage hits
+        parser.error(f"argument --like: {path[:80]!r} is not a results.json or res_*.pt ({type(error).__name__})")
+    values = {}
+    for action in parser._actions:
+        value = found.get(action.dest)
+        if action.dest not in found or action.dest in NOT_ALIKE:
+            continue
+        try:
+            given = parser._get_value(action, str(value)) if isinstance(value, str | int | float) else value
+            if action.nargs != 0:
+                parser._check_value(action, given)
+        except argparse.ArgumentError as error:
+            parser.error(f"argument --like: {path[:80]!r} has {error}")
+        values[action.dest] = value
+    return values
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -98,37 +141,31 @@ def a_path(text: str) -> str:
     return text
 
 
-def recipe_parser(description: str, model: str) -> Parser:
-    """The flags of every recipe; `model` is the default of --model. Recipes add their own to `parser.method`."""
+def common_parser(description: str, model: str, presets: dict[str, dict] | None = None) -> Parser:
+    """The flags of every command that makes sets: data, network, experiments, evaluation, output.
+
+    `model` is the default of --model; with `presets`, --preset chooses among them.
+    """
     parser = Parser(description)
+    parser.presets = presets or {}
 
     add = parser.data.add_argument
     add("--dataset", default="CIFAR10", help=f"one of {', '.join(DATASETS)}; Digits needs no download")
     text = "folder of <NAME>.npz or torchvision's files; downloads go there"
     add("--data_path", type=a_path, default="data", help=text)
+    text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
+    add("--like", default=None, metavar="FILE", help=text)
+    if presets:
+        text = f"settings that go together, of {', '.join(presets)}; join with commas; flags given as well win"
+        add("--preset", default=None, help=text)
 
     add = parser.method.add_argument
-    add("--preset", choices=tuple(PRESETS), default=None, help="settings that go together; flags given as well win")
-    add("--model", default=model, help="network to match features of; the _gram form has feature-map taps")
-    add("--ipc", type=at_least(1), default=10, help="synthetic images per class")
-    add("--init", choices=("real", "noise"), default="real", help="start from random real images or Gaussian noise")
-    add("--Iteration", type=at_least(1), default=20000, help="steps of condensation, each with a fresh network")
-    add("--lr_img", type=non_negative, default=1.0, help="learning rate of the pixels")
-    add("--lr_schedule", choices=tuple(SCHEDULES), default="constant", help="of lr_img over the iterations")
-    add("--momentum_img", type=below_one, default=0.5, help="of the pixels' SGD")
-    add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
-    add(
-        "--real_sampling",
-        choices=tuple(SAMPLERS),
-        default="random",
-        help="balanced: of four times as many random images, those whose mean is near the mean of the class",
-    )
-    add("--dsa_strategy", default="color_crop_cutout_flip_scale_rotate", help="operations joined by _, or none")
-    add("--dis_metric", default="ours", help="accepted as published; only gradient matching (match_loss) reads it")
-    add("--num_exp", type=at_least(1), default=5, help="independent condensations")
+    add("--model", default=model, help="network to match features of; the published _gram names are accepted")
+    add("--ipc", type=at_least(1), default=10, help="images per class")
+    add("--num_exp", type=at_least(1), default=5, help="independent experiments")
     add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
     add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
-    add("--class_chunk", type=at_least(0), default=0, help="classes per pass; lower needs less memory; 0 chooses")
+    add("--dsa_strategy", default="color_crop_cutout_flip_scale_rotate", help="operations joined by _, or none")
     add(
         "--precision",
         choices=("fp32", "bf16"),
@@ -141,12 +178,6 @@ def recipe_parser(description: str, model: str) -> Parser:
         default="auto",
         help="torch.compile; auto: if the run is long enough to repay it and a compiler works",
     )
-    add(
-        "--on_nonfinite",
-        choices=("stop", "skip"),
-        default="stop",
-        help="what to do with a step whose loss or gradient is not finite; skipped ones are listed in results.json",
-    )
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
 
     add = parser.evaluation.add_argument
@@ -155,13 +186,6 @@ def recipe_parser(description: str, model: str) -> Parser:
     add("--epoch_eval_train", type=at_least(0), default=1000, help="E: epochs 0 .. E are trained, the last one counts")
     add("--lr_net", type=non_negative, default=0.01, help="learning rate of the evaluation networks")
     add("--batch_train", type=at_least(1), default=256, help="batch size of the evaluation networks")
-    add(
-        "--eval_every",
-        type=at_least(0),
-        default=None,
-        help="evaluate random real images at the start, the set every so many steps and at the end; 0: only at the "
-        "end; unset: 2000 in modes S and SS, else 0",
-    )
     add(
         "--eval_split",
         choices=("test", "val"),
@@ -177,6 +201,45 @@ def recipe_parser(description: str, model: str) -> Parser:
         default="auto",
         help="auto: go on from the checkpoint in save_path, if there is one; never: want an empty one; must: want one",
     )
+    return parser
+
+
+def recipe_parser(description: str, model: str, presets: dict[str, dict] | None = None) -> Parser:
+    """The flags of every recipe; `presets` are those of this recipe alone. Recipes add flags to `parser.method`."""
+    parser = common_parser(description, model, PRESETS | (presets or {}))
+
+    add = parser.method.add_argument
+    add("--init", choices=("real", "noise"), default="real", help="start from random real images or Gaussian noise")
+    add("--Iteration", type=at_least(1), default=20000, help="steps of condensation, each with a fresh network")
+    add("--lr_img", type=non_negative, default=1.0, help="learning rate of the pixels")
+    add("--lr_schedule", choices=tuple(SCHEDULES), default="constant", help="of lr_img over the iterations")
+    add("--momentum_img", type=below_one, default=0.5, help="of the pixels' SGD")
+    add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
+    add(
+        "--real_sampling",
+        choices=tuple(SAMPLERS),
+        default="random",
+        help="balanced: of four times as many random images, those whose mean is near the mean of the class",
+    )
+    add("--dis_metric", default="ours", help="accepted as published; only gradient matching (match_loss) reads it")
+    add("--class_chunk", type=at_least(0), default=0, help="classes per pass; lower needs less memory; 0 chooses")
+    add(
+        "--on_nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a step whose loss or gradient is not finite; skipped ones are listed in results.json",
+    )
+
+    add = parser.evaluation.add_argument
+    add(
+        "--eval_every",
+        type=at_least(0),
+        default=None,
+        help="evaluate random real images at the start, the set every so many steps and at the end; 0: only at the "
+        "end; unset: 2000 in modes S and SS, else 0",
+    )
+
+    add = parser.output.add_argument
     add("--checkpoint_every", type=at_least(1), default=200, help="steps; a checkpoint is taken every 5 minutes too")
     return parser
 
@@ -193,7 +256,7 @@ def resolve(args: Namespace) -> Namespace:
     args.dsa = bool(operations_of(args.dsa_strategy))
     args.dsa_param = ParamDiffAug()
     args.device = find_device(args.device)
-    if args.eval_every is None:
+    if getattr(args, "eval_every", 0) is None:
         args.eval_every = 2000 if args.eval_mode in ("S", "SS") else 0
     return args
 
@@ -219,8 +282,9 @@ def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that no text encoding has
     try:
         resolve(args)
-        if args.preset:
-            print(f"preset {args.preset}:", *(f"--{name} {getattr(args, name)}" for name in PRESETS[args.preset]))
+        if getattr(args, "preset", None):
+            values = preset_values(parser, args.preset)
+            print(f"preset {args.preset}:", *(f"--{name} {getattr(args, name)}" for name in values))
         run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
     L_total = L_MMD + beta * L_ICD + lambda * (alpha * L_MM + L_CM)
 
-Every function takes all classes at once, classes first, and returns the **sum over classes** as a scalar
-tensor. S is the number of synthetic images of a class, R the number of real ones; they may differ. Real tensors
+Every function takes all classes at once, classes first, and returns one value a class, [classes]; the objective
+is their sum. S is the number of synthetic images of a class, R the number of real ones; they may differ. Real tensors
 carry no gradient in the method; nothing here detaches them, callers compute them under `no_grad`.
 """
 
@@ -13,56 +13,66 @@ from torch import Tensor
 
 
 def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
-    """L_MMD: squared distance of the mean embeddings, summed over the embedding.
+    """L_MMD [classes]: squared distance of the mean embeddings, summed over the embedding.
 
     real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
     """
-    return (_mean(real) - _mean(syn)).square().sum()  # || mean_R phi - mean_S phi ||^2
+    return (_mean(real) - _mean(syn)).square().sum(1)  # || mean_R phi - mean_S phi ||^2
 
 
-def moments_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
-    """L_MM: channel means and deviations of the batch-mean feature map, averaged over channels and layers.
+def moments_matching(
+    real_maps: list[Tensor], syn_maps: list[Tensor], stats: str = "batch", relative: bool = False
+) -> Tensor:
+    """L_MM [classes]: channel means and deviations of feature maps, averaged over channels and layers.
 
-    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, moments matching.
+    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `stats` 'batch': of the batch-mean map (DDM,
+    moments matching); 'image': the mean over images of each image's own, which does not depend on the batch size.
     """
-    return moments_distance([mean_map(maps) for maps in real_maps], [mean_map(maps) for maps in syn_maps])
+    statistic = MOMENTS[stats]
+    return moments_distance(*([statistic(m) for m in maps] for maps in (real_maps, syn_maps)), stats, relative)
 
 
-def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor]) -> Tensor:
-    """L_CM: squared Frobenius distance of the mean Gram matrices, averaged over layers.
+def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor], relative: bool = False) -> Tensor:
+    """L_CM [classes]: squared Frobenius distance of the mean Gram matrices, averaged over layers.
 
     Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, correlation matching.
     """
-    return gram_distance([mean_gram(maps) for maps in real_maps], [mean_gram(maps) for maps in syn_maps])
+    return gram_distance([mean_gram(maps) for maps in real_maps], [mean_gram(maps) for maps in syn_maps], relative)
 
 
 # --- the style terms in two halves: a statistic, which is a mean over images and so can be taken part by part, ----
-# --- and the distance of two sets of statistics                                                               ----
+# --- and the distance of two sets of statistics; `relative` divides by the squared magnitude of the real one   ----
 
 
-def moments_distance(real: list[Tensor], syn: list[Tensor]) -> Tensor:
-    """L_MM from lists over layers of batch-mean maps [classes, C, H, W] (see `mean_map`)."""
+def moments_distance(real: list[Tensor], syn: list[Tensor], stats: str = "batch", relative: bool = False) -> Tensor:
+    """L_MM [classes] from lists over layers of MOMENTS[stats] of real and synthetic maps."""
     per_layer = []
-    for mean_R, mean_S in zip(real, syn, strict=True):
-        mu_R, sd_R = _moments(mean_R)
-        mu_S, sd_S = _moments(mean_S)
-        mse = (mu_S - mu_R).square().mean(1) + (sd_S - sd_R).square().mean(1)  # MSE over channels: [classes]
-        per_layer.append(mse.sum() / 2)
-    return torch.stack(per_layer).mean()
+    for stat_R, stat_S in zip(real, syn, strict=True):
+        # mu and sd: [classes, 2, C]
+        moments_R, moments_S = ((channel_moments(s) if stats == "batch" else s) for s in (stat_R, stat_S))
+        mse = (moments_S - moments_R).square().mean(2)  # over channels
+        if relative:
+            mse = mse / (moments_R.square().mean(2) + 1e-5)  # after a norm, mu_R is 0 but for rounding
+        per_layer.append(mse.mean(1))
+    return torch.stack(per_layer).mean(0)
 
 
-def gram_distance(real: list[Tensor], syn: list[Tensor]) -> Tensor:
-    """L_CM from lists over layers of mean Gram matrices [classes, C, C] (see `mean_gram`)."""
-    per_layer = [(G_S - G_R).square().sum() for G_R, G_S in zip(real, syn, strict=True)]  # || G_S - G_R ||_F^2
-    return torch.stack(per_layer).mean()
+def gram_distance(real: list[Tensor], syn: list[Tensor], relative: bool = False) -> Tensor:
+    """L_CM [classes] from lists over layers of mean Gram matrices [classes, C, C] (see `mean_gram`)."""
+    per_layer = []
+    for G_R, G_S in zip(real, syn, strict=True):
+        distance = (G_S - G_R).square().sum((1, 2))  # || G_S - G_R ||_F^2
+        per_layer.append(distance / (G_R.square().sum((1, 2)) + 1e-12) if relative else distance)
+    return torch.stack(per_layer).mean(0)
 
 
-def _moments(mean_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over positions of a map [classes, C, H, W], each [classes, C]."""
-    flat = mean_map.flatten(2)
+def channel_moments(maps: Tensor) -> Tensor:
+    """Mean and deviation over positions of maps [..., C, H, W]: [..., 2, C]."""
+    flat = maps.flatten(-2)
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
-    var = flat.var(dim=2, correction=min(1, flat.shape[2] - 1))
-    return flat.mean(2), (var + 1e-5).sqrt()
+    var = flat.var(dim=-1, correction=min(1, flat.shape[-1] - 1))
+    return torch.stack([flat.mean(-1), (var + 1e-5).sqrt()], dim=-2)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -73,6 +83,14 @@ def _mean(x: Tensor) -> Tensor:
 def mean_map(maps: Tensor) -> Tensor:
     """Fbar, the mean over images of maps [classes, n, C, H, W]: [classes, C, H, W]."""
     return _mean(maps)
+
+
+def image_moments(maps: Tensor) -> Tensor:
+    """E_x mu(x) and E_x sd(x) of maps [classes, n, C, H, W]: [classes, 2, C]."""
+    return _mean(channel_moments(maps))
+
+
+MOMENTS = {"batch": mean_map, "image": image_moments}  # what L_MM needs of feature maps, by --style_stats
 
 
 def mean_gram(maps: Tensor) -> Tensor:
@@ -91,7 +109,9 @@ def mean_gram(maps: Tensor) -> Tensor:
 
 
 def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
-    """L_ICD: minus the KL divergence of each image to the mean of its k nearest neighbours, averaged over images.
+    """L_ICD [classes]: minus the KL divergence of each image to the mean of its k nearest neighbours.
+
+    Averaged over images.
 
     syn [classes, S, D]; neighbours are Euclidean, of the same class, never the image itself. k is cut to S - 1;
     with one image a class the term is 0. Source: DDM, intra-class diversity.
@@ -99,7 +119,7 @@ def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
     S = syn.shape[1]
     k = min(k, S - 1)
     if k < 1:
-        return syn.sum() * 0  # keeps the graph, so that a caller may call backward
+        return syn.sum((1, 2)) * 0  # keeps the graph, so that a caller may call backward
     with torch.no_grad():
         distance = torch.cdist(syn, syn, compute_mode="donot_use_mm_for_euclid_dist")
         distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # itself, even where duplicates are as near
@@ -108,4 +128,25 @@ def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
     m = syn[classes, nearest].mean(2)  # the gradient flows through m too
     log_p, log_q = F.log_softmax(syn, dim=-1), F.log_softmax(m, dim=-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)  # KL(softmax(phi(x)) || softmax(m)): [classes, S]
-    return -kl.mean(1).sum()
+    return -kl.mean(1)
+
+
+def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
+    """A bounded L_ICD [classes]: squared relative difference of the deviations along the class's principal directions.
+
+    real [classes, R, D], syn [classes, S, D]. The directions are the first min(S - 1, R - 1, 16) of the real
+    embeddings, the average is over them; with one image a class the term is 0. On CUDA eigh waits for the device.
+    """
+    R, S = real.shape[1], syn.shape[1]
+    r = min(S - 1, R - 1, 16)
+    if r < 1:
+        return syn.sum((1, 2)) * 0
+    with torch.no_grad():
+        centred = real - real.mean(1, keepdim=True)
+        # Of the R x R products, not of the D x D covariance: R is the smaller.
+        values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
+        values, vectors = values[:, -r:].clamp(min=1e-12), vectors[:, :, -r:]
+        directions = centred.transpose(1, 2) @ vectors / values.sqrt()[:, None]  # [classes, D, r], orthonormal
+        sd_R = (values / (R - 1)).sqrt()
+    sd_S = ((syn @ directions).var(1) + 1e-12).sqrt()
+    return ((sd_S - sd_R) / sd_R).square().mean(1)

@@ -30,10 +30,22 @@ class Features(NamedTuple):
     style: dict[str, list[Tensor]]  # by name, over tapped layers: a statistic of the feature maps, [classes, ...]
 
 
-# A recipe: (real, syn, args) -> its weighted terms by name, each a scalar summed over the classes given.
+# A recipe: (real, syn, args) -> its weighted terms by name, [classes].
 Objective = Callable[[Features, Features, Namespace], dict[str, Tensor]]
 # By name, what a recipe needs of feature maps [classes, n, C, H, W]: a mean over the n images, [classes, ...].
 Statistics = dict[str, Callable[[Tensor], Tensor]]
+
+
+STYLE_TERMS = {"L_MM", "L_CM"}
+
+
+def accumulator_weights(num_classes: int, layers: int) -> list[float]:
+    """What a class's style term, a mean over layers, is multiplied by where the sum is never reset.
+
+    The published scripts keep s_c = (s_{c-1} + sum over layers) / layers and add every s_c to the loss, so that the
+    term of class c comes again, divided by `layers` once more, with each later class.
+    """
+    return [sum(layers**-j for j in range(num_classes - c)) for c in range(num_classes)]
 
 
 def features(net: Network, images: Tensor, statistics: Statistics, precision: str) -> Features:
@@ -75,13 +87,27 @@ class Matcher:
     def __init__(self, net: Network, objective: Objective, statistics: Statistics, args: Namespace):
         self.net, self.objective, self.statistics, self.args = net, objective, statistics, args
         self._features, self._syn_terms = compiled(features, args), compiled(self._eager_syn_terms, args)
+        self._style_weights = None
+        if statistics and args.published_accumulator:
+            weights = accumulator_weights(net.classifier.out_features, len(net.taps))
+            self._style_weights = torch.tensor(weights, device=args.device)
 
-    def _eager_syn_terms(self, net: Network, syn: Tensor, real: Features) -> dict[str, Tensor]:
-        return self.objective(real, features(net, syn, self.statistics, self.args.precision), self.args)
+    def _eager_syn_terms(
+        self, net: Network, syn: Tensor, real: Features, style_weights: Tensor | None
+    ) -> dict[str, Tensor]:
+        weighted = self.objective(real, features(net, syn, self.statistics, self.args.precision), self.args)
+        if style_weights is not None:
+            for name in STYLE_TERMS & weighted.keys():
+                weighted[name] = weighted[name] * style_weights
+        return {name: value.sum() for name, value in weighted.items()}
 
-    def terms(self, real: Tensor, syn: Tensor) -> dict[str, Tensor]:
-        """The weighted terms on some classes' augmented images [classes, n, C, H, W]; real ones carry no gradient."""
-        return self._syn_terms(self.net, syn, self.real_features(real))
+    def terms(self, real: Tensor, syn: Tensor, classes: range) -> dict[str, Tensor]:
+        """The weighted terms, summed over the classes given, of their augmented images [classes, n, C, H, W].
+
+        Real images carry no gradient.
+        """
+        weights = None if self._style_weights is None else self._style_weights[classes.start : classes.stop]
+        return self._syn_terms(self.net, syn, self.real_features(real), weights)
 
     @torch.no_grad()
     def real_features(self, real: Tensor) -> Features:

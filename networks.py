@@ -22,21 +22,44 @@ class Network(nn.Module):
     """A feature stack and a linear classifier: `net(x)` gives logits [n, num_classes].
 
     `embed(x)` gives the embedding phi(x) [n, D]; in the tapped forms (`taps` not empty) it gives
-    `(embedding, maps)`, maps a list over layers of [n, C, H, W] in forward order.
+    `(embedding, maps)`, maps a list over layers of [n, C, H, W] in forward order. `sites` are the layers that taps
+    may read, by kind (see `tap`).
     """
 
-    def __init__(self, layers: list[nn.Module], embed_dim: int, num_classes: int, taps: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        embed_dim: int,
+        num_classes: int,
+        taps: tuple[int, ...] = (),
+        sites: dict[str, tuple[int, ...]] | None = None,
+    ):
         super().__init__()
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(embed_dim, num_classes)
-        self.taps = taps
+        self.taps, self.sites = taps, sites or {}
+
+    def tap(self, kind: str = "published", layers: list[int] | None = None) -> None:
+        """Read feature maps after every layer of a kind ('conv', 'norm', 'act', 'pool', 'published', 'none').
+
+        `layers` picks some of them by number, from 0. Raises UserError where the network has not that kind or layer.
+        """
+        sites = () if kind == "none" else self.sites.get(kind, ())
+        if kind != "none" and not sites:
+            has = ", ".join(self.sites)
+            raise UserError(f"has no {kind} feature maps to match: " + (f"choose from {has}" if has else "it has none"))
+        wrong = [layer for layer in layers or [] if layer >= len(sites)]
+        if wrong and kind != "none":
+            raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")
+        self.taps = sites if layers is None or kind == "none" else tuple(sites[layer] for layer in layers)
 
     def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.taps:
-                maps.append(x)
+                overwritten = i + 1 < len(self.features) and getattr(self.features[i + 1], "inplace", False)
+                maps.append(x.clone() if overwritten else x)
         return x.flatten(1), maps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +125,7 @@ class Trunk:
         self.channel, (self.height, self.width) = channel, im_size
         self.im_size = tuple(im_size)
         self.layers: list[nn.Module] = []
-        self.taps: list[int] = []
+        self.sites: dict[str, list[int]] = {}
         # MNIST-like 1x28x28 input becomes 32x32 in the first convolution: 2 more pixels on each side.
         self.extra_padding = 2 if channel == 1 and self.im_size == (28, 28) else 0
 
@@ -110,17 +133,19 @@ class Trunk:
     def size(self) -> int:
         return self.channel * self.height * self.width
 
-    def add(self, layer: nn.Module | None) -> None:
+    def add(self, layer: nn.Module | None, kind: str | None = None) -> None:
         if layer is not None:
             self.layers.append(layer)
+            if kind:
+                self.site(kind)
 
-    def tap(self) -> None:
-        """Hand out what the last layer gives."""
-        self.taps.append(len(self.layers) - 1)
+    def site(self, kind: str) -> None:
+        """What the last layer gives is a place for taps of a kind."""
+        self.sites.setdefault(kind, []).append(len(self.layers) - 1)
 
     def conv(self, channel: int, kernel: int, padding: int, bias: bool = True) -> None:
         padding += self.extra_padding if not self.layers else 0
-        self.add(nn.Conv2d(self.channel, channel, kernel, padding=padding, bias=bias))
+        self.add(nn.Conv2d(self.channel, channel, kernel, padding=padding, bias=bias), "conv")
         grow = 2 * padding - kernel + 1
         self.channel, self.height, self.width = channel, self.height + grow, self.width + grow
         if min(self.height, self.width) < 1:
@@ -132,20 +157,22 @@ class Trunk:
         return lookup(NORMS, kind, "norm")(self.channel, self.height, self.width)
 
     def norm(self, kind: str) -> None:
-        self.add(self.make_norm(kind))
+        self.add(self.make_norm(kind), "norm")
 
     def act(self, kind: str) -> None:
-        self.add(lookup(ACTIVATIONS, kind, "activation")())
+        self.add(lookup(ACTIVATIONS, kind, "activation")(), "act")
 
     def pool(self, kind: str, last: bool = False) -> None:
         """Halve the map, unless that leaves later layers a single pixel to normalise (tiny images, deep nets)."""
         layer = lookup(POOLINGS, kind, "pooling")()
         if layer is not None and (min(self.height, self.width) >= 4 or (last and min(self.height, self.width) >= 2)):
-            self.add(layer)
+            self.add(layer, "pool")
             self.height, self.width = self.height // 2, self.width // 2
 
-    def network(self, num_classes: int, tapped: bool) -> Network:
-        return Network(self.layers, self.size, num_classes, tuple(self.taps) if tapped else ())
+    def network(self, num_classes: int, tapped: bool, published: list[int]) -> Network:
+        """`published` are the layers that the published tapped form reads."""
+        sites = {kind: tuple(at) for kind, at in {**self.sites, "published": published}.items()}
+        return Network(self.layers, self.size, num_classes, sites["published"] if tapped else (), sites)
 
     def _too_small(self) -> None:
         raise UserError(f"images of {self.im_size[0]}x{self.im_size[1]} are too small for it; a ConvNet takes them")
@@ -200,9 +227,9 @@ def ConvNet(
         trunk.conv(net_width, 3, padding=1)
         trunk.norm(net_norm)
         trunk.act(net_act)
-        trunk.tap()  # the activation, which is what the published losses saw (spec: the in-place ReLU)
         trunk.pool(net_pooling, last=depth == net_depth - 1)
-    return trunk.network(num_classes, tapped)
+    # The activation is what the published losses saw (spec: the in-place ReLU).
+    return trunk.network(num_classes, tapped, trunk.sites.get("act", []))
 
 
 def MLP(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
@@ -238,9 +265,8 @@ def AlexNet(
         trunk.act("relu")
         if pooled:
             trunk.pool("maxpooling")
-            trunk.tap()
-    trunk.taps = trunk.taps[:2]
-    return trunk.network(num_classes, tapped)
+            trunk.site("after pool")  # the pooling, or what stands for it where the image is too small to pool
+    return trunk.network(num_classes, tapped, trunk.sites.pop("after pool")[:2])
 
 
 def VGG11(
@@ -257,9 +283,8 @@ def VGG11(
             trunk.conv(width, 3, padding=1)
             trunk.norm(norm)
             trunk.act("relu")
-            trunk.tap()
         trunk.pool("maxpooling", last=group == 4)
-    return trunk.network(num_classes, tapped)
+    return trunk.network(num_classes, tapped, trunk.sites["act"])
 
 
 def ResNet18(
@@ -276,17 +301,17 @@ def ResNet18(
     trunk.conv(64, 3, padding=1, bias=False)
     trunk.norm(norm)
     trunk.act("relu")
-    trunk.tap()
+    stages = [len(trunk.layers) - 1]
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         blocks = [BasicBlock(trunk, width, s, norm, pooled) for s in (stride, 1)]
         trunk.add(nn.Sequential(*blocks))
-        trunk.tap()
+        stages.append(len(trunk.layers) - 1)
     if not pooled:
         window = min(4, trunk.height, trunk.width)
         trunk.add(nn.AvgPool2d(window))
         trunk.height, trunk.width = trunk.height // window, trunk.width // window
-    trunk.taps = trunk.taps[:3]
-    return trunk.network(num_classes, tapped)
+    trunk.sites = {}  # inside the stages there is no layer to read
+    return trunk.network(num_classes, tapped, stages[:3])
 
 
 # --- names -----------------------------------------------------------------------------------------------

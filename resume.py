@@ -12,6 +12,7 @@ from files import versions
 
 # Arguments that leave the result as it is, but for rounding.
 FREE = {"device", "data_path", "save_path", "resume", "checkpoint_every", "on_nonfinite", "class_chunk"}
+FREE |= {"like", "preset"}  # what they set is compared, flag by flag
 MAY_GROW = {"num_exp", "num_eval"}
 
 
@@ -40,9 +41,9 @@ def find(args: Namespace, requested: dict) -> dict | None:
             )
         return None
     accept(state, requested)
-    for name in checkpoint.CHOSEN:  # where left open, what was chosen for the first part holds
+    for name, value in state["chosen"].items():  # where left open, what was chosen for the first part holds
         if requested[name] == state["requested"][name]:
-            setattr(args, name, state["chosen"][name])
+            setattr(args, name, value)
     return state
 
 

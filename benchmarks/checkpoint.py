@@ -17,10 +17,9 @@ import timing
 import DM_KNearest
 import flags
 import memory
-from condense import Run, Synthetic, check_against, condensation_step
+from condense import Run, Synthetic, condensation_step, prepare
 from files import RunFiles, plain
 from interrupt import Interrupts
-from matching import Matcher
 from sampling import Random
 
 
@@ -36,7 +35,7 @@ def main() -> None:
         statistics, requested = DM_KNearest.settle(args), plain(args)
         memory.keep_freed_memory()
         data = step.random_data(options.classes, 32, options.batch_real)
-        matcher = Matcher(check_against(data, args, needs_taps=False), DM_KNearest.objective, statistics, args)
+        matcher = prepare(data, args, DM_KNearest.objective, statistics)
         with RunFiles(args) as files:
             files.open()
             identity = {"requested": requested, "data": data.digest()}

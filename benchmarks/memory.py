@@ -15,8 +15,7 @@ import timing
 
 import flags
 import memory
-from condense import Synthetic, check_against, condensation_step
-from matching import Matcher
+from condense import Synthetic, condensation_step, prepare
 from sampling import Random
 
 
@@ -41,7 +40,7 @@ def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str
     statistics = recipe.settle(args)
     memory.keep_freed_memory()
     data = step.random_data(classes, 32, batch_real)
-    matcher = Matcher(check_against(data, args, needs_taps=False), recipe.objective, statistics, args)
+    matcher = prepare(data, args, recipe.objective, statistics)
     images = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
     syn_set = Synthetic.start(images.contiguous(), args)
     before = memory.peak_memory(args.device)

@@ -24,9 +24,8 @@ import flags
 import memory
 import rng
 from augment import DiffAugment
-from condense import Synthetic, check_against, condensation_step
+from condense import Synthetic, condensation_step, prepare
 from data import ImageData
-from matching import Matcher
 from networks import get_network
 from sampling import Random
 
@@ -153,7 +152,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     args = flags.resolve(recipe.make_parser().parse_args(argv))
     statistics = recipe.settle(args)
     data = random_data(classes, size, batch_real)
-    matcher = Matcher(check_against(data, args, needs_taps=False), recipe.objective, statistics, args)
+    matcher = prepare(data, args, recipe.objective, statistics)
     start = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
     ours, plain = Synthetic.start(start.clone(), args), Synthetic.start(start.clone(), args)
     its = {"ours": 0, "plain": 0}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flags
-from condense import check_against
+from condense import prepare
 from data import ImageData
 from matching import Matcher
 
@@ -20,7 +20,12 @@ SMALL = Path(__file__).parent / "reference"
 # The whole set of reference values; where it is absent, the committed part stands in for it.
 FULL = Path(os.environ.get("DDM_REFERENCE", ROOT.parent / "shared" / "reference"))
 
-RECIPES = {"DM_GramMatching": "ConvNet_gram", "DM_MeanStd_Matching": "ConvNet_gram", "DM_KNearest": "ConvNet"}
+RECIPES = {
+    "DM_GramMatching": "ConvNet_gram",
+    "DM_MeanStd_Matching": "ConvNet_gram",
+    "DM_KNearest": "ConvNet",
+    "DM_DDM": "ConvNet",
+}
 # A run of seconds: narrow network, few images, 3 iterations.
 QUICK = [
     *("--dataset", "CIFAR10", "--ipc", "2", "--batch_real", "6", "--Iteration", "3", "--num_exp", "1"),
@@ -76,4 +81,4 @@ def matcher(recipe: str, args: Namespace, data: ImageData) -> Matcher:
     """What a run of the recipe matches under, before its first step."""
     module = importlib.import_module(recipe)
     statistics = module.settle(args)
-    return Matcher(check_against(data, args, needs_taps=False), module.objective, statistics, args)
+    return prepare(data, args, module.objective, statistics)

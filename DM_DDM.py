@@ -1,0 +1,69 @@
+"""The complete objective of DDM (WACV 2025): content, style and intra-class diversity, every weight a flag.
+
+    L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM
+
+in the paper's symbols beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes its term
+and the cost of it.
+"""
+
+from argparse import Namespace
+
+from torch import Tensor
+
+import flags
+import terms
+from condense import condense
+from errors import UserError
+from losses import mean_matching
+from matching import Features, Statistics
+
+DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0}
+AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute", "icd_form": "kl"}
+PRESETS = {
+    "dm": DM,
+    "published": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "icd_ratio": 10.0},  # k = 2 at ipc 10
+    "paper": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "cm_ratio": 10000.0, "icd_ratio": 10.0},
+    "style": DM
+    | {"style_tap": "conv", "style_stats": "image", "style_scale": "relative", "mm_ratio": 180.0, "cm_ratio": 10000.0},
+}
+
+
+def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
+    weighted = {}
+    if args.mmd_ratio:
+        weighted["L_MMD"] = args.mmd_ratio * mean_matching(real.embedding, syn.embedding)
+    if args.icd_ratio:
+        weighted["L_ICD"] = args.icd_ratio * terms.diversity(real, syn, args)  # beta
+    if args.mm_ratio:
+        weighted["L_MM"] = args.mm_ratio * terms.moments(real, syn, args)  # lambda * alpha
+    if args.cm_ratio:
+        weighted["L_CM"] = args.cm_ratio * terms.grams(real, syn, args)  # lambda
+    return weighted
+
+
+def make_parser() -> flags.Parser:
+    parser = flags.recipe_parser(__doc__, model="ConvNet", presets=PRESETS)
+    add = parser.method.add_argument
+    add("--mmd_ratio", type=flags.non_negative, default=1.0, help="weight of L_MMD, the mean embedding")
+    add("--mm_ratio", type=flags.non_negative, default=10000.0, help="weight of L_MM, channel moments")
+    add("--cm_ratio", type=flags.non_negative, default=10000.0, help="weight of L_CM, Gram matrices")
+    add("--icd_ratio", type=flags.non_negative, default=10.0, help="weight of L_ICD, intra-class diversity")
+    terms.add_style_flags(parser)
+    terms.add_diversity_flags(parser)
+    return parser
+
+
+def settle(args: Namespace) -> Statistics:
+    """Check the weights, set k; what the objective reads of feature maps."""
+    if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or args.icd_ratio):
+        raise UserError("every weight is 0, so that there is nothing to match: set --mmd_ratio or another")
+    args.k = terms.neighbours(args)
+    return terms.reading(args, mm=args.mm_ratio, cm=args.cm_ratio)
+
+
+def run(args: Namespace) -> None:
+    condense(args, objective, settle(args))
+
+
+if __name__ == "__main__":
+    flags.main(make_parser(), run)

@@ -1,0 +1,91 @@
+"""Coresets: real images chosen by a rule, evaluated as condensed sets are; the baselines of the comparison.
+
+    python coreset.py --method herding --ipc 10
+
+Herding, k-center and k-means choose in the embedding of a network trained on all the real images, the difficulty
+scores by what that network found hard. `full` is the whole training set, the ceiling.
+"""
+
+from argparse import Namespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import evaluate
+import flags
+import selection
+import speed
+from data import ImageData
+from errors import UserError
+from experiments import Experiments, carry_out, check_sizes
+from networks import empty_network
+
+
+class Run(Experiments):
+    """Experiments that select."""
+
+    def __init__(self, digest: None, *common: Any):
+        super().__init__(*common)
+        self.kind = self.args.method
+        self.found: selection.Proxy | None = None
+
+    def begin(self) -> None:
+        if self.args.method not in ("random", "full") and len(self.sets) < self.args.num_exp:
+            self.found = selection.proxy(self.data, self.args, self.identity["data"])
+
+    def one_experiment(self, experiment: int) -> Tensor:
+        data, args = self.data, self.args
+        if args.method == "full":  # too large to be kept: the set's file has no images
+            self.evaluate_finished(data.x_train.new_empty(0), experiment)
+            return torch.empty(data.num_classes, 0, data.channel, *data.im_size)
+        images = data.batch(selection.select(data, args, experiment, self.found))
+        self.files.save_grid(data.denormalise(images), experiment, 0)
+        self.evaluate(images, self.kind, experiment, 0)
+        return images
+
+    def evaluate_finished(self, images: Tensor, experiment: int) -> None:
+        if self.args.method != "full":
+            return super().evaluate_finished(images, experiment)
+        own = selection.subset(self.data, self.args, experiment)
+        self.labels = self.data.y_train[own.to(self.data.y_train.device)]
+        self.evaluate(self.data.batch(own)[:, None], self.kind, experiment, 0)
+
+
+def make_parser() -> flags.Parser:
+    parser = flags.common_parser(__doc__, model="ConvNet")
+    add = parser.method.add_argument
+    add("--method", choices=selection.METHODS, default="random", help="how images are chosen")
+    add("--order", choices=("easiest", "hardest"), default="hardest", help="which images a difficulty score keeps")
+    add("--proxy_epochs", type=flags.at_least(1), default=20, help="training of the network that methods look at")
+    add("--proxy_cache", default=None, help="folder that keeps that network; unset: proxies in --data_path")
+    add("--subset_size", type=flags.at_least(0), default=0, help="of full: so many random images; 0: all")
+    return parser
+
+
+def settle(args: Namespace) -> None:
+    """Fill in what the frame shared with the recipes reads."""
+    args.Iteration = 0
+    if args.method == "full":
+        args.ipc = 0
+    elif args.subset_size:
+        raise UserError(f"--subset_size is for --method full; --method {args.method} takes --ipc images a class")
+
+
+def prepare(data: ImageData, args: Namespace) -> None:
+    check_sizes(data, args.ipc)
+    if args.subset_size > len(data.x_train):
+        raise UserError(f"--subset_size {args.subset_size}: {data.name} has {len(data.x_train)} training images")
+    for model in {args.model, *evaluate.get_eval_pool(args.eval_mode, args.model)}:
+        empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+    images = (args.epoch_eval_train + 1) * (args.ipc * data.num_classes or args.subset_size or len(data.x_train))
+    speed.choose(args, 3 * images * data.im_size[0] * data.im_size[1])
+
+
+def run(args: Namespace) -> None:
+    settle(args)
+    carry_out(args, "coreset", lambda data: prepare(data, args), Run)
+
+
+if __name__ == "__main__":
+    flags.main(make_parser(), run)

@@ -1,0 +1,278 @@
+"""What every command that makes sets does with them: experiments one after the other, evaluated, kept, gone on with.
+
+`carry_out` is the frame of a command from its arguments to its last line; an `Experiments` is the state of its run.
+"""
+
+import copy
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import data as datasets
+import evaluate
+import memory
+import resume
+import rng
+from data import ImageData
+from errors import UserError
+from files import RunFiles, hardware, plain, versions
+from interrupt import Interrupts, Stopped
+
+T = TypeVar("T")
+
+
+def carry_out(
+    args: Namespace, recipe: str, prepare: Callable[[ImageData], T], run: Callable[..., "Experiments"]
+) -> None:
+    """Run the experiments of a command, or the rest of them, and write everything into args.save_path.
+
+    `prepare` refuses what can't work, before anything is written, and fits args to the data, still on the CPU; what it
+    gives is the first argument of `run`. Raises UserError for what the user can mend, Stopped after a signal.
+    """
+    if args.device == "cpu":
+        memory.keep_freed_memory()
+    args.recipe = recipe
+    requested = plain(args)
+    with RunFiles(args) as files, Interrupts().installed() as interrupts:
+        state = resume.find(args, requested)
+        finished = state is not None and state["concluded"] == [args.num_exp, args.num_eval]
+        if finished and files.damaged(state["sets"]) is None:
+            print(f"{args.save_path} is finished; nothing is left to do")
+            conclude(args, files, state["evaluations"], print)
+            return
+        with interrupts.anywhere():
+            data = datasets.load(args.dataset, args.data_path)
+            identity = {"requested": requested, "data": data.digest()}
+            if args.eval_split == "val":
+                data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
+            resume.check_data(state, identity["data"], data, args.ipc)
+            prepared = prepare(data)
+        try:
+            run(prepared, args, data.to(args.device), files, interrupts, identity, state).all_experiments()
+        except Stopped:
+            files.wait()  # for the checkpoint to go on from
+            raise
+
+
+def check_sizes(data: ImageData, ipc: int) -> None:
+    """Raise UserError where a class has fewer training images than ipc."""
+    sizes = [len(own) for own in data.indices]
+    least = min(sizes)
+    if least < ipc or not least:
+        advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
+        name = data.class_names[sizes.index(least)]
+        raise UserError(
+            f"class {sizes.index(least)} ({name}) of {data.name} has {least} training images, fewer than --ipc "
+            f"{ipc}: {advice}"
+        )
+
+
+def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, list[float]]:
+    """All experiments' accuracies at an iteration, by network."""
+    accs: dict[str, list[float]] = {}
+    for entry in evaluations:
+        if (entry["images"], entry["iteration"]) == (kind, iteration):
+            accs.setdefault(entry["model"], []).extend(entry.get("accuracies", []))
+    return accs
+
+
+def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Callable[[str], None]) -> None:
+    """Say what a finished run came to and where it is."""
+    of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
+    say(f"=== {of}, accuracy on the {args.eval_split} set ===")
+    kinds = dict.fromkeys(entry["images"] for entry in reversed(evaluations))
+    for kind in kinds:
+        for model, accs in accuracies(evaluations, kind, 0 if kind == "random real" else args.Iteration).items():
+            say(f"{kind + ',':<12} {model}: {evaluate.describe(accs)}")
+    last = args.first_exp + args.num_exp - 1
+    grid = files.folder / f"vis_{files.stem}_exp{last}_iter{args.Iteration}.png"
+    if grid.exists():
+        say(f"images  {grid}")
+    say(f"set     {files.set_path}")
+    say(f"results {files.results_path}")
+
+
+class Experiments:
+    """The state of a run: its data and files, and what has been made and measured so far.
+
+    A subclass makes the sets: `one_experiment`, and what `kind` of images they are.
+    """
+
+    kind = "condensed"
+
+    def __init__(
+        self,
+        args: Namespace,
+        data: ImageData,
+        files: RunFiles,
+        interrupts: Interrupts,
+        identity: dict,
+        state: dict | None,
+    ):
+        self.args, self.data, self.files, self.interrupts = args, data, files, interrupts
+        self.identity = identity
+        self.evaluator = evaluate.Evaluator(data, args)
+        self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
+        self.started = self.saved = time.perf_counter()
+        self.log_bytes = state["log_bytes"] if state else None  # None: nothing to go on from
+        state = state or {}
+        self.sets: list[Tensor] = state.get("sets", [])  # of finished experiments: [classes, ipc, C, H, W]
+        self.evaluations: list[dict] = state.get("evaluations", [])
+        self.skipped: list[list[int]] = state.get("skipped", [])  # [experiment, iteration]
+        self.seconds_before, self.step_seconds = state.get("seconds", 0.0), state.get("step_seconds", 0.0)
+        self.steps = state.get("steps", 0)
+        self.concluded: list[int] | None = state.get("concluded")  # [num_exp, num_eval] of the last conclusion
+        self.experiment, self.iteration = state.get("experiment", args.first_exp), state.get("iteration", 0)
+        self.restored = state.get("images"), state.get("velocity")  # of the experiment in progress
+        self.about = {
+            "args": plain(args),
+            "mean": data.mean,
+            "std": data.std,
+            "class_names": data.class_names,
+            "seed": args.seed,
+            "versions": versions(),
+        }
+
+    # --- experiments ---------------------------------------------------------------------------------------------
+
+    def all_experiments(self) -> None:
+        args, files = self.args, self.files
+        files.open(self.log_bytes)
+        if self.concluded == [args.num_exp, args.num_eval]:
+            damaged = files.damaged(self.sets)
+            print(f"warning: {damaged} is damaged or gone: it is written again", file=sys.stderr)
+        if self.log_bytes is None:
+            files.log(f"command: {' '.join(sys.argv)}")
+            files.log(f"arguments: {plain(args)}")
+            files.say(
+                f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; "
+                f"{args.model} on {args.device}; writing to {args.save_path}"
+            )
+            files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
+            self.checkpoint()  # from here on, there is something to go on from
+            files.wait()
+        else:
+            files.say(f"going on from the checkpoint of experiment {self.experiment}, iteration {self.iteration}")
+        with self.interrupts.anywhere():
+            began = time.perf_counter()
+            self.begin()
+            self.step_seconds += time.perf_counter() - began
+        for number in range(args.num_exp):
+            experiment = args.first_exp + number
+            if number < len(self.sets):  # finished; there may be more networks to evaluate it with than before
+                self.evaluate_finished(self.sets[number].to(args.device), experiment)
+            else:
+                self.sets.append(self.one_experiment(experiment).cpu())
+                self.experiment, self.iteration = experiment + 1, 0
+            self.save_results()
+            self.checkpoint()
+        conclude(args, files, self.evaluations, files.say)
+        self.concluded = [args.num_exp, args.num_eval]
+        self.checkpoint()
+        files.wait()
+
+    def begin(self) -> None:
+        """What is computed once, from the data alone."""
+
+    def one_experiment(self, experiment: int) -> Tensor:
+        """Make and evaluate a set; its images [classes, ipc, C, H, W], normalised."""
+        raise NotImplementedError
+
+    def evaluate_finished(self, images: Tensor, experiment: int) -> None:
+        """On the networks that have not seen the set [classes, ipc, C, H, W] of an experiment yet."""
+        self.evaluate(images, self.kind, experiment, self.args.Iteration)
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
+        """Score images [classes, ipc, C, H, W] on the networks that have not done so; a checkpoint after each."""
+        args, images = self.args, images.flatten(0, 1)
+        for model in evaluate.get_eval_pool(args.eval_mode, args.model):
+            entry = self.entry(experiment, iteration, kind, model)
+            accs = entry.get("accuracies", [])
+            for it_eval in range(len(accs), args.num_eval):
+                with self.interrupts.anywhere():
+                    where = (experiment, iteration, it_eval)
+                    acc = self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)
+                accs = [*accs, acc]
+                entry.update(evaluate.summary(accs))
+                if len(accs) == args.num_eval:
+                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(accs)}")
+                self.checkpoint()
+
+    def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
+        """The record of an evaluation, a new one if there is none yet."""
+        key = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
+        for entry in self.evaluations:
+            if key.items() <= entry.items():
+                return entry
+        # condensing_seconds: of all experiments so far, evaluations not counted
+        self.evaluations.append(key | {"condensing_seconds": self.step_seconds})
+        return self.evaluations[-1]
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    def in_progress(self) -> tuple[Tensor | None, Tensor | None]:
+        """Images and velocity of the experiment in progress, on the CPU."""
+        return self.restored
+
+    def checkpoint(self) -> None:
+        """Hand the state to the writer, as a copy."""
+        images, velocity = self.in_progress()
+        self.saved = time.perf_counter()
+        state = {
+            "experiment": self.experiment,
+            "iteration": self.iteration,
+            "images": images,
+            "velocity": velocity,
+            "sets": list(self.sets),
+            "evaluations": copy.deepcopy(self.evaluations),
+            "skipped": list(self.skipped),
+            "seconds": self.seconds(),
+            "step_seconds": self.step_seconds,
+            "steps": self.steps,
+            "concluded": self.concluded,
+            "chosen": {name: getattr(self.args, name) for name in checkpoint.CHOSEN if hasattr(self.args, name)},
+            "versions": versions(),
+            **self.identity,
+        }
+        self.files.save_checkpoint(state)
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save_results(self) -> None:
+        """The sets of the finished experiments and results.json."""
+        accs = accuracies(self.evaluations, self.kind, self.args.Iteration)
+        self.files.save_set([[x.flatten(0, 1), self.labels.cpu()] for x in self.sets], accs, self.about)
+        self.files.save_results(self.record(accs))
+
+    def record(self, made: dict[str, list[float]]) -> dict:
+        """What results.json holds. Accuracies are in [0, 1].
+
+        mean, std, n, accuracies are of the model that condensed, or of the pool's first where it has not that model.
+        """
+        args = self.args
+        random_real = accuracies(self.evaluations, "random real", 0)
+        first = made.get(args.model, next(iter(made.values())))
+        return {
+            "command": sys.argv,
+            "args": plain(args),
+            "protocol": evaluate.protocol(args, self.data),
+            **evaluate.summary(first),
+            "models": {model: evaluate.summary(accs) for model, accs in made.items()},
+            "random_real": {model: evaluate.summary(accs) for model, accs in random_real.items()},
+            "evaluations": self.evaluations,
+            "skipped": self.skipped,
+            "seconds": self.seconds(),
+            "iterations_per_second": self.steps / self.step_seconds if self.steps else None,
+            "peak_memory_bytes": memory.peak_memory(args.device),
+            "hardware": hardware(args.device),
+            "versions": versions(),
+        }
