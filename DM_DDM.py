@@ -1,9 +1,9 @@
 """The complete objective of DDM (WACV 2025): content, style and intra-class diversity, every weight a flag.
 
-    L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM
+    L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
 
-in the paper's symbols beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes its term
-and the cost of it.
+in the paper's symbols beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio; L_RR, which is off by default, is
+ours. A weight of 0 removes its term and the cost of it.
 """
 
 from argparse import Namespace
@@ -14,10 +14,10 @@ import flags
 import terms
 from condense import condense
 from errors import UserError
-from losses import mean_matching
+from losses import mean_matching, readout_matching
 from matching import Features, Statistics
 
-DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0}
+DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute", "icd_form": "kl"}
 PRESETS = {
     "dm": DM,
@@ -38,6 +38,8 @@ def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tenso
         weighted["L_MM"] = args.mm_ratio * terms.moments(real, syn, args)  # lambda * alpha
     if args.cm_ratio:
         weighted["L_CM"] = args.cm_ratio * terms.grams(real, syn, args)  # lambda
+    if args.rr_ratio:  # not of the paper
+        weighted["L_RR"] = args.rr_ratio * readout_matching(real.embedding, syn.embedding, args.rr_ridge)
     return weighted
 
 
@@ -48,6 +50,9 @@ def make_parser() -> flags.Parser:
     add("--mm_ratio", type=flags.non_negative, default=10000.0, help="weight of L_MM, channel moments")
     add("--cm_ratio", type=flags.non_negative, default=10000.0, help="weight of L_CM, Gram matrices")
     add("--icd_ratio", type=flags.non_negative, default=10.0, help="weight of L_ICD, intra-class diversity")
+    text = "weight of L_RR: the ridge-regression readout of the set must be right on real images (not of the paper)"
+    add("--rr_ratio", type=flags.non_negative, default=0.0, help=text)
+    add("--rr_ridge", type=flags.non_negative, default=0.1, help="L_RR: ridge, relative to the kernel's diagonal")
     terms.add_style_flags(parser)
     terms.add_diversity_flags(parser)
     return parser
@@ -55,9 +60,9 @@ def make_parser() -> flags.Parser:
 
 def settle(args: Namespace) -> Statistics:
     """Check the weights, set k; what the objective reads of feature maps."""
-    if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or args.icd_ratio):
+    if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or args.icd_ratio or args.rr_ratio):
         raise UserError("every weight is 0, so that there is nothing to match: set --mmd_ratio or another")
-    args.k = terms.neighbours(args)
+    args.k, args.needs_all_classes = terms.neighbours(args), bool(args.rr_ratio)
     return terms.reading(args, mm=args.mm_ratio, cm=args.cm_ratio)
 
 

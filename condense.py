@@ -24,7 +24,7 @@ from data import ImageData
 from errors import UserError
 from experiments import Experiments, carry_out, check_sizes
 from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
-from networks import empty_network, initialise
+from networks import Network, empty_network, initialise
 from sampling import SAMPLERS, Random
 from schedules import SCHEDULES
 from speed import laid_out, laid_out_net
@@ -144,13 +144,18 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
             net.tap("none")
     except UserError as error:
         raise UserError(f"--model {args.model} {error}") from None
-    if has_batch_norm(net):
+    if whole_passes(net, args):
         args.class_chunk = data.num_classes
     elif args.class_chunk == 0:
         args.class_chunk = choose_chunk(data, args)
     args.class_chunk = min(args.class_chunk, data.num_classes)
     speed.choose(args, condensing_pixels(data, args))
     return Matcher(laid_out_net(net, args).requires_grad_(False).train(), objective, statistics, args)
+
+
+def whole_passes(net: Network, args: Namespace) -> bool:
+    """Whether all classes must go through the network at once, as BatchNorm or the objective runs over them."""
+    return has_batch_norm(net) or getattr(args, "needs_all_classes", False)
 
 
 def choose_chunk(data: ImageData, args: Namespace) -> int:
@@ -249,7 +254,7 @@ class Run(Experiments):
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
-            if args.class_chunk == 1 or has_batch_norm(self.matcher.net):
+            if args.class_chunk == 1 or whole_passes(self.matcher.net, args):
                 raise UserError(
                     f"out of memory with {args.class_chunk} class(es) at a time: lower --batch_real or --ipc, or "
                     "choose a smaller --model"

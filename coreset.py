@@ -48,8 +48,9 @@ class Run(Experiments):
         if self.args.method != "full":
             return super().evaluate_finished(images, experiment)
         own = selection.subset(self.data, self.args, experiment)
-        self.labels = self.data.y_train[own.to(self.data.y_train.device)]
+        of_set, self.labels = self.labels, self.data.y_train[own.to(self.data.y_train.device)]
         self.evaluate(self.data.batch(own)[:, None], self.kind, experiment, 0)
+        self.labels = of_set
 
 
 def make_parser() -> flags.Parser:

@@ -26,7 +26,7 @@ PRESETS = {
         "batch_real": 32,
         "lr_img": 5.0,
         "lr_schedule": "cosine",
-        "Iteration": 500,
+        "Iteration": 1000,
     },
 }
 

@@ -12,10 +12,18 @@ from evaluate import train_step
 from networks import empty_network
 from sampling import Random
 
+EVERY_CHOICE = (
+    "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "
+    "--published_accumulator"
+)
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_condensation_step(recipe, data_path):
-    args = parse(recipe, *QUICK, "--data_path", str(data_path), "--ipc", "6")
+
+@pytest.mark.parametrize(
+    ("recipe", "argv", "terms"),
+    [*((recipe, "", 4 if recipe == "DM_DDM" else 2) for recipe in RECIPES), ("DM_DDM", EVERY_CHOICE, 5)],
+)
+def test_a_condensation_step(recipe, argv, terms, data_path):
+    args = parse(recipe, *QUICK, "--data_path", str(data_path), "--ipc", "6", *argv.split())
     args.class_chunk = 4
     data = datasets.load("CIFAR10", data_path)
     args.device = "meta"
@@ -25,7 +33,9 @@ def test_a_condensation_step(recipe, data_path):
     assert image_syn.device.type == "meta" and next(under.net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
         step = condensation_step(under, syn_set, Random(data, args), 0, iteration, args)
-        assert len(step.terms) == 2 and all(value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]])
+        assert len(step.terms) == terms and all(
+            value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]]
+        )
     assert image_syn.grad.device.type == "meta"
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
+from losses import (
+    correlation_matching,
+    intra_class_diversity,
+    mean_matching,
+    moments_matching,
+    readout_matching,
+    spread_matching,
+)
 
 
 @pytest.fixture
@@ -133,3 +140,88 @@ def test_an_image_is_never_its_own_neighbour():
     syn = torch.stack([a, a, far])[None]
     p, q = far.softmax(0), a.softmax(0)
     assert intra_class_diversity(syn, 1).item() == pytest.approx(-(p * (p / q).log()).sum().item() / 3, rel=1e-5)
+
+
+def plain_image_moments(maps):
+    """Class by class and image by image: [classes, 2, C] of E_x mu(x), E_x sd(x)."""
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.stack([image.flatten(1).mean(1) for image in batch]).mean(0),
+                    torch.stack([(image.flatten(1).var(1) + 1e-5).sqrt() for image in batch]).mean(0),
+                ]
+            )
+            for batch in maps
+        ]
+    )
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_moments_of_images_equal_a_plain_loop(relative):
+    real, syn = random_maps(6, 0), random_maps(2, 1)
+    expected = 0
+    for r, s in zip(map(plain_image_moments, real), map(plain_image_moments, syn), strict=True):
+        for which in (0, 1):
+            mse = (s[:, which] - r[:, which]).pow(2).mean(1)
+            expected = expected + (mse / (r[:, which].pow(2).mean(1) + 1e-5) if relative else mse) / 2 / len(real)
+    torch.testing.assert_close(moments_matching(real, syn, "image", relative), expected)
+
+
+def test_only_the_moments_of_images_do_not_depend_on_the_batch_size():
+    """White noise averages out of the mean map, so that its deviation shrinks with the number of images."""
+    many = torch.randn(1, 256, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    few = many[:, :4]
+    assert moments_matching([many], [few], "batch") > 20 * moments_matching([many], [few], "image")
+
+
+@pytest.mark.parametrize("term", [moments_matching, correlation_matching])
+def test_relative_terms_do_not_change_when_features_are_scaled(term):
+    real, syn = random_maps(6, 0), random_maps(2, 1)
+    small, large = (term(*([s * maps for maps in own] for own in (real, syn)), relative=True) for s in (10, 1000))
+    torch.testing.assert_close(large, small, rtol=1e-3, atol=0)  # the 1e-5 under the root is of no scale
+
+
+def test_spread_equals_the_formula_by_singular_vectors():
+    generator = torch.Generator().manual_seed(3)
+    real = torch.randn(2, 30, 12, generator=generator, dtype=torch.float64) * torch.arange(1.0, 13)
+    syn = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = []
+    for r, s in zip(real, syn, strict=True):
+        directions = torch.linalg.svd(r - r.mean(0), full_matrices=False).Vh[:4]  # ipc - 1 of them
+        sd_R, sd_S = ((x @ directions.T).std(0) for x in (r, s))
+        expected.append(((sd_S - sd_R) / sd_R).pow(2).mean())
+    loss = spread_matching(real, syn)
+    torch.testing.assert_close(loss, torch.stack(expected))
+    torch.testing.assert_close(
+        torch.autograd.grad(loss.sum(), syn)[0], torch.autograd.grad(torch.stack(expected).sum(), syn)[0]
+    )
+    # Bounded, where the KL is not: half of every deviation costs a quarter of 1, none at all costs 1.
+    few = real[:, :13]
+    torch.testing.assert_close(spread_matching(few, 0.5 * few)[0].item(), 0.25, rtol=1e-6, atol=0)
+    torch.testing.assert_close(spread_matching(few, 0 * few)[0].item(), 1.0, rtol=1e-4, atol=0)
+    for images in (syn[:, :1], torch.zeros(2, 4, 12, dtype=torch.float64)):
+        x = images.detach().clone().requires_grad_()
+        assert finite_with_gradient(spread_matching(real, x), x)
+    assert (spread_matching(real, syn[:, :1]) == 0).all()
+
+
+def test_readout_equals_ridge_regression_by_a_library():
+    from sklearn.linear_model import Ridge
+
+    generator = torch.Generator().manual_seed(4)
+    real = torch.randn(3, 7, 11, generator=generator, dtype=torch.float64) + 2
+    syn = torch.randn(3, 4, 11, generator=generator, dtype=torch.float64) + 2
+    flat = real.flatten(0, 1)
+    scale = (flat - flat.mean(0)).pow(2).mean().sqrt()
+    r, s = (((x.flatten(0, 1) - flat.mean(0)) / scale).numpy() for x in (real, syn))
+    targets = np.eye(3) - 1 / 3
+    alpha = 0.3 * (s**2).sum(1).mean()  # ridge times the mean diagonal of s s^T
+    model = Ridge(alpha, fit_intercept=False).fit(s, targets.repeat(4, 0))
+    error = ((model.predict(r) - targets.repeat(7, 0)) ** 2).sum(1).reshape(3, 7).mean(1)
+    torch.testing.assert_close(readout_matching(real, syn, 0.3), torch.from_numpy(error))
+    x = syn.clone().requires_grad_()
+    assert finite_with_gradient(readout_matching(real, x, 0.3), x)
+    same = torch.ones(3, 4, 11, requires_grad=True)  # equal images, and a single one
+    assert finite_with_gradient(readout_matching(real.float(), same, 0.1), same)
+    assert finite_with_gradient(readout_matching(real.float(), same[:, :1], 0.1), same)

@@ -11,6 +11,7 @@ from conftest import QUICK, RECIPES, command_line, quick_model
 from PIL import Image
 
 import flags
+import terms
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -76,7 +77,7 @@ def test_defaults_are_the_published_ones_and_the_papers_commands_parse(recipe):
     parser = importlib.import_module(recipe).make_parser()
     defaults = vars(parser.parse_args([]))
     assert {k: defaults[k] for k in PUBLISHED} == PUBLISHED and defaults["model"] == RECIPES[recipe]
-    ratio = "--icd_ratio 10" if recipe == "DM_KNearest" else "--style_ratio 10000"
+    ratio = "--icd_ratio 10" if recipe in ("DM_KNearest", "DM_DDM") else "--style_ratio 10000"
     args = parser.parse_args(
         f"--dataset CIFAR10 --model {RECIPES[recipe]} --ipc 10 --dsa_strategy color_crop_cutout_flip_scale_rotate "
         f"--init real --Iteration 20000 --num_exp 5 --num_eval 5 --save_path result_cifar10 {ratio}".split()
@@ -117,7 +118,7 @@ def test_the_headline_is_of_the_model_that_condensed(data_path, tmp_path):
 @pytest.mark.parametrize(("ipc", "k"), [(1, 0), (2, 1), (5, 1), (10, 2), (50, 10)])
 def test_k_is_a_fifth_of_ipc(ipc, k):
     recipe = importlib.import_module("DM_KNearest")
-    assert recipe.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
+    assert terms.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
 
 
 def test_a_users_error_in_a_process_of_its_own(tmp_path):
@@ -128,3 +129,49 @@ def test_a_users_error_in_a_process_of_its_own(tmp_path):
     (tmp_path / "file").write_text("")
     done = command_line("DM_KNearest", "--dataset", "Digits", "--save_path", str(tmp_path / "file"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--save_path" in done.stderr
+
+
+def test_presets_join_and_later_ones_and_given_flags_win():
+    parser = importlib.import_module("DM_DDM").make_parser
+    args = parser().parse_args(["--preset", "style,fast,dm", "--lr_img", "3"])
+    assert (args.style_tap, args.style_stats, args.mm_ratio, args.batch_real, args.lr_img) == (
+        "conv",
+        "image",
+        0,
+        32,
+        3,
+    )
+    for preset, weights in {"dm": (1, 0, 0, 0), "published": (1, 1e4, 0, 10), "paper": (1, 1e4, 1e4, 10)}.items():
+        args = parser().parse_args(["--preset", preset])
+        assert (args.mmd_ratio, args.mm_ratio, args.cm_ratio, args.icd_ratio) == weights
+    defaults, paper = (vars(parser().parse_args(argv)) for argv in ([], ["--preset", "paper"]))
+    assert paper == defaults | {"preset": "paper"}
+
+
+def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path):
+    argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--icd_form", "spread", "--seed", "5"]
+    first = command_line("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
+    assert first.returncode == 0, first.stderr
+    stem = "res_DM_CIFAR10_ConvNetW32_2ipc.pt"
+    for name in ("results.json", stem):
+        again = ["--like", str(tmp_path / "a" / name), "--data_path", str(data_path), "--save_path"]
+        done = command_line("DM_DDM", *again, str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        a, b = (torch.load(folder / stem) for folder in (tmp_path / "a", tmp_path / name))
+        assert torch.equal(a["data"][0][0], b["data"][0][0]) and a["accs_all_exps"] == b["accs_all_exps"]
+        ran = {"save_path", "data_path", "preset", "like"}
+        assert {k: v for k, v in a["args"].items() if k not in ran} == {
+            k: v for k, v in b["args"].items() if k not in ran
+        }
+    parser = importlib.import_module("DM_DDM").make_parser()
+    args = parser.parse_args(["--like", str(tmp_path / "a" / "results.json"), "--cm_ratio", "2"])
+    assert (args.cm_ratio, args.style_tap, args.seed, args.save_path) == (2, "conv", 5, "result")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"args": 1}', '{"args": {"ipc": "many"}}', '{"args": {"init": "x"}}'])
+def test_like_refuses_what_is_not_a_result(content, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("DM_DDM").make_parser().parse_args(["--like", str(tmp_path / "results.json")])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1 and "--like" in err

@@ -1,0 +1,204 @@
+"""coreset.py: every method through its command, what it picks, its cache, and the table made of its results."""
+
+import csv
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import command_line
+
+import collect_results
+import coreset
+import data as datasets
+import flags
+import selection
+from condense import real_images
+
+COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
+COMMON += ["--proxy_epochs", "2"]
+
+
+def make(method, data_path, save_path, *argv):
+    """Run the command in this process; its results.json and its sets."""
+    line = [*COMMON, "--method", method, "--data_path", str(data_path), "--save_path", str(save_path), *argv]
+    args = flags.resolve(coreset.make_parser().parse_args(line))
+    coreset.run(args)
+    results = json.loads((save_path / "results.json").read_text())
+    ipc = 0 if method == "full" else 2
+    return results, torch.load(save_path / f"res_{method}_CIFAR10_ConvNetW32_{ipc}ipc.pt")
+
+
+def test_the_command(data_path, tmp_path):
+    argv = ["--method", "herding", "--data_path", str(data_path), "--save_path", str(tmp_path / "out")]
+    done = command_line("coreset", *COMMON, *argv)
+    assert done.returncode == 0, done.stderr
+    assert "herding,     ConvNetW32: mean" in done.stdout and done.stdout.splitlines()[-1].startswith("results")
+    again = command_line("coreset", *COMMON, *argv)
+    assert again.returncode == 0 and "is finished" in again.stdout
+
+
+@pytest.mark.parametrize("method", selection.METHODS)
+def test_every_method_writes_real_images_of_the_right_class(method, data_path, tmp_path):
+    results, saved = make(method, data_path, tmp_path)
+    assert results["n"] == 4 and results["args"]["method"] == method
+    assert [e["images"] for e in results["evaluations"]] == [method] * 2
+    data = datasets.load("CIFAR10", data_path)
+    for images, labels in saved["data"]:
+        if method == "full":
+            assert len(images) == len(labels) == 0
+            continue
+        assert labels.tolist() == [c for c in range(10) for _ in range(2)]
+        for c in range(10):
+            of_class = data.batch(data.indices[c]).flatten(1)
+            own = images[labels == c].flatten(1)
+            at = [(of_class == image).all(1).nonzero().flatten().tolist() for image in own]
+            assert all(len(found) == 1 for found in at) and at[0] != at[1]
+
+
+def test_random_is_what_recipes_call_random_real(data_path, tmp_path):
+    _, saved = make("random", data_path, tmp_path)
+    args = flags.resolve(coreset.make_parser().parse_args(COMMON))
+    data = datasets.load("CIFAR10", data_path)
+    for experiment, (images, _) in enumerate(saved["data"]):
+        assert torch.equal(images, real_images(data, args, experiment).flatten(0, 1))
+    assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
+
+
+def test_more_networks_and_the_whole_set_go_on(data_path, tmp_path):
+    for method in ("kmeans", "full"):
+        before, _ = make(method, data_path, tmp_path / method)
+        after, _ = make(method, data_path, tmp_path / method, "--num_eval", "3")
+        assert after["n"] == 6
+        for old, new in zip(before["evaluations"], after["evaluations"], strict=True):
+            assert new["accuracies"][:2] == old["accuracies"]
+    part, _ = make("full", data_path, tmp_path / "part", "--subset_size", "30")
+    assert part["accuracies"] != before["accuracies"]
+
+
+def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
+    for argv, text in {
+        "--method random --subset_size 5": "--subset_size is for",
+        "--method full --subset_size 81": "has 80 training images",
+        "--method herding --ipc 9": "lower --ipc to 8",
+        "--method best": "--method",
+    }.items():
+        save_path = tmp_path / "none"
+        line = [*COMMON, "--data_path", str(data_path), "--save_path", str(save_path), *argv.split()]
+        with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["coreset.py", *line])
+            flags.main(coreset.make_parser(), coreset.run)
+        err = capsys.readouterr().err
+        assert stopped.value.code == 2 and err.count("\n") == 1 and text in err and not save_path.exists()
+
+
+def test_the_proxy_is_kept_and_damage_is_said(data_path, tmp_path):
+    cache = tmp_path / "cache"
+    args = flags.resolve(coreset.make_parser().parse_args([*COMMON, "--proxy_cache", str(cache)]))
+    args.compile, args.precision = "off", "fp32"
+    data = datasets.load("CIFAR10", data_path)
+    first, second = (selection.proxy(data, args, "digest") for _ in range(2))
+    assert torch.equal(first.embedding, second.embedding) and len(list(cache.iterdir())) == 1
+    for name in selection.ON_SCORES:
+        assert torch.equal(first.scores[name], second.scores[name]) and first.scores[name].shape == (80,)
+    selection.proxy(data, args, "other data")
+    assert len(list(cache.iterdir())) == 2
+    for path in cache.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(selection.UserError, match="delete it"):
+        selection.proxy(data, args, "digest")
+
+
+# --- what the methods pick, on points where the answer is known ---------------------------------------------------
+
+
+def test_embedding_methods_on_known_points():
+    generator = torch.Generator().manual_seed(0)
+    clusters = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = clusters.repeat_interleave(5, 0) + 0.1 * torch.randn(15, 2, generator=generator)
+    for method in (selection.kcenter, selection.kmeans):
+        picked = method(points, 3, torch.Generator().manual_seed(0))
+        assert sorted((picked // 5).tolist()) == [0, 1, 2]
+    picked = selection.herding(points, 6, generator)
+    assert len(set(picked.tolist())) == 6 and (points[picked].mean(0) - points.mean(0)).norm() < 0.5
+    same = torch.ones(4, 3)  # duplicates: still different images
+    for method in (selection.kcenter, selection.herding):
+        assert len(set(method(same, 3, torch.Generator().manual_seed(0)).tolist())) == 3
+
+
+def test_scores_keep_the_hardest_or_the_easiest(data_path):
+    data = datasets.load("CIFAR10", data_path)
+    scores = torch.arange(80.0)
+    found = selection.Proxy(torch.zeros(80, 1), {"el2n": scores})
+    for order, wanted in {"hardest": [-1, -2], "easiest": [0, 1]}.items():
+        args = Namespace(method="el2n", order=order, ipc=2, seed=0)
+        picked = selection.select(data, args, 0, found)
+        for c, own in enumerate(data.indices):
+            assert picked[c].tolist() == [own[i].item() for i in wanted]
+
+
+def test_scores_of_a_known_network(data_path):
+    """EL2N and GraNd against autograd, image by image."""
+    args = flags.resolve(coreset.make_parser().parse_args(COMMON))
+    data = datasets.load("CIFAR10", data_path)
+    net = selection.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
+    selection.initialise(net, torch.Generator().manual_seed(0))
+    found = selection.look(net, data, args, torch.zeros(80))
+    for i in (0, 41):
+        logits = net(data.batch(torch.tensor([i])))
+        loss = torch.nn.functional.cross_entropy(logits, data.y_train[i : i + 1])
+        gradients = torch.autograd.grad(loss, [net.classifier.weight, net.classifier.bias])
+        norm = sum(g.square().sum() for g in gradients).sqrt()
+        assert found.scores["grand"][i].item() == pytest.approx(norm.item(), rel=1e-4)
+        error = logits.softmax(1)[0] - torch.eye(10)[data.y_train[i]]
+        assert found.scores["el2n"][i].item() == pytest.approx(error.norm().item(), rel=1e-4)
+
+
+# --- collect_results.py --------------------------------------------------------------------------------------------
+
+
+def write_results(folder, accs, recipe="DM_DDM", **args):
+    """A results.json of experiments with the accuracies given, [experiment][network]."""
+    folder.mkdir(parents=True)
+    args = {"dataset": "CIFAR10", "ipc": 10, "seed": 0, "model": "ConvNet", "recipe": recipe, "Iteration": 5} | args
+    flat = [acc for own in accs for acc in own]
+    evaluations = [
+        {"experiment": e, "iteration": i, "images": "condensed", "model": "ConvNet", "accuracies": own}
+        for e, own in enumerate(accs)
+        for i in (2, 5)
+    ]
+    record = {"args": args, "protocol": "p", "evaluations": evaluations}
+    record |= {"mean": float(np.mean(flat)), "std": float(np.std(flat)), "n": len(flat)}
+    (folder / "results.json").write_text(json.dumps(record))
+
+
+def test_the_table_pairs_experiments_with_dm(tmp_path, capsys, monkeypatch):
+    zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "mmd_ratio": 1}
+    dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]
+    write_results(tmp_path / "dm", dm, **zero)
+    write_results(tmp_path / "style", other, **zero | {"mm_ratio": 180})
+    write_results(tmp_path / "ipc1", other, **zero | {"ipc": 1, "cm_ratio": 1})
+    write_results(tmp_path / "random", [[0.2, 0.3]], recipe="coreset", method="random", Iteration=5)
+    argv = ["collect_results.py", str(tmp_path), "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "p.png")]
+    monkeypatch.setattr("sys.argv", argv)
+    collect_results.main()
+    printed = capsys.readouterr().out
+    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())}
+    assert all(f"| {run} |" in printed for run in rows) and len(rows) == 4
+    differences = [3.0, 1.0, 2.0]
+    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5  # Student's t with 2 degrees of freedom
+    assert rows["style"]["minus DM"] == "+2.00" and rows["style"]["95 % interval"] == f"± {half:.2f}"
+    assert rows["style"]["pairs"] == "3 experiments" and rows["style"]["accuracy %"] == "44.00"
+    assert rows["dm"]["minus DM"] == rows["ipc1"]["minus DM"] == ""
+    assert rows["random"]["minus DM"] == "-16.00" and "networks" in rows["random"]["pairs"]
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_table_refuses_what_is_not_a_result(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text("{}")
+    for name, text in {"empty": "no results.json", "gone": "no results.json", "bad": "has no args"}.items():
+        done = command_line("collect_results", str(tmp_path / name))
+        assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
