@@ -23,11 +23,11 @@ done
 
 case $budget in
     cpu)
-        method="--preset fast,PRESET --Iteration 300"
+        method="--preset fast,PRESET --Iteration 300" proxy="--proxy_epochs 5"
         evaluation="--num_exp 3 --num_eval 2 --epoch_eval_train 300 --compile on --precision bf16"
         ;;
     full)
-        method="--preset PRESET"
+        method="--preset PRESET" proxy=""
         evaluation="--num_exp 5 --num_eval 5"
         ;;
     *) echo "error: --budget $budget: choose cpu or full" >&2 && exit 2 ;;
@@ -36,7 +36,7 @@ esac
 flags_of() { # the command of a row
     case $1 in
         random | herding | kcenter | kmeans | forgetting | uncertainty | el2n | grand)
-            echo "coreset.py --method $1" ;;
+            echo "coreset.py --method $1 $proxy" ;;
         dm | published | paper | style | best) echo "DM_DDM.py ${method/PRESET/$1} --eval_every 0" ;;
         mm) echo "DM_DDM.py ${method/PRESET/dm} --eval_every 0 --mm_ratio 10000" ;;
         cm) echo "DM_DDM.py ${method/PRESET/dm} --eval_every 0 --cm_ratio 10000" ;;
