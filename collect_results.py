@@ -5,8 +5,9 @@
 Prints a Markdown table: a row a run, with mean, (population) standard deviation and n over networks, and the paired
 difference to the plain-DM run of the same data set, ipc and evaluation split with its 95 % confidence interval. Pairs
 are experiments of the same number and seed, which start from the same images: of each the mean over its networks counts
-once (Student's t). Where there is only one experiment, pairs are its networks, which says nothing of other
-condensations; the table names what was paired.
+once (Student's t). Where there is only one experiment, pairs are its networks (of recipes with as many iterations),
+which says nothing of other condensations; the table names what was paired, and with which run. Herding and the other
+rules that look at a network choose the same images in every experiment.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from typing import NamedTuple
 from errors import UserError
 from flags import Parser
 
-COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs")
-WEIGHTS = ("style_ratio", "icd_ratio", "mm_ratio", "cm_ratio")
+COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
+NEEDED = {"dataset", "ipc", "seed", "model", "recipe", "Iteration"}
+BUDGET = ("Iteration", "batch_real", "real_sampling")  # what recipes must have in common; coresets have none
 
 
 class Result(NamedTuple):
@@ -37,12 +39,18 @@ class Result(NamedTuple):
 
     @property
     def group(self) -> tuple:
-        """Runs that may be compared; --method full has no ipc of its own."""
-        return self.args["dataset"], self.record["protocol"], self.args["seed"]
+        """Runs that may be compared have these in common."""
+        model = self.args["model"].removesuffix("_gram").removesuffix("_style")
+        return self.args["dataset"], self.args["ipc"], self.record["protocol"], self.args["seed"], model
+
+    def comparable(self, base: "Result") -> bool:
+        """With a run of plain DM: the same group and, if it condensed too, the same budget."""
+        same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
+        return base.is_dm and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
 
     @property
     def is_dm(self) -> bool:
-        weights = [self.args[name] for name in WEIGHTS if name in self.args]
+        weights = [value for name, value in self.args.items() if name.endswith("_ratio") and name != "mmd_ratio"]
         return bool(weights) and not any(weights) and self.args.get("mmd_ratio", 1) > 0
 
     @property
@@ -73,11 +81,12 @@ def load(folders: list[str]) -> list[Result]:
             try:
                 record = json.loads(path.read_text())
                 missing = {"args", "protocol", "evaluations", "mean", "std", "n"} - record.keys()
-            except (OSError, ValueError, AttributeError) as error:
+                missing = missing or NEEDED - dict(record["args"]).keys()
+            except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise UserError(f"{path}: not a results.json ({type(error).__name__})") from None
             if missing:
                 raise UserError(f"{path}: not a results.json, it has no {', '.join(sorted(missing))}")
-            results.append(Result(path.parent.name, record))
+            results.append(Result(path.resolve().parent.name, record))
     return results
 
 
@@ -87,6 +96,8 @@ def paired(result: Result, base: Result) -> tuple[list[float], str]:
     common = sorted(mine.keys() & other.keys())
     if len(common) > 1:
         return [100 * (statistics.fmean(mine[e]) - statistics.fmean(other[e])) for e in common], "experiments"
+    if result.args["Iteration"] != base.args["Iteration"]:  # other networks, as their seeds have the iteration
+        return [], ""
     differences = [100 * (a - b) for e in common for a, b in zip(mine[e], other[e], strict=False)]
     return differences, "networks of one experiment"
 
@@ -106,14 +117,24 @@ def table(results: list[Result]) -> list[dict[str, str]]:
         row = dict.fromkeys(COLUMNS, "")
         row |= {"dataset": a["dataset"], "ipc": str(a["ipc"]), "run": result.name, "made by": result.made_by}
         row |= {"accuracy %": f"{100 * r['mean']:.2f}", "std": f"{100 * r['std']:.2f}", "n": str(r["n"])}
-        bases = [b for b in results if b.is_dm and b.group == result.group and b.args["ipc"] == a["ipc"]]
+        bases = [base for base in results if result.comparable(base)]
+        near = [
+            base.name
+            for base in results
+            if base.is_dm and (base.args["dataset"], base.args["ipc"]) == (a["dataset"], a["ipc"])
+        ]
+        if near and not bases and not result.is_dm and a["ipc"]:
+            print(
+                f"note: {result.name} is not compared with {near[0]}: other budget, network, seed or protocol",
+                file=sys.stderr,
+            )
         if bases and not result.is_dm:
             differences, unit = paired(result, bases[0])
             if differences:
                 half = interval(differences)
                 row["minus DM"] = f"{statistics.fmean(differences):+.2f}"
                 row["95 % interval"] = "" if half is None else f"± {half:.2f}"
-                row["pairs"] = f"{len(differences)} {unit}"
+                row["pairs"], row["DM run"] = f"{len(differences)} {unit}", bases[0].name
         rows.append(row)
     return rows
 

@@ -138,8 +138,9 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
             raise UserError(f"--eval_mode {args.eval_mode} on {data.name}: {error}; choose another mode") from None
     try:
         if statistics:
-            layers = None if args.style_layers == "all" else [int(number) for number in args.style_layers.split(",")]
-            net.tap(args.style_tap, layers)
+            # A recipe of one's own may do without the flags.
+            layers, tap = getattr(args, "style_layers", "all"), getattr(args, "style_tap", "published")
+            net.tap(tap, None if layers == "all" else [int(number) for number in layers.split(",")])
         else:
             net.tap("none")
     except UserError as error:

@@ -56,10 +56,15 @@ class Run(Experiments):
 def make_parser() -> flags.Parser:
     parser = flags.common_parser(__doc__, model="ConvNet")
     add = parser.method.add_argument
-    add("--method", choices=selection.METHODS, default="random", help="how images are chosen")
+    add("--method", choices=selection.methods(), default="random", help="how images are chosen")
     add("--order", choices=("easiest", "hardest"), default="hardest", help="which images a difficulty score keeps")
     add("--proxy_epochs", type=flags.at_least(1), default=20, help="training of the network that methods look at")
-    add("--proxy_cache", default=None, help="folder that keeps that network; unset: proxies in --data_path")
+    add(
+        "--proxy_cache",
+        type=flags.a_path,
+        default=None,
+        help="folder that keeps that network; unset: proxies in --data_path",
+    )
     add("--subset_size", type=flags.at_least(0), default=0, help="of full: so many random images; 0: all")
     return parser
 
@@ -75,6 +80,7 @@ def settle(args: Namespace) -> None:
 
 def prepare(data: ImageData, args: Namespace) -> None:
     check_sizes(data, args.ipc)
+    selection.cache_folder(args)
     if args.subset_size > len(data.x_train):
         raise UserError(f"--subset_size {args.subset_size}: {data.name} has {len(data.x_train)} training images")
     for model in {args.model, *evaluate.get_eval_pool(args.eval_mode, args.model)}:

@@ -132,6 +132,7 @@ class Experiments:
         self.restored = state.get("images"), state.get("velocity")  # of the experiment in progress
         self.about = {
             "args": plain(args),
+            "asked": getattr(args, "asked", plain(args)),
             "mean": data.mean,
             "std": data.std,
             "class_names": data.class_names,
@@ -264,6 +265,7 @@ class Experiments:
         return {
             "command": sys.argv,
             "args": plain(args),
+            "asked": getattr(args, "asked", plain(args)),
             "protocol": evaluate.protocol(args, self.data),
             **evaluate.summary(first),
             "models": {model: evaluate.summary(accs) for model, accs in made.items()},

@@ -70,32 +70,42 @@ def preset_values(parser: Parser, names: str | None) -> dict:
 
 
 # Arguments of a run that say where it ran, not what it computed.
-NOT_ALIKE = {"save_path", "resume", "device", "data_path", "like", "preset"}
+NOT_ALIKE = {"save_path", "resume", "device", "data_path", "proxy_cache", "like", "preset"}
 
 
 def arguments_of(path: str, parser: Parser) -> dict:
-    """The arguments that a results.json or res_*.pt was made with, those that this command has."""
+    """The arguments that a results.json or res_*.pt was asked for, those that this command has.
+
+    Says on stderr which the command has not, and which of its own keep their defaults.
+    """
+    shown = repr(path[:80])
     try:
         if path.endswith(".json"):
-            found = json.loads(Path(path).read_text())["args"]
+            found = json.loads(Path(path).read_text())
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)["args"]
-        found = dict(found)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        # What was asked for, not what it came to: a k that follows ipc goes on following it.
+        found = dict(found.get("asked", found["args"]))
     except Exception as error:  # garbage raises whatever its damage hits
-        parser.error(f"argument --like: {path[:80]!r} is not a results.json or res_*.pt ({type(error).__name__})")
-    values = {}
-    for action in parser._actions:
-        value = found.get(action.dest)
-        if action.dest not in found or action.dest in NOT_ALIKE:
+        parser.error(f"argument --like: {shown} is not a results.json or res_*.pt ({type(error).__name__})")
+    actions = {action.dest: action for action in parser._actions if action.dest not in NOT_ALIKE | {"help"}}
+    for name, value in found.items():
+        if name not in actions or value is None:
             continue
         try:
-            given = parser._get_value(action, str(value)) if isinstance(value, str | int | float) else value
-            if action.nargs != 0:
-                parser._check_value(action, given)
+            if not isinstance(value, str | int | float):
+                raise argparse.ArgumentError(actions[name], f"{value!r} is no value of a flag")
+            if actions[name].nargs != 0:
+                parser._check_value(actions[name], parser._get_value(actions[name], str(value)))
         except argparse.ArgumentError as error:
-            parser.error(f"argument --like: {path[:80]!r} has {error}")
-        values[action.dest] = value
-    return values
+            parser.error(f"argument --like: {shown} has {error}")
+    for names, what in (
+        (found.keys() - actions.keys() - NOT_ALIKE, "this command has no"),
+        (actions.keys() - found.keys(), "at its default, as the file has none:"),
+    ):
+        if names:
+            print(f"note: --like {shown}: {what} {', '.join(f'--{name}' for name in sorted(names))}", file=sys.stderr)
+    return {name: value for name, value in found.items() if name in actions}
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -279,6 +289,7 @@ def find_device(name: str) -> str:
 def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
     """Parse, run, and turn a UserError into one line on stderr and exit status 2."""
     args = parser.parse_args()
+    args.asked = vars(args).copy()  # before anything follows from anything
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that no text encoding has
     try:
         resolve(args)

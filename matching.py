@@ -88,7 +88,7 @@ class Matcher:
         self.net, self.objective, self.statistics, self.args = net, objective, statistics, args
         self._features, self._syn_terms = compiled(features, args), compiled(self._eager_syn_terms, args)
         self._style_weights = None
-        if statistics and args.published_accumulator:
+        if statistics and getattr(args, "published_accumulator", False):
             weights = accumulator_weights(net.classifier.out_features, len(net.taps))
             self._style_weights = torch.tensor(weights, device=args.device)
 

@@ -7,6 +7,7 @@ on all real images. It is kept in a cache of its own, as every method and ipc wa
 import hashlib
 import io
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ BATCH = 256
 class Proxy(NamedTuple):
     """What a trained network says of the training images, in their order."""
 
-    embedding: Tensor  # [N, D], on the CPU
+    embedding: Tensor | None  # [N, D], on the CPU; None for a method that needs scores only
     scores: dict[str, Tensor]  # difficulty by name, each [N]; larger is harder
 
 
@@ -40,31 +41,49 @@ def proxy(data: ImageData, args: Namespace, digest: str) -> Proxy:
     """The proxy of args.model, args.proxy_epochs and args.seed, trained now or taken from the cache."""
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
     net.tap("none")
-    about = (digest, args.model.split("_")[0], args.proxy_epochs, args.seed, args.eval_split, args.dsa_strategy)
+    model = args.model.removesuffix("_gram").removesuffix("_style")  # which differ in taps only
+    about = (digest, model, args.proxy_epochs, args.seed, args.eval_split, args.dsa_strategy)
+    about += (args.lr_net, args.precision, args.compile)
     key = hashlib.blake2b(repr(about).encode(), digest_size=6).hexdigest()
-    folder = Path(args.proxy_cache or Path(args.data_path) / "proxies")
-    path = folder / f"proxy_{args.dataset}_{about[1]}_{args.proxy_epochs}epochs_{key}.pt"
-    if path.exists():
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            net.load_state_dict(saved["net"])
-        except Exception as error:  # garbage raises whatever its damage hits
-            raise UserError(
-                f"the proxy network in {str(path)!r} is damaged ({type(error).__name__}): delete it"
-            ) from None
-        forgetting = saved["forgetting"]
-    else:
+    path = cache_folder(args) / f"proxy_{args.dataset}_{model}_{args.proxy_epochs}epochs_{key}.pt"
+    if not path.exists():
         forgetting = train(net, data, args)
-        buffer = io.BytesIO()
-        torch.save({"net": net.state_dict(), "forgetting": forgetting}, buffer)
+        found = look(net, data, args, forgetting)
+        keep(path, {"net": net.state_dict(), "forgetting": forgetting})
+        return found
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(saved["net"])
+    except Exception as error:  # garbage raises whatever its damage hits
+        raise UserError(f"the proxy network in {str(path)!r} is damaged ({type(error).__name__}): delete it") from None
+    return look(speed.laid_out_net(net, args), data, args, saved["forgetting"])
+
+
+def cache_folder(args: Namespace) -> Path:
+    """Where proxies are kept; raises UserError where that can't be looked into."""
+    folder = Path(args.proxy_cache or Path(args.data_path) / "proxies")
+    try:
+        (folder / "proxy").exists()
+    except OSError as error:
+        raise UserError(f"--proxy_cache {str(folder)[:80]!r} can't be read: {error.strerror}") from None
+    return folder
+
+
+def keep(path: Path, content: dict) -> None:
+    """Write beside `path`, then rename; a warning where the disk refuses."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another run may be writing the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tmp = path.with_name(path.name + ".tmp")
             tmp.write_bytes(buffer.getbuffer())
             os.replace(tmp, path)
-        except OSError as error:
-            print(f"warning: the proxy network can't be kept in {str(folder)!r} ({error.strerror}); see --proxy_cache")
-    return look(net, data, args, forgetting)
+        finally:
+            tmp.unlink(missing_ok=True)
+    except OSError as error:
+        text = f"the proxy network can't be kept in {str(path.parent)!r} ({error.strerror}); see --proxy_cache"
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def train(net: Network, data: ImageData, args: Namespace) -> Tensor:
@@ -109,14 +128,18 @@ def look(net: Network, data: ImageData, args: Namespace, forgetting: Tensor) -> 
         phi = net.embed(x)
         p = net.classifier(phi).softmax(1)
         error = (p - F.one_hot(data.y_train[rng.to_device(own, x.device)], data.num_classes)).norm(dim=1)
-        embeddings.append(phi.cpu())
+        if args.method in ON_EMBEDDINGS:  # scores do without these gigabytes
+            embeddings.append(phi.cpu())
         uncertainty.append(1 - p.max(1).values.cpu())
         el2n.append(error.cpu())
         # Of the last layer's weights and biases the gradient is (p - y) times (phi, 1).
         grand.append((error * (1 + phi.square().sum(1)).sqrt()).cpu())
     scores = {"forgetting": forgetting.float(), "uncertainty": torch.cat(uncertainty)}
     scores |= {"el2n": torch.cat(el2n), "grand": torch.cat(grand)}
-    return Proxy(torch.cat(embeddings), scores)
+    found = Proxy(torch.cat(embeddings) if embeddings else None, scores)
+    if not all(x.isfinite().all() for x in (*scores.values(), *embeddings)):
+        raise UserError(f"the network that --method {args.method} looks at diverged: lower --lr_net {args.lr_net}")
+    return found
 
 
 # --- methods: (embeddings [n, D] of a class, how many, generator) -> positions [how many] --------------------
@@ -158,7 +181,10 @@ ON_EMBEDDINGS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "kmeans": kmeans,
 }
 ON_SCORES = ("forgetting", "uncertainty", "el2n", "grand")
-METHODS = ("random", *ON_EMBEDDINGS, *ON_SCORES, "full")
+
+
+def methods() -> tuple[str, ...]:
+    return ("random", *ON_EMBEDDINGS, *ON_SCORES, "full")
 
 
 def select(data: ImageData, args: Namespace, experiment: int, found: Proxy | None) -> Tensor:

@@ -64,15 +64,16 @@ def neighbours(args: Namespace) -> int:
     """k of L_ICD: the paper's 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, where the term is 0)."""
     if args.k is None:
         return min(max(round(0.2 * args.ipc), 1), args.ipc - 1)
-    if args.k >= args.ipc > 1:
+    if args.k >= args.ipc > 1 and args.icd_ratio and args.icd_form == "kl":
         raise UserError(f"--k {args.k}: an image has only {args.ipc - 1} others in its class at --ipc {args.ipc}")
     return args.k
 
 
 def layer_numbers(text: str) -> str:
     """An argparse type: 'all', or layer numbers joined by commas."""
-    if text != "all" and not all(part.isdecimal() and len(part) < 4 for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor layer numbers such as 0,2")
+    parts = text.split(",")
+    if text != "all" and (len(set(parts)) < len(parts) or not all(p.isdecimal() and len(p) < 4 for p in parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor different layer numbers such as 0,2")
     return text
 
 

@@ -4,12 +4,13 @@
 #   scripts/ablation_cifar10.sh [--ipc 10] [--budget cpu|full] [--out results/ablation] [--rows "dm style best"] [-- FLAGS]
 #
 # cpu: the short runs that docs/results.md prints; full: the paper's 20,000 iterations and 5 x 5 evaluations, for a GPU.
-# FLAGS go to every row, for instance `-- --data_path /data --dataset FashionMNIST`. Stopped and started again, it goes
+# FLAGS go to every row, for instance `--out results/fashion -- --dataset FashionMNIST`. Stopped and started again, it goes
 # on: a finished row reports and does nothing else. The table: python collect_results.py OUT/ipcN
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 ipc=10 budget=cpu out=results/ablation rows="random herding kmeans dm mm cm icd icd_spread published paper style best"
 while (($#)); do
+    if [[ $1 != -- && $# -lt 2 ]]; then echo "error: $1 wants a value" >&2 && exit 2; fi
     case $1 in
         --ipc) ipc=$2 ;;
         --budget) budget=$2 ;;
@@ -18,7 +19,7 @@ while (($#)); do
         --) shift && break ;;
         *) echo "error: unknown argument $1: choose from --ipc, --budget, --out, --rows, --" >&2 && exit 2 ;;
     esac
-    shift 2 || { echo "error: $1 wants a value" >&2 && exit 2; }
+    shift 2
 done
 
 case $budget in
@@ -28,7 +29,7 @@ case $budget in
         ;;
     full)
         method="--preset PRESET" proxy=""
-        evaluation="--num_exp 5 --num_eval 5"
+        evaluation="--num_exp 5 --num_eval 5 --precision bf16" # the same for short and long rows
         ;;
     *) echo "error: --budget $budget: choose cpu or full" >&2 && exit 2 ;;
 esac

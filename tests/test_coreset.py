@@ -39,7 +39,7 @@ def test_the_command(data_path, tmp_path):
     assert again.returncode == 0 and "is finished" in again.stdout
 
 
-@pytest.mark.parametrize("method", selection.METHODS)
+@pytest.mark.parametrize("method", selection.methods())
 def test_every_method_writes_real_images_of_the_right_class(method, data_path, tmp_path):
     results, saved = make(method, data_path, tmp_path)
     assert results["n"] == 4 and results["args"]["method"] == method
@@ -83,6 +83,7 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
         "--method full --subset_size 81": "has 80 training images",
         "--method herding --ipc 9": "lower --ipc to 8",
         "--method best": "--method",
+        f"--method herding --proxy_cache {'x' * 300}": "--proxy_cache",
     }.items():
         save_path = tmp_path / "none"
         line = [*COMMON, "--data_path", str(data_path), "--save_path", str(save_path), *argv.split()]
@@ -96,7 +97,7 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
 def test_the_proxy_is_kept_and_damage_is_said(data_path, tmp_path):
     cache = tmp_path / "cache"
     args = flags.resolve(coreset.make_parser().parse_args([*COMMON, "--proxy_cache", str(cache)]))
-    args.compile, args.precision = "off", "fp32"
+    args.compile, args.precision, args.method = "off", "fp32", "herding"
     data = datasets.load("CIFAR10", data_path)
     first, second = (selection.proxy(data, args, "digest") for _ in range(2))
     assert torch.equal(first.embedding, second.embedding) and len(list(cache.iterdir())) == 1
@@ -108,6 +109,10 @@ def test_the_proxy_is_kept_and_damage_is_said(data_path, tmp_path):
         path.write_bytes(b"damaged")
     with pytest.raises(selection.UserError, match="delete it"):
         selection.proxy(data, args, "digest")
+    args.lr_net = 1e30  # another network, and none to look at
+    with pytest.raises(selection.UserError, match="lower --lr_net"):
+        selection.proxy(data, args, "digest")
+    assert len(list(cache.iterdir())) == 2
 
 
 # --- what the methods pick, on points where the answer is known ---------------------------------------------------
@@ -144,7 +149,9 @@ def test_scores_of_a_known_network(data_path):
     data = datasets.load("CIFAR10", data_path)
     net = selection.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
     selection.initialise(net, torch.Generator().manual_seed(0))
+    args.method = "grand"
     found = selection.look(net, data, args, torch.zeros(80))
+    assert found.embedding is None
     for i in (0, 41):
         logits = net(data.batch(torch.tensor([i])))
         loss = torch.nn.functional.cross_entropy(logits, data.y_train[i : i + 1])
@@ -174,22 +181,29 @@ def write_results(folder, accs, recipe="DM_DDM", **args):
 
 
 def test_the_table_pairs_experiments_with_dm(tmp_path, capsys, monkeypatch):
-    zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "mmd_ratio": 1}
+    zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
     dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]
     write_results(tmp_path / "dm", dm, **zero)
     write_results(tmp_path / "style", other, **zero | {"mm_ratio": 180})
+    write_results(tmp_path / "best", other, **zero | {"rr_ratio": 30})  # sorts before dm
+    write_results(tmp_path / "long_dm", other, **zero | {"Iteration": 2})
+    write_results(tmp_path / "long", other, **zero | {"Iteration": 2, "mm_ratio": 1})
     write_results(tmp_path / "ipc1", other, **zero | {"ipc": 1, "cm_ratio": 1})
     write_results(tmp_path / "random", [[0.2, 0.3]], recipe="coreset", method="random", Iteration=5)
+    write_results(tmp_path / "herding", [[0.2, 0.3]] * 3, recipe="coreset", method="herding", Iteration=2)
     argv = ["collect_results.py", str(tmp_path), "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "p.png")]
     monkeypatch.setattr("sys.argv", argv)
     collect_results.main()
     printed = capsys.readouterr().out
     rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())}
-    assert all(f"| {run} |" in printed for run in rows) and len(rows) == 4
+    assert all(f"| {run} |" in printed for run in rows) and len(rows) == 8
     differences = [3.0, 1.0, 2.0]
     half = 4.302653 * np.std(differences, ddof=1) / 3**0.5  # Student's t with 2 degrees of freedom
     assert rows["style"]["minus DM"] == "+2.00" and rows["style"]["95 % interval"] == f"± {half:.2f}"
     assert rows["style"]["pairs"] == "3 experiments" and rows["style"]["accuracy %"] == "44.00"
+    assert rows["best"]["minus DM"] == "+2.00" and rows["best"]["DM run"] == "dm"
+    assert rows["long"]["minus DM"] == "+0.00" and rows["long"]["DM run"] == "long_dm"
+    assert rows["herding"]["DM run"] == "dm" and rows["herding"]["pairs"] == "3 experiments"
     assert rows["dm"]["minus DM"] == rows["ipc1"]["minus DM"] == ""
     assert rows["random"]["minus DM"] == "-16.00" and "networks" in rows["random"]["pairs"]
     assert (tmp_path / "p.png").stat().st_size > 10_000
@@ -199,6 +213,10 @@ def test_the_table_refuses_what_is_not_a_result(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text("{}")
-    for name, text in {"empty": "no results.json", "gone": "no results.json", "bad": "has no args"}.items():
+    (tmp_path / "worse").mkdir()
+    record = {"args": {}, "protocol": "", "evaluations": [], "mean": 0, "std": 0, "n": 1}
+    (tmp_path / "worse" / "results.json").write_text(json.dumps(record))
+    refused = {"empty": "no results.json", "gone": "no results.json", "bad": "has no args", "worse": "has no Iteration"}
+    for name, text in refused.items():
         done = command_line("collect_results", str(tmp_path / name))
         assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1

@@ -6,13 +6,18 @@ import re
 import subprocess
 import sys
 
-from conftest import ROOT
+import torch
+from conftest import QUICK, ROOT, parse
+
+import data as datasets
+from condense import prepare
+from networks import get_network, initialise
 
 
 def test_the_example_of_a_new_loss_network_data_set_and_selector(tmp_path):
     text = (ROOT / "docs" / "extending.md").read_text()
     (code,) = re.findall(r"```python\n(# my_recipe.py\n.*?)```", text, re.S)
-    (command,) = re.findall(r"^    python my_recipe.py (.*)$", text, re.M)
+    command, selecting = re.findall(r"^    python my_recipe.py (.*)$", text, re.M)
     (tmp_path / "my_recipe.py").write_text(code)
     line = [sys.executable, "my_recipe.py", *command.split(), "--save_path", "out"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -22,6 +27,33 @@ def test_the_example_of_a_new_loss_network_data_set_and_selector(tmp_path):
     assert results["args"]["recipe"] == "my_recipe" and results["args"]["cosine_ratio"] == 100
     assert results["mean"] > 0.9  # three colours are easy
     assert "L_COS" in (tmp_path / "out" / "training.log").read_text()
+    line = [sys.executable, "my_recipe.py", *selecting.split(), "--save_path", "selected"]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "outliers" in done.stdout, done.stderr
+
+
+def test_the_statistic_of_the_documentation(data_path, tmp_path):
+    """A recipe with a statistic of its own and without the flags of the style terms."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    (statistics,) = re.findall(r"`(\{\"energy\": .*?\})`", text)
+    args = parse("DM_KNearest", *QUICK, "--model", "ConvNetW32", "--compile", "off", "--class_chunk", "5")
+    data = datasets.load("CIFAR10", data_path)
+
+    def objective(real, syn, args):
+        gaps = [(r - s).square() for r, s in zip(real.style["energy"], syn.style["energy"], strict=True)]
+        return {"L_E": sum(gaps)}
+
+    under = prepare(data, args, objective, eval(statistics))
+    initialise(under.net, torch.Generator().manual_seed(0))
+    real, syn = (data.batch(torch.stack([own[:n] for own in data.indices])) for n in (6, 2))
+    value = under.terms(real, syn, range(10))["L_E"]
+    expected = 0
+    net = get_network("ConvNetW32_gram", 3, 10)
+    net.load_state_dict(under.net.state_dict())
+    for c in range(10):
+        for r, s in zip(net.embed(real[c])[1], net.embed(syn[c])[1], strict=True):
+            expected = expected + (r.square().mean((0, 2, 3)) - s.square().mean((0, 2, 3))).square().sum()
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-7)
 
 
 def test_the_ablation_script_runs_its_rows_and_goes_on(data_path, tmp_path):

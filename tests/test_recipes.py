@@ -148,11 +148,12 @@ def test_presets_join_and_later_ones_and_given_flags_win():
     assert paper == defaults | {"preset": "paper"}
 
 
-def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path):
+def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys):
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--icd_form", "spread", "--seed", "5"]
+    argv += ["--ipc", "1"]  # where k, which follows ipc, is 0
     first = command_line("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
     assert first.returncode == 0, first.stderr
-    stem = "res_DM_CIFAR10_ConvNetW32_2ipc.pt"
+    stem = "res_DM_CIFAR10_ConvNetW32_1ipc.pt"
     for name in ("results.json", stem):
         again = ["--like", str(tmp_path / "a" / name), "--data_path", str(data_path), "--save_path"]
         done = command_line("DM_DDM", *again, str(tmp_path / name))
@@ -163,12 +164,20 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path):
         assert {k: v for k, v in a["args"].items() if k not in ran} == {
             k: v for k, v in b["args"].items() if k not in ran
         }
-    parser = importlib.import_module("DM_DDM").make_parser()
-    args = parser.parse_args(["--like", str(tmp_path / "a" / "results.json"), "--cm_ratio", "2"])
+    capsys.readouterr()
+    like = ["--like", str(tmp_path / "a" / "results.json")]
+    args = importlib.import_module("DM_DDM").make_parser().parse_args([*like, "--cm_ratio", "2", "--ipc", "5"])
     assert (args.cm_ratio, args.style_tap, args.seed, args.save_path) == (2, "conv", 5, "result")
+    assert args.k is None and args.class_chunk == 0 and not capsys.readouterr().err  # they follow ipc again
+    importlib.import_module("DM_GramMatching").make_parser().parse_args(like)
+    err = capsys.readouterr().err
+    assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"args": 1}', '{"args": {"ipc": "many"}}', '{"args": {"init": "x"}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"args": 1}', '{"args": {"ipc": "many"}}', '{"args": {"ipc": [2]}}', '{"args": {"init": "x"}}'],
+)
 def test_like_refuses_what_is_not_a_result(content, tmp_path, capsys):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
