@@ -58,7 +58,7 @@ def accept(state: dict, requested: dict) -> None:
     before = state["requested"]
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
     grown = {k for k in MAY_GROW & differing if requested[k] > before[k]}
-    refused = sorted(differing - FREE - grown)
+    refused = sorted(differing - FREE - grown, key=lambda name: (name != "recipe", name))  # what matters most first
     if refused:
         listed = ", ".join(f"--{k} {before.get(k)} there, {requested.get(k)} now" for k in refused[:4])
         more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
