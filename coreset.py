@@ -25,7 +25,7 @@ from networks import empty_network
 class Run(Experiments):
     """Experiments that select."""
 
-    def __init__(self, digest: None, *common: Any):
+    def __init__(self, prepared: None, *common: Any):
         super().__init__(*common)
         self.kind = self.args.method
         self.found: selection.Proxy | None = None

@@ -39,7 +39,7 @@ def main() -> None:
         with RunFiles(args) as files:
             files.open()
             identity = {"requested": requested, "data": data.digest()}
-            run = Run(args, data, matcher, files, Interrupts(), identity, None)
+            run = Run(matcher, args, data, files, Interrupts(), identity, None)
             images = data.normalise(data.x_train.unflatten(0, (options.classes, -1))[:, : options.ipc])
             run.syn_set = Synthetic.start(images.contiguous(), args)
             seconds = {}
