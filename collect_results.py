@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from errors import UserError
 from flags import Parser
+from networks import untapped
 
 COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
 NEEDED = {"dataset", "ipc", "seed", "model", "recipe", "Iteration"}
@@ -40,8 +41,8 @@ class Result(NamedTuple):
     @property
     def group(self) -> tuple:
         """Runs that may be compared have these in common."""
-        model = self.args["model"].removesuffix("_gram").removesuffix("_style")
-        return self.args["dataset"], self.args["ipc"], self.record["protocol"], self.args["seed"], model
+        a = self.args
+        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"])
 
     def comparable(self, base: "Result") -> bool:
         """With a run of plain DM: the same group and, if it condensed too, the same budget."""
@@ -118,16 +119,10 @@ def table(results: list[Result]) -> list[dict[str, str]]:
         row |= {"dataset": a["dataset"], "ipc": str(a["ipc"]), "run": result.name, "made by": result.made_by}
         row |= {"accuracy %": f"{100 * r['mean']:.2f}", "std": f"{100 * r['std']:.2f}", "n": str(r["n"])}
         bases = [base for base in results if result.comparable(base)]
-        near = [
-            base.name
-            for base in results
-            if base.is_dm and (base.args["dataset"], base.args["ipc"]) == (a["dataset"], a["ipc"])
-        ]
-        if near and not bases and not result.is_dm and a["ipc"]:
-            print(
-                f"note: {result.name} is not compared with {near[0]}: other budget, network, seed or protocol",
-                file=sys.stderr,
-            )
+        near = [base.name for base in results if base.is_dm and base.group[:2] == result.group[:2]]
+        if near and not bases and not result.is_dm:
+            why = "other budget, network, seed or protocol"
+            print(f"note: {result.name} is not compared with {near[0]}: {why}", file=sys.stderr)
         if bases and not result.is_dm:
             differences, unit = paired(result, bases[0])
             if differences:

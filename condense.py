@@ -25,7 +25,7 @@ from errors import UserError
 from experiments import Experiments, carry_out, check_sizes
 from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
 from networks import Network, empty_network, initialise
-from sampling import SAMPLERS, Random
+from sampling import SAMPLERS, Random, initial_indices
 from schedules import SCHEDULES
 from speed import laid_out, laid_out_net
 
@@ -105,11 +105,7 @@ def condensation_step(
 
 def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
     """Random real images of every class, normalised: [classes, ipc, C, H, W]."""
-    indices = [
-        data.draw(c, args.ipc, rng.generator(args.seed, experiment, 0, c, "initial images"))
-        for c in range(data.num_classes)
-    ]
-    return data.batch(torch.stack(indices))
+    return data.batch(initial_indices(data, args, experiment))
 
 
 def noise_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:

@@ -353,6 +353,11 @@ TAPPED: dict[str, Callable[..., Network]] = {
 ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
 
 
+def untapped(model: str) -> str:
+    """The name without the suffix of the tapped form, whose parameters are the same."""
+    return model.removesuffix("_gram").removesuffix("_style")
+
+
 def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
     """Build the network named `model` with torch's default initialisation, on the default device.
 

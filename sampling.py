@@ -19,6 +19,13 @@ CANDIDATES = 4  # images looked at for each one picked
 DIRECTIONS = 128  # principal directions of a class's embeddings that picks are balanced along
 
 
+def initial_indices(data: ImageData, args: Namespace, experiment: int) -> Tensor:
+    """Indices [classes, ipc] of the random real images that an experiment starts from."""
+    where = (args.seed, experiment, 0)
+    own = [data.draw(c, args.ipc, rng.generator(*where, c, "initial images")) for c in range(data.num_classes)]
+    return torch.stack(own)
+
+
 class Random:
     """Without replacement, each image as likely as any other."""
 

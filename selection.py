@@ -24,8 +24,8 @@ from augment import DiffAugment
 from data import ImageData
 from errors import UserError
 from evaluate import MOMENTUM, WEIGHT_DECAY
-from networks import Network, empty_network, initialise
-from sampling import herd
+from networks import Network, empty_network, initialise, untapped
+from sampling import herd, initial_indices
 
 BATCH = 256
 
@@ -41,7 +41,7 @@ def proxy(data: ImageData, args: Namespace, digest: str) -> Proxy:
     """The proxy of args.model, args.proxy_epochs and args.seed, trained now or taken from the cache."""
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
     net.tap("none")
-    model = args.model.removesuffix("_gram").removesuffix("_style")  # which differ in taps only
+    model = untapped(args.model)
     about = (digest, model, args.proxy_epochs, args.seed, args.eval_split, args.dsa_strategy)
     about += (args.lr_net, args.precision, args.compile)
     key = hashlib.blake2b(repr(about).encode(), digest_size=6).hexdigest()
@@ -96,7 +96,7 @@ def train(net: Network, data: ImageData, args: Namespace) -> Tensor:
     initialise(net, rng.generator(*where, "proxy network"))
     generator = rng.generator(*where, "proxy training")
     speed.laid_out_net(net, args)
-    step = speed.compiled(lambda x: net(x), args)
+    forward = speed.compiled(net.forward, args)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.lr_net, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     n = len(data.x_train)
     right, ever, forgotten = (torch.zeros(n, dtype=torch.long, device=args.device) for _ in range(3))
@@ -107,7 +107,7 @@ def train(net: Network, data: ImageData, args: Namespace) -> Tensor:
             own = rng.to_device(own, x.device)
             y = data.y_train[own]
             with speed.autocast(x.device, args.precision):
-                out = step(speed.laid_out(x, args))
+                out = forward(speed.laid_out(x, args))
             loss = F.cross_entropy(out.float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -189,16 +189,16 @@ def methods() -> tuple[str, ...]:
 
 def select(data: ImageData, args: Namespace, experiment: int, found: Proxy | None) -> Tensor:
     """Indices [classes, ipc] of the training images that args.method picks; `found` is the proxy's, if it has one."""
+    if args.method == "random":
+        return initial_indices(data, args, experiment)  # those that recipes start from
     picked = []
     for c, own in enumerate(data.indices):
-        generator = rng.generator(args.seed, experiment, 0, c, "initial images")  # those that recipes start from
         if args.method in ON_EMBEDDINGS:
-            picked.append(own[ON_EMBEDDINGS[args.method](found.embedding[own], args.ipc, generator)])
-        elif args.method in ON_SCORES:
-            order = found.scores[args.method][own].argsort(descending=args.order == "hardest", stable=True)
-            picked.append(own[order[: args.ipc]])
+            generator = rng.generator(args.seed, experiment, 0, c, "selection")
+            at = ON_EMBEDDINGS[args.method](found.embedding[own], args.ipc, generator)
         else:
-            picked.append(data.draw(c, args.ipc, generator))
+            at = found.scores[args.method][own].argsort(descending=args.order == "hardest", stable=True)[: args.ipc]
+        picked.append(own[at])
     return torch.stack(picked)
 
 
