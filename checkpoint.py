@@ -15,7 +15,7 @@ import torch
 
 from errors import UserError
 
-FORMAT = 1  # raised when an older program could not go on from the state, or this one from an older state
+FORMAT = 2  # raised when an older program could not go on from the state, or this one from an older state
 CONTENT = {
     "requested": dict,  # the arguments before anything was chosen, and what was chosen
     "chosen": dict,
@@ -23,8 +23,9 @@ CONTENT = {
     "data": str,  # digest of all images and labels
     "experiment": int,  # where the run is
     "iteration": int,
-    "images": torch.Tensor | None,  # of the experiment in progress, [classes, ipc, C, H, W], and their momentum
+    "images": torch.Tensor | None,  # of the experiment in progress, [N, C, H, W], and their momentum
     "velocity": torch.Tensor | None,
+    "counts": list,  # images of each class
     "sets": list,  # the images of finished experiments
     "evaluations": list,  # as in results.json
     "skipped": list,

@@ -1,8 +1,9 @@
 """The one loop that the recipes share: sample, augment, embed, match, step, evaluate, save.
 
 Classes go through the network several at a time (`--class_chunk`), each chunk with one backward, which is exact
-because the objective is a sum over classes. The network of an iteration is always the same module, initialised
-afresh in place. As all randomness follows from the iteration, a run goes on from images, momentum and results alone.
+because the objective is a sum over classes; under torchrun, each rank has classes of its own. The network of an
+iteration is always the same module, initialised afresh in place. As all randomness follows from the iteration, a run
+goes on from images, momentum and results alone.
 """
 
 import time
@@ -22,9 +23,10 @@ import speed
 from augment import augment_classes
 from data import ImageData
 from errors import UserError
-from experiments import Experiments, carry_out, check_sizes
+from experiments import Experiments, carry_out, images_per_class
 from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
 from networks import Network, empty_network, initialise
+from ranks import Ranks, on_this_host
 from sampling import SAMPLERS, Random, initial_indices
 from schedules import SCHEDULES
 from speed import laid_out, laid_out_net
@@ -33,15 +35,21 @@ CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for 
 CHECKPOINT_SECONDS = 300  # at most, between two checkpoints while it condenses
 
 
-def chunks(num_classes: int, size: int) -> Iterator[range]:
-    for first in range(0, num_classes, size):
-        yield range(first, min(first + size, num_classes))
+def chunks(classes: range, size: int, counts: list[int]) -> Iterator[range]:
+    """Classes in parts of at most `size` neighbours that have the same number of images."""
+    first = classes.start
+    while first < classes.stop:
+        last = first + 1
+        while last < min(first + size, classes.stop) and counts[last] == counts[first]:
+            last += 1
+        yield range(first, last)
+        first = last
 
 
 class Synthetic(NamedTuple):
-    """The set being condensed."""
+    """The set being condensed, or a rank's part of it."""
 
-    images: Tensor  # [classes, ipc, C, H, W], normalised, requires grad
+    images: Tensor  # [N, C, H, W], normalised, classes one after the other, requires grad
     optimizer: torch.optim.Optimizer
     velocity: Tensor  # the optimizer's momentum buffer, of the images' shape
     finite: Tensor  # boolean scalar: whether the last step was finite; the images then are, too
@@ -60,15 +68,15 @@ class Step(NamedTuple):
     """What a step gives, on the device."""
 
     terms: dict[str, Tensor]  # by name: [chunks], each summed over the classes of the chunk
-    gradient_finite: Tensor  # boolean [classes]
-    finite: Tensor  # boolean scalar: terms, gradient and stepped pixels
-    class_chunk: int  # classes in a chunk
+    gradient_finite: Tensor  # boolean [N], for each synthetic image
+    finite: Tensor  # boolean scalar: terms, gradient and stepped pixels, on all ranks
+    chunks: list[range]  # of classes
 
 
 def condensation_step(
     matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, args: Namespace
 ) -> Step:
-    """One SGD step on all synthetic pixels under one fresh network; nothing is read back from the device.
+    """One SGD step on a rank's synthetic pixels under one fresh network; nothing is read back from the device.
 
     Where a term, a gradient or a stepped pixel is not finite, images and momentum stay as they were before the step.
     After it all later steps leave them so too, unless args.on_nonfinite is 'skip'. Raises whatever the device raises
@@ -80,11 +88,14 @@ def condensation_step(
     optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
     optimizer.zero_grad(set_to_none=True)
     parts: dict[str, list[Tensor]] = {}
-    for classes in chunks(len(image_syn), args.class_chunk):
+    first, done = 0, []
+    for classes in chunks(own_classes(args), args.class_chunk, args.counts):
         # A class has one augmentation for its real and its synthetic images.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
         real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
-        syn = image_syn[classes.start : classes.stop]
+        last = first + len(classes) * args.counts[classes.start]
+        syn = image_syn[first:last].unflatten(0, (len(classes), -1))
+        first, done = last, [*done, classes]
         real, syn = (augment_classes(x, args.dsa_strategy, seeds, args.dsa_param) for x in (real, syn))
         terms = matcher.terms(laid_out(real, args), laid_out(syn, args), classes)
         sum(terms.values()).backward()
@@ -97,20 +108,36 @@ def condensation_step(
     optimizer.step()
     with torch.no_grad():
         good = torch.stack(list(terms.values())).isfinite().all() & gradient_finite.all() & image_syn.isfinite().all()
+        good = ranks_of(args).everywhere(good)
         finite.copy_(good if args.on_nonfinite == "skip" else finite & good)
         image_syn.copy_(torch.where(finite, image_syn, before))
         velocity.copy_(torch.where(finite, velocity, velocity_before))
-    return Step(terms, gradient_finite, finite.clone(), args.class_chunk)
+    return Step(terms, gradient_finite, finite.clone(), done)
+
+
+def ranks_of(args: Namespace) -> Ranks:
+    """The processes of a run; of a step that is taken by itself, this one."""
+    return getattr(args, "ranks", None) or Ranks()
+
+
+def own_classes(args: Namespace) -> range:
+    """Those that this rank condenses."""
+    return ranks_of(args).own(len(args.counts))
+
+
+def rows_of(classes: range, args: Namespace) -> slice:
+    """Where the images of some classes are in a whole set."""
+    return slice(sum(args.counts[: classes.start]), sum(args.counts[: classes.stop]))
 
 
 def real_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
-    """Random real images of every class, normalised: [classes, ipc, C, H, W]."""
+    """Random real images, as many of each class as the set has, normalised: [N, C, H, W]."""
     return data.batch(initial_indices(data, args, experiment))
 
 
 def noise_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
-    """Standard normal pixels in the normalised space: [classes, ipc, C, H, W]."""
-    shape = (data.num_classes, args.ipc, data.channel, *data.im_size)
+    """Standard normal pixels in the normalised space: [N, C, H, W]."""
+    shape = (sum(args.counts), data.channel, *data.im_size)
     generator = rng.generator(args.seed, experiment, 0, -1, "initial images")
     return torch.randn(shape, generator=generator, device="cpu").to(args.device)
 
@@ -121,10 +148,12 @@ INITS = {"real": real_images, "noise": noise_images}
 def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: Statistics) -> Matcher:
     """Refuse what can't work, before anything is written; give what matches under a network.
 
-    Fits args to the data: batch_real to the largest class, class_chunk 0 to a number, and class_chunk to all
-    classes under BatchNorm, whose statistics run over the classes of a pass, as published.
+    Fits args to the data: counts to --ipc, batch_real to the largest class, class_chunk 0 to a number, and class_chunk
+    to all classes under BatchNorm, whose statistics run over the classes of a pass, as published.
     """
-    check_sizes(data, args.ipc)
+    if ranks_of(args).world > data.num_classes:
+        raise UserError(f"{ranks_of(args).world} ranks for {data.num_classes} classes: start as many or fewer")
+    args.counts = images_per_class(data, args.ipc)
     args.batch_real = min(args.batch_real, max(len(own) for own in data.indices))
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
     for model in evaluate.get_eval_pool(args.eval_mode, args.model):
@@ -142,10 +171,15 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
     except UserError as error:
         raise UserError(f"--model {args.model} {error}") from None
     if whole_passes(net, args):
+        if ranks_of(args).world > 1:
+            what = "BatchNorm" if has_batch_norm(net) else "L_RR (--rr_ratio)"
+            raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
+        if len(set(args.counts)) > 1:
+            raise UserError(f"--ipc {args.ipc}: BatchNorm and L_RR need as many images of each class")
         args.class_chunk = data.num_classes
     elif args.class_chunk == 0:
         args.class_chunk = choose_chunk(data, args)
-    args.class_chunk = min(args.class_chunk, data.num_classes)
+    args.class_chunk = min(args.class_chunk, len(own_classes(args)))
     speed.choose(args, condensing_pixels(data, args))
     return Matcher(laid_out_net(net, args).requires_grad_(False).train(), objective, statistics, args)
 
@@ -161,13 +195,15 @@ def choose_chunk(data: ImageData, args: Namespace) -> int:
     A divisor of the number of classes, so that every chunk has the same shape and is compiled once.
     """
     height, width = data.im_size
-    most = pass_pixels(args.device) // (args.ipc * height * width)
+    ipc, classes = max(args.counts), len(own_classes(args))
+    most = pass_pixels(args.device) // (ipc * height * width)
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, "meta")
-    needed = memory.class_bytes(net, (data.channel, height, width), args.batch_real, args.ipc)
+    needed = memory.class_bytes(net, (data.channel, height, width), args.batch_real, ipc)
     free = memory.free_memory(args.device)
     if free is not None:  # the other half is for a part of the real images, and whoever else is there
-        most = min(most, free // 2 // needed)
-    return max(n for n in range(1, data.num_classes + 1) if data.num_classes % n == 0 and n <= max(1, most))
+        sharing = on_this_host() if args.device == "cpu" else 1
+        most = min(most, free // 2 // needed // sharing)
+    return max(n for n in range(1, classes + 1) if classes % n == 0 and n <= max(1, most))
 
 
 def condensing_pixels(data: ImageData, args: Namespace) -> int:
@@ -175,7 +211,7 @@ def condensing_pixels(data: ImageData, args: Namespace) -> int:
 
     Evaluations and the number of experiments stay out of it: they must not change how an experiment is computed.
     """
-    images = args.Iteration * data.num_classes * (args.batch_real + 3 * args.ipc)
+    images = args.Iteration * (data.num_classes * args.batch_real + 3 * sum(args.counts))
     return images * data.im_size[0] * data.im_size[1]
 
 
@@ -198,16 +234,18 @@ class Run(Experiments):
         self.syn_set: Synthetic | None = None
 
     def begin(self) -> None:
-        self.sampler = SAMPLERS[self.args.real_sampling](self.data, self.args)
+        self.sampler = SAMPLERS[self.args.real_sampling](self.data, self.args, own_classes(self.args))
 
     def one_experiment(self, experiment: int) -> Tensor:
-        """Condense once; the synthetic images [classes, ipc, C, H, W], normalised, after the last iteration."""
+        """Condense once; the synthetic images [N, C, H, W], normalised, after the last iteration."""
         args = self.args
-        images, velocity = (None if x is None else x.to(args.device) for x in self.restored)
+        images, velocity = self.restored
         self.restored = None, None
         if images is None:
             images = INITS[args.init](self.data, args, experiment)
-            self.files.save_grid(self.data.denormalise(images), experiment, 0)
+            self.files.save_grid(self.data.denormalise(images), args.counts, experiment, 0)
+        own = rows_of(own_classes(args), args)
+        images, velocity = (None if x is None else x[own].to(args.device) for x in (images, velocity))
         self.syn_set = Synthetic.start(images, args, velocity)
         self.evaluate_baseline(experiment)
         self.evaluate_if_due()
@@ -220,12 +258,14 @@ class Run(Experiments):
             dynamic_ncols=True,
             initial=self.iteration,
             total=args.Iteration,
+            disable=not self.ranks.first,
         ) as bar:
             began = time.perf_counter()
             for iteration in bar:
                 pending.append(self.step(iteration))
                 self.iteration, self.steps = iteration, self.steps + 1
-                save, due = self.checkpoint_is_due(), self.evaluation_is_due()
+                stop, save = self.ranks.largest(self.interrupts.received or 0, self.checkpoint_is_due())
+                self.interrupts.received, due = stop or None, self.evaluation_is_due()
                 if due or save or iteration % CHECK_EVERY == 0 or self.interrupts.received:
                     text = self.look_at(pending)
                     pending.clear()
@@ -239,8 +279,14 @@ class Run(Experiments):
                         self.interrupts.check()
                     self.evaluate_if_due()
                     began = time.perf_counter()
-        images, self.syn_set = self.syn_set.images.detach(), None
+        images, self.syn_set = self.whole(self.syn_set.images), None
         return images
+
+    def whole(self, own: Tensor) -> Tensor:
+        """All classes' images (or velocities) [N, C, H, W], of what this rank and the others have."""
+        counts = self.args.counts
+        sizes = [sum(counts[c] for c in self.ranks.own(len(counts), rank)) for rank in range(self.ranks.world)]
+        return self.ranks.together(own.detach(), sizes)
 
     def step(self, iteration: int) -> Step:
         """One step; where memory is out, again with half as many classes at a time."""
@@ -269,6 +315,8 @@ class Run(Experiments):
         """
         names = list(pending[0].terms)
         rows = torch.stack([torch.stack([step.terms[name].sum() for name in names]) for step in pending]).tolist()
+        # Of all ranks, in their order.
+        rows = [[sum(values) for values in zip(*row, strict=True)] for row in zip(*self.ranks.all(rows), strict=True)]
         finite = torch.stack([step.finite for step in pending]).tolist()
         text = ""
         for k, (row, good) in enumerate(zip(rows, finite, strict=True)):
@@ -286,30 +334,35 @@ class Run(Experiments):
     def not_finite(self, step: Step, iteration: int) -> None:
         """Count a skipped step, or stop the run and keep the images that the step began with."""
         args, where = self.args, f"experiment {self.experiment}, iteration {iteration}"
-        bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in step.terms.items()}
-        bad = {name: hit for name, hit in bad.items() if hit}
-        if bad:
-            first = min(k for hit in bad.values() for k in hit) * step.class_chunk
-            last = min(first + step.class_chunk, self.data.num_classes) - 1
-            what = f"{', '.join(bad)} of classes {first} to {last} is not finite"
-        else:
-            classes = (~step.gradient_finite).nonzero().flatten().tolist()
-            what = f"the gradient of classes {classes[0]} to {classes[-1]}" if classes else "a stepped pixel"
-            what += " is not finite"
+        found = [what for what in self.ranks.all(self.what_is_not_finite(step)) if what]
+        what = f"{next(iter(found), 'a stepped pixel')} is not finite"
         if args.on_nonfinite == "skip":
             self.skipped.append([self.experiment, iteration])
             self.files.say(f"{where}: {what}; the step is skipped")
             return
-        kept = [self.syn_set.images.detach().flatten(0, 1).cpu(), self.labels.cpu()]
+        images, velocity = (self.whole(x).cpu() for x in (self.syn_set.images, self.syn_set.velocity))
         name = f"last_finite_{{}}_exp{self.experiment}_iter{iteration - 1}"
-        state = {"velocity": self.syn_set.velocity.cpu(), "experiment": self.experiment, "iteration": iteration - 1}
-        path = self.files.save_set([kept], {}, self.about | state, name)
+        state = {"velocity": velocity, "experiment": self.experiment, "iteration": iteration - 1}
+        path = self.files.save_set([[images, self.labels.cpu()]], {}, self.about | state, name)
         message = (
             f"{where}: {what}; the images before it are in {path}; lower --lr_img or the weight of the term, or "
             "--on_nonfinite skip"
         )
         self.files.log(f"error: {message}")
         raise UserError(message)
+
+    def what_is_not_finite(self, step: Step) -> str:
+        """Which terms or gradients of which of this rank's classes; empty where all are finite."""
+        bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in step.terms.items()}
+        bad = {name: hit for name, hit in bad.items() if hit}
+        if bad:
+            classes = step.chunks[min(k for hit in bad.values() for k in hit)]
+            return f"{', '.join(bad)} of classes {classes.start} to {classes.stop - 1}"
+        rows = (~step.gradient_finite).nonzero().flatten()
+        if len(rows):
+            classes = self.labels[rows + rows_of(own_classes(self.args), self.args).start].tolist()
+            return f"the gradient of classes {classes[0]} to {classes[-1]}"
+        return ""
 
     # --- evaluation and checkpoints ----------------------------------------------------------------------------------
 
@@ -319,8 +372,8 @@ class Run(Experiments):
 
     def evaluate_if_due(self) -> None:
         if self.evaluation_is_due():
-            images = self.syn_set.images.detach()
-            self.files.save_grid(self.data.denormalise(images), self.experiment, self.iteration)
+            images = self.whole(self.syn_set.images)
+            self.files.save_grid(self.data.denormalise(images), self.args.counts, self.experiment, self.iteration)
             self.evaluate(images, self.kind, self.experiment, self.iteration)
 
     def evaluate_finished(self, images: Tensor, experiment: int) -> None:
@@ -339,5 +392,5 @@ class Run(Experiments):
     def in_progress(self) -> tuple[Tensor | None, Tensor | None]:
         if self.syn_set is None:
             return self.restored
-        images, velocity = (x.detach().to("cpu", copy=True) for x in (self.syn_set.images, self.syn_set.velocity))
+        images, velocity = (self.whole(x).to("cpu", copy=True) for x in (self.syn_set.images, self.syn_set.velocity))
         return images, velocity

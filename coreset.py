@@ -16,9 +16,9 @@ import evaluate
 import flags
 import selection
 import speed
-from data import ImageData
+from data import ImageData, Normalised, subset
 from errors import UserError
-from experiments import Experiments, carry_out, check_sizes
+from experiments import Experiments, carry_out, images_per_class
 from networks import empty_network
 
 
@@ -37,19 +37,20 @@ class Run(Experiments):
     def one_experiment(self, experiment: int) -> Tensor:
         data, args = self.data, self.args
         if args.method == "full":  # too large to be kept: the set's file has no images
-            self.evaluate_finished(data.x_train.new_empty(0), experiment)
-            return torch.empty(data.num_classes, 0, data.channel, *data.im_size)
+            self.evaluate_finished(torch.empty(0), experiment)
+            return torch.empty(0, data.channel, *data.im_size)
         images = data.batch(selection.select(data, args, experiment, self.found))
-        self.files.save_grid(data.denormalise(images), experiment, 0)
+        self.files.save_grid(data.denormalise(images), args.counts, experiment, 0)
         self.evaluate(images, self.kind, experiment, 0)
         return images
 
     def evaluate_finished(self, images: Tensor, experiment: int) -> None:
         if self.args.method != "full":
             return super().evaluate_finished(images, experiment)
-        own = selection.subset(self.data, self.args, experiment)
-        of_set, self.labels = self.labels, self.data.y_train[own.to(self.data.y_train.device)]
-        self.evaluate(self.data.batch(own)[:, None], self.kind, experiment, 0)
+        data = self.data
+        own = selection.subset(data, self.args, experiment)
+        of_set, self.labels = self.labels, data.y_train[own.to(data.y_train.device)]
+        self.evaluate(Normalised(data, subset(data.x_train, own.to(data.x_train.device))), self.kind, experiment, 0)
         self.labels = of_set
 
 
@@ -79,13 +80,13 @@ def settle(args: Namespace) -> None:
 
 
 def prepare(data: ImageData, args: Namespace) -> None:
-    check_sizes(data, args.ipc)
+    args.counts = images_per_class(data, args.ipc)
     selection.cache_folder(args)
     if args.subset_size > len(data.x_train):
         raise UserError(f"--subset_size {args.subset_size}: {data.name} has {len(data.x_train)} training images")
     for model in {args.model, *evaluate.get_eval_pool(args.eval_mode, args.model)}:
         empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
-    images = (args.epoch_eval_train + 1) * (args.ipc * data.num_classes or args.subset_size or len(data.x_train))
+    images = (args.epoch_eval_train + 1) * (sum(args.counts) or args.subset_size or len(data.x_train))
     speed.choose(args, 3 * images * data.im_size[0] * data.im_size[1])
 
 

@@ -1,11 +1,15 @@
 """Datasets become uint8 tensors once, and are normalised on the device when used.
 
-A data set is one row of `DATASETS`: its shape, its published normalisation constants and how to read it.
-`<data_path>/<NAME>.npz`, where it exists, is used instead of torchvision's download.
+A data set is one row of `DATASETS`: its shape, its published normalisation constants and how to read it; or one of
+`layouts.PREPARED`, which `prepare_data.py` brings into a store, read where it is needed and never loaded whole; or
+one's own, named by its path. A store `<data_path>/<NAME>.store`, or else `<data_path>/<NAME>.npz`, where it exists, is
+used instead of torchvision's download.
 """
 
 import contextlib
 import hashlib
+import os
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,8 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import layouts
+import store
 from errors import UserError, lookup
+from memory import free_memory
 from rng import to_device
+from store import Mapped
 
 
 class Arrays(NamedTuple):
@@ -31,20 +39,33 @@ class Arrays(NamedTuple):
     classes: list[str] | None = None
 
 
+class Whitening(NamedTuple):
+    """How to undo a ZCA transform of pixels in [0, 1]: x @ inverse + mean."""
+
+    mean: Tensor  # [1, C * H * W]
+    inverse: Tensor  # [C * H * W, C * H * W]
+
+
 @dataclass(frozen=True)
 class ImageData:
-    """A data set on one device: images uint8 [N, C, H, W], labels int64 [N], constants for pixels in [0, 1]."""
+    """A data set on one device: images uint8 [N, C, H, W], labels int64 [N], constants for pixels in [0, 1].
+
+    Images of a store stay on the disk (`Mapped`) unless the device has room for them. After `whitened` they are
+    float32, as networks see them.
+    """
 
     name: str
     class_names: list[str]
     mean: list[float]
     std: list[float]
-    x_train: Tensor
+    x_train: Tensor | Mapped
     y_train: Tensor
-    x_test: Tensor
+    x_test: Tensor | Mapped
     y_test: Tensor
     constants: Tensor = field(repr=False)  # mean and std as [2, C, 1, 1], where the images are
     indices: list[Tensor] = field(repr=False)  # of the training images of each class, on the CPU
+    known_digest: str | None = None  # of a store: found when it was made
+    whitening: Whitening | None = None
 
     @property
     def channel(self) -> int:
@@ -59,9 +80,13 @@ class ImageData:
         return len(self.class_names)
 
     def to(self, device: str | torch.device) -> "ImageData":
-        moved = {
-            name: getattr(self, name).to(device) for name in ("x_train", "y_train", "x_test", "y_test", "constants")
-        }
+        moved = {name: getattr(self, name).to(device) for name in ("y_train", "y_test", "constants")}
+        for name in ("x_train", "x_test"):
+            images = getattr(self, name)
+            room = (free_memory(str(device)) or 0) // 4  # the rest is for what is computed
+            moved[name] = images.to(device, room) if isinstance(images, Mapped) else images.to(device)
+        if self.whitening is not None:
+            moved["whitening"] = Whitening(*(x.to(device) for x in self.whitening))
         return replace(self, **moved)
 
     def with_validation(self, seed: int) -> "ImageData":
@@ -78,22 +103,53 @@ class ImageData:
         sizes = [max(1, len(own) // 10) for own in order]
         held = torch.cat([own[:size] for own, size in zip(order, sizes, strict=True)])
         kept = torch.cat([own[size:] for own, size in zip(order, sizes, strict=True)])
-        x, y = self.x_train, self.y_train
-        indices = [torch.nonzero(y[kept] == c).flatten() for c in range(self.num_classes)]
-        return replace(self, x_train=x[kept], y_train=y[kept], x_test=x[held], y_test=y[held], indices=indices)
+        y, indices = self.y_train, by_class(self.y_train[kept], self.num_classes)
+        x_train, x_test = (subset(self.x_train, rows) for rows in (kept, held))
+        return replace(self, x_train=x_train, y_train=y[kept], x_test=x_test, y_test=y[held], indices=indices)
+
+    def whitened(self) -> "ImageData":
+        """The same data after ZCA (eps 0.1), fitted to the training images in [0, 1], which are not normalised then.
+
+        All images become float32 in memory. Raises UserError for images too large for the transform.
+        """
+        from kornia.enhance import ZCAWhitening  # imported here: it takes seconds, and only --zca needs it
+
+        size = self.channel * self.im_size[0] * self.im_size[1]
+        if size > ZCA_LIMIT:
+            raise UserError(f"--zca: an image of {self.name} has {size} values, the transform can do {ZCA_LIMIT}")
+        x_train, x_test = (images[:].float() / 255 for images in (self.x_train, self.x_test))
+        zca = ZCAWhitening(dim=0, eps=0.1, compute_inv=True).fit(x_train)
+        x_train, x_test = (zca(images) for images in (x_train, x_test))
+        ones = torch.ones_like(self.constants[0])
+        return replace(
+            self,
+            x_train=x_train,
+            x_test=x_test,
+            mean=[0.0] * self.channel,
+            std=[1.0] * self.channel,
+            constants=torch.stack([0 * ones, ones]),
+            whitening=Whitening(zca.mean_vector, zca.transform_inv),
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] to the float32 that networks see: (x / 255 - mean) / std."""
+        """uint8 [..., C, H, W] to the float32 that networks see, on their device: (x / 255 - mean) / std."""
         mean, std = self.constants
-        return (images.float() / 255 - mean) / std
+        if images.device != mean.device:
+            images = to_device(images, mean.device)
+        return images if self.whitening is not None else (images.float() / 255 - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of `normalise`, to floats in [0, 1], clipped."""
+        if self.whitening is not None:
+            flat = images.flatten(-3) @ self.whitening.inverse + self.whitening.mean
+            return flat.view(images.shape).clamp(0, 1)
         mean, std = self.constants
         return (images * std + mean).clamp(0, 1)
 
     def digest(self) -> str:
         """Of all images, labels and class names, to know them again."""
+        if self.known_digest is not None:
+            return self.known_digest
         found = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
             found.update(tensor.contiguous().numpy())
@@ -113,6 +169,35 @@ class ImageData:
     def batch(self, indices: Tensor) -> Tensor:
         """The training images at indices [...] (on the CPU), normalised on the device: [..., C, H, W]."""
         return self.normalise(self.x_train[to_device(indices, self.x_train.device)])
+
+
+ZCA_LIMIT = 4096  # values of an image: 3x32x32 is 3,072; the transform takes the square of it, and hours beyond
+
+
+def subset(images: Tensor | Mapped, rows: Tensor) -> Tensor | Mapped:
+    """The images at some rows; of a store without reading them."""
+    return images.subset(rows) if isinstance(images, Mapped) else images[rows]
+
+
+def by_class(labels: Tensor, num_classes: int) -> list[Tensor]:
+    """Positions of each class's labels, ascending."""
+    order = labels.argsort(stable=True)
+    return list(order.split(torch.bincount(labels, minlength=num_classes).tolist()))
+
+
+class Normalised:
+    """The images of a split as networks see them, normalised where they are indexed."""
+
+    def __init__(self, data: ImageData, images: Tensor | Mapped):
+        self.data, self.images = data, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: slice | Tensor) -> Tensor:
+        if isinstance(key, Tensor):
+            key = to_device(key, self.images.device)
+        return self.data.normalise(self.images[key])
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -206,22 +291,127 @@ DATASETS: dict[str, Spec] = {
 }
 
 
-def load(name: str, data_path: str | Path) -> ImageData:
-    """Read a data set into CPU tensors.
+NAMES = ChainMap(layouts.PREPARED, DATASETS)
+# --dataset ImageNet --subset imagenette is another way to say --dataset ImageNette.
+SUBSETS = {name.lower(): name for name, prepared in layouts.PREPARED.items() if prepared.indices}
 
-    `<data_path>/<name>.npz` (x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test, optional classes)
-    comes first, then torchvision's own files there, then a download. Raises UserError when there is neither data
-    nor network, and for files that can't be read or don't have the data set's shape.
+
+def is_path(name: str) -> bool:
+    """Whether --dataset names one's own data by their path, not one of NAMES."""
+    return name not in NAMES and (os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists())
+
+
+def short_name(name: str) -> str:
+    """The name of a data set for files: of a path, its last part without extension."""
+    return Path(os.path.abspath(name)).stem if is_path(name) else name
+
+
+def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
+    """Find a data set: a name of NAMES, or the path of a store, an .npz file or a folder of class folders.
+
+    Of a name, the store `<data_path>/<name>_<res>.store` or `<name>.store` comes first, then `<data_path>/<name>.npz`
+    (x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test, optional classes), then torchvision's own files
+    there, then a download. `res` is the side in pixels, where it can be chosen. A folder is made into a store first.
+    Raises UserError when there is neither data nor network, and for files that can't be read or don't have the data
+    set's shape.
     """
-    spec, data_path = lookup(DATASETS, name, "dataset"), Path(data_path)
+    data_path = Path(data_path)
+    if is_path(name):
+        return _own(Path(name), data_path, res)
+    lookup(NAMES, name, "dataset")
+    prepared = layouts.PREPARED.get(name)
+    if prepared is not None:
+        res = res or prepared.res
+    elif res not in (None, DATASETS[name].shape[1]):
+        raise UserError(f"--res {res}: {name} has images of {DATASETS[name].shape[1]} pixels; leave --res out")
     npz = data_path / f"{name}.npz"
     try:
-        has_npz = npz.is_file()
+        for path in (layouts.store_path(data_path, name, res), layouts.store_path(data_path, name, None)):
+            if store.is_store(path):
+                return _stored(name, path, res)
+        has_npz = npz.is_file() and prepared is None
     except OSError as error:
         raise UserError(f"--data_path {str(data_path)[:80]!r} can't be read: {error.strerror}") from None
+    if prepared is not None:
+        whole = layouts.store_path(data_path, "ImageNet", res)
+        if prepared.indices and store.is_store(whole):
+            return _classes_of(_stored("ImageNet", whole, res), name, sorted(prepared.indices))
+        raise UserError(
+            f"no {name} at {res} pixels in {str(data_path)!r}: python prepare_data.py {name} --source DIR_OR_ARCHIVE "
+            f"--res {res} --data_path {data_path} makes it (docs/datasets.md)"
+        )
     if has_npz:
-        return _tensors(name, spec, _read_npz(npz), str(npz))
-    return _tensors(name, spec, _read_or_download(name, spec, data_path), name)
+        return _tensors(name, DATASETS[name], _read_npz(npz), str(npz))
+    return _tensors(name, DATASETS[name], _read_or_download(name, DATASETS[name], data_path), name)
+
+
+def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
+    """A data set from its store, images left where they are."""
+    about, arrays = store.read(path)
+    if res is not None and about["shape"][1:] != [res, res]:
+        raise UserError(f"{path} has images of {about['shape'][2]}x{about['shape'][1]} pixels, --res asks for {res}")
+    return _image_data(name, about["class_names"], about["mean"], about["std"], arrays, str(path), about["digest"])
+
+
+def _classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
+    """Some classes of a data set, under a name of their own."""
+    label = torch.full((data.num_classes,), -1)
+    label[classes] = torch.arange(len(classes))
+    arrays = {}
+    for split in ("train", "test"):
+        y = label[getattr(data, f"y_{split}")]
+        rows = torch.nonzero(y >= 0).flatten()
+        arrays |= {f"x_{split}": subset(getattr(data, f"x_{split}"), rows), f"y_{split}": y[rows]}
+    digest = hashlib.blake2b(f"{data.known_digest} {classes}".encode(), digest_size=16).hexdigest()
+    names = [data.class_names[c] for c in classes]
+    return _image_data(name, names, data.mean, data.std, arrays, name, digest)
+
+
+def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
+    """A user's data: a store, an .npz file, or a folder of class folders, which becomes a store in data_path."""
+    if not path.exists():
+        raise UserError(f"--dataset {str(path)!r}: there is no such file or folder")
+    name = short_name(str(path))
+    if store.is_store(path):
+        return _stored(name, path, res)
+    if path.is_file():
+        data = load_file(path)
+        if res is not None and data.im_size != (res, res):
+            raise UserError(f"--res {res}: {path} has images of {data.im_size[1]}x{data.im_size[0]}; leave --res out")
+        return data
+    listing = layouts.folders(path, name)
+    where = layouts.store_path(data_path, name, res)
+    if store.is_store(where):
+        about, _ = store.read(where)
+        if about["recipe"].get("listing") != {split: files.digest() for split, files in listing.splits.items()}:
+            raise UserError(
+                f"{where} was made from other files than {path} has now: delete it, or name another --data_path"
+            )
+    else:
+        for note in listing.notes:
+            print(f"note: {path}: {note}")
+        layouts.fill(where, listing, str(path.resolve()), res)
+    return _stored(name, where)
+
+
+def load_file(path: Path, name: str | None = None) -> ImageData:
+    """An .npz file (see `load`): of a known data set, if a name is given, else what it says itself."""
+    arrays = _read_npz(path)
+    spec = own_spec(path, arrays) if name is None else DATASETS[name]
+    return _tensors(name or short_name(str(path)), spec, arrays, str(path))
+
+
+def own_spec(path: Path, arrays: Arrays) -> "Spec":
+    """What an .npz file of one's own says of itself; constants are measured on its training images."""
+    x, y = arrays.x_train, arrays.y_train
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(
+            f"{path}: x_train is {x.dtype} {list(x.shape)} and y_train {y.dtype}, needs uint8 images, integers"
+        )
+    x = x[..., None] if x.ndim == 3 else x
+    names = arrays.classes or [str(label) for label in range(max(int(y.max()), int(arrays.y_test.max())) + 1)]
+    mean, std = (getattr(x, f)((0, 1, 2), dtype=np.float64) / 255 for f in ("mean", "std"))
+    return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), np.maximum(std, 1e-6).tolist(), None)
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -293,9 +483,25 @@ def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
     class_names = arrays.classes or spec.class_names
     if len(class_names) != num_classes:
         raise UserError(f"{source}: {len(class_names)} class names, {name} has {num_classes} classes")
-    indices = [torch.nonzero(splits["y_train"] == c).flatten() for c in range(num_classes)]
-    constants = torch.tensor([spec.mean, spec.std])[:, :, None, None]
-    return ImageData(name, list(class_names), spec.mean, spec.std, **splits, constants=constants, indices=indices)
+    return _image_data(name, list(class_names), spec.mean, spec.std, splits, source)
+
+
+def _image_data(
+    name: str,
+    class_names: list[str],
+    mean: list[float],
+    std: list[float],
+    splits: dict[str, Tensor | Mapped],
+    source: str,
+    digest: str | None = None,
+) -> ImageData:
+    for split in ("train", "test"):
+        y = splits[f"y_{split}"]
+        if not len(y) or y.min() < 0 or y.max() >= len(class_names):
+            raise UserError(f"{source}: the {split} set has no images, or labels beyond its {len(class_names)} classes")
+    constants = torch.tensor([mean, std])[:, :, None, None]
+    indices = by_class(splits["y_train"], len(class_names))
+    return ImageData(name, class_names, mean, std, **splits, constants=constants, indices=indices, known_digest=digest)
 
 
 # --- batches ---------------------------------------------------------------------------------------------
@@ -304,12 +510,13 @@ def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
 class Batches:
     """Iterate over (images, labels) in batches cut from tensors, on the device where they are.
 
-    With `shuffle`, every pass has a new order, drawn from `generator` (CPU; None is torch's global one).
+    Images may be `Normalised`, then only a batch of them is in memory. With `shuffle`, every pass has a new order,
+    drawn from `generator` (CPU; None is torch's global one).
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Normalised,
         labels: Tensor,
         batch_size: int,
         shuffle: bool = False,
@@ -322,11 +529,14 @@ class Batches:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.images, self.labels
-        if self.shuffle:
-            order = to_device(torch.randperm(len(images), generator=self.generator, device="cpu"), images.device)
-            images, labels = images[order], labels[order]
-        yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        n = len(self.images)
+        order = torch.randperm(n, generator=self.generator, device="cpu") if self.shuffle else None
+        if order is not None:
+            order = to_device(order, self.labels.device)
+        for first in range(0, n, self.batch_size):
+            key = slice(first, min(first + self.batch_size, n))
+            key = key if order is None else order[key]
+            yield self.images[key], self.labels[key]
 
 
 # --- what DC/DM-derived code imports ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rng
 from augment import DiffAugment, augment
-from data import Batches, ImageData
+from data import Batches, ImageData, Normalised
 from networks import empty_network, initialise
 from speed import autocast, compiled, laid_out, laid_out_net
 
@@ -103,7 +103,7 @@ def epoch(
 def evaluate_synset(
     it_eval: int,
     net: nn.Module,
-    images_train: Tensor,
+    images_train: Tensor | Normalised,
     labels_train: Tensor,
     testloader: Iterable[tuple[Tensor, Tensor]],
     args: Namespace,
@@ -116,7 +116,9 @@ def evaluate_synset(
     and augmentation are a function of it; without, they come from torch's global generator, as published.
     """
     net = net.to(args.device)
-    images_train, labels_train = images_train.to(args.device), labels_train.to(args.device)
+    labels_train = labels_train.to(args.device)
+    if isinstance(images_train, Tensor):
+        images_train = images_train.to(args.device)
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     trainloader = Batches(images_train, labels_train, args.batch_train, shuffle=True, generator=generator)
     criterion = nn.CrossEntropyLoss().to(args.device)
@@ -149,7 +151,7 @@ class Evaluator:
 
     def __init__(self, data: ImageData, args: Namespace):
         self.data, self.args = data, args
-        self.testloader = Batches(data.normalise(data.x_test), data.y_test, TEST_BATCH)  # normalised once
+        self.testloader = Batches(Normalised(data, data.x_test), data.y_test, TEST_BATCH)
         self.nets: dict[str, nn.Module] = {}
 
     def _net(self, model: str) -> nn.Module:
@@ -160,7 +162,7 @@ class Evaluator:
         return self.nets[model]
 
     def __call__(
-        self, images: Tensor, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
+        self, images: Tensor | Normalised, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
     ) -> dict[str, list[float]]:
         """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture.
 
@@ -179,7 +181,7 @@ class Evaluator:
     def accuracy(
         self,
         model: str,
-        images: Tensor,
+        images: Tensor | Normalised,
         labels: Tensor,
         experiment: int,
         iteration: int,

@@ -4,10 +4,12 @@
 """
 
 import copy
+import json
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
@@ -17,12 +19,15 @@ import checkpoint
 import data as datasets
 import evaluate
 import memory
+import ranks
 import resume
 import rng
-from data import ImageData
+from data import ImageData, Normalised
 from errors import UserError
-from files import RunFiles, hardware, plain, versions
+from files import NoFiles, RunFiles, hardware, plain, versions
 from interrupt import Interrupts, Stopped
+from networks import described
+from ranks import Ranks
 
 T = TypeVar("T")
 
@@ -33,26 +38,37 @@ def carry_out(
     """Run the experiments of a command, or the rest of them, and write everything into args.save_path.
 
     `prepare` refuses what can't work, before anything is written, and fits args to the data, still on the CPU; what it
-    gives is the first argument of `run`. Raises UserError for what the user can mend, Stopped after a signal.
+    gives is the first argument of `run`. It must set args.counts. Raises UserError for what the user can mend, Stopped
+    after a signal.
     """
     if args.device == "cpu":
         memory.keep_freed_memory()
     args.recipe = recipe
     requested = plain(args)
-    with RunFiles(args) as files, Interrupts().installed() as interrupts:
-        state = resume.find(args, requested)
+    first = ranks.from_environment()[0] == 0
+    with RunFiles(args) if first else NoFiles() as files, Interrupts().installed() as interrupts, ExitStack() as stack:
+        with interrupts.anywhere():  # the others may never come
+            group = stack.enter_context(ranks.joined(args.device))
+            state = resume.find(args, requested) if first else None
+            state = group.from_first(state)
+            chosen = {name: getattr(args, name) for name in checkpoint.CHOSEN if hasattr(args, name)}
+            vars(args).update(group.from_first(chosen))
         finished = state is not None and state["concluded"] == [args.num_exp, args.num_eval]
-        if finished and files.damaged(state["sets"]) is None:
-            print(f"{args.save_path} is finished; nothing is left to do")
-            conclude(args, files, state["evaluations"], print)
+        if group.from_first(finished and files.damaged(state["sets"]) is None):
+            if first:
+                print(f"{args.save_path} is finished; nothing is left to do")
+                conclude(args, files, state["evaluations"], print)
             return
         with interrupts.anywhere():
-            data = datasets.load(args.dataset, args.data_path)
+            data = datasets.load(args.dataset, args.data_path, args.res)
             identity = {"requested": requested, "data": data.digest()}
             if args.eval_split == "val":
                 data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
-            resume.check_data(state, identity["data"], data, args.ipc)
+            if args.zca:
+                data = data.whitened()
+            args.ranks = group
             prepared = prepare(data)
+            resume.check_data(state, identity["data"], data, args.counts)
         try:
             run(prepared, args, data.to(args.device), files, interrupts, identity, state).all_experiments()
         except Stopped:
@@ -60,17 +76,40 @@ def carry_out(
             raise
 
 
-def check_sizes(data: ImageData, ipc: int) -> None:
-    """Raise UserError where a class has fewer training images than ipc."""
-    sizes = [len(own) for own in data.indices]
-    least = min(sizes)
-    if least < ipc or not least:
-        advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
-        name = data.class_names[sizes.index(least)]
-        raise UserError(
-            f"class {sizes.index(least)} ({name}) of {data.name} has {least} training images, fewer than --ipc "
-            f"{ipc}: {advice}"
-        )
+def images_per_class(data: ImageData, ipc: int | str) -> list[int]:
+    """--ipc, a number or the path of a .json file, as one number a class.
+
+    The file maps class names or numbers to how many images, "*" standing for all that are not named. Raises UserError
+    where a class is missing, or has fewer training images than it shall have.
+    """
+    counts = [ipc] * data.num_classes if isinstance(ipc, int) else _read_counts(data, ipc)
+    for c, (own, count) in enumerate(zip(data.indices, counts, strict=True)):
+        if len(own) < count or not len(own):
+            least = min(map(len, data.indices))
+            advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
+            name = f"class {c} ({data.class_names[c]}) of {data.name}"
+            raise UserError(f"{name} has {len(own)} training images, fewer than the {count} of --ipc {ipc}: {advice}")
+    return counts
+
+
+def _read_counts(data: ImageData, path: str) -> list[int]:
+    try:
+        with open(path) as file:
+            found = json.load(file)
+        named = {str(name): count for name, count in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--ipc {path}: not a readable .json of class to number ({type(error).__name__})") from None
+    counts = []
+    for c, name in enumerate(data.class_names):
+        count = named.pop(name, named.pop(str(c), named.get("*")))
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            what = "names no number for it" if count is None else f"says {count!r}, a number from 1 is needed"
+            raise UserError(f"--ipc {path}: class {c} is {name!r} in {data.name}, the file {what}")
+        counts.append(count)
+    unknown = named.keys() - {"*"}
+    if unknown:
+        raise UserError(f"--ipc {path}: {data.name} has no class {sorted(unknown)[0]!r}")
+    return counts
 
 
 def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, list[float]]:
@@ -84,7 +123,8 @@ def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, 
 
 def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Callable[[str], None]) -> None:
     """Say what a finished run came to and where it is."""
-    of = f"{args.num_exp} experiment(s) of {args.ipc} image(s) per class"
+    ipc = f"images as {args.ipc} says" if isinstance(args.ipc, str) else f"{args.ipc} image(s) per class"
+    of = f"{args.num_exp} experiment(s) of {ipc}"
     say(f"=== {of}, accuracy on the {args.eval_split} set ===")
     kinds = dict.fromkeys(entry["images"] for entry in reversed(evaluations))
     for kind in kinds:
@@ -116,13 +156,14 @@ class Experiments:
         state: dict | None,
     ):
         self.args, self.data, self.files, self.interrupts = args, data, files, interrupts
-        self.identity = identity
+        self.identity, self.ranks = identity, getattr(args, "ranks", Ranks())
         self.evaluator = evaluate.Evaluator(data, args)
-        self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(args.ipc)
+        counts = torch.tensor(args.counts, device=args.device)
+        self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(counts)
         self.started = self.saved = time.perf_counter()
         self.log_bytes = state["log_bytes"] if state else None  # None: nothing to go on from
         state = state or {}
-        self.sets: list[Tensor] = state.get("sets", [])  # of finished experiments: [classes, ipc, C, H, W]
+        self.sets: list[Tensor] = state.get("sets", [])  # of finished experiments: [N, C, H, W]
         self.evaluations: list[dict] = state.get("evaluations", [])
         self.skipped: list[list[int]] = state.get("skipped", [])  # [experiment, iteration]
         self.seconds_before, self.step_seconds = state.get("seconds", 0.0), state.get("step_seconds", 0.0)
@@ -139,6 +180,8 @@ class Experiments:
             "seed": args.seed,
             "versions": versions(),
         }
+        if data.whitening is not None:  # x @ inverse + mean gives pixels in [0, 1]
+            self.about["zca"] = {name: x.cpu() for name, x in data.whitening._asdict().items()}
 
     # --- experiments ---------------------------------------------------------------------------------------------
 
@@ -153,8 +196,15 @@ class Experiments:
             files.log(f"arguments: {plain(args)}")
             files.say(
                 f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; "
-                f"{args.model} on {args.device}; writing to {args.save_path}"
+                f"{described(args.model, self.data.im_size)} on {args.device}"
+                f"{f', {self.ranks.world} ranks' if self.ranks.world > 1 else ''}; writing to {args.save_path}"
             )
+            sizes = sorted(map(len, self.data.indices))
+            if sizes[0] < sizes[-1]:
+                files.say(
+                    f"classes have {sizes[0]} to {sizes[-1]} training images; all weigh the same, and one smaller than "
+                    "the batch is gone through again within it"
+                )
             files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
             self.checkpoint()  # from here on, there is something to go on from
             files.wait()
@@ -182,26 +232,28 @@ class Experiments:
         """What is computed once, from the data alone."""
 
     def one_experiment(self, experiment: int) -> Tensor:
-        """Make and evaluate a set; its images [classes, ipc, C, H, W], normalised."""
+        """Make and evaluate a set; its images [N, C, H, W], normalised, classes one after the other."""
         raise NotImplementedError
 
     def evaluate_finished(self, images: Tensor, experiment: int) -> None:
-        """On the networks that have not seen the set [classes, ipc, C, H, W] of an experiment yet."""
+        """On the networks that have not seen the set [N, C, H, W] of an experiment yet."""
         self.evaluate(images, self.kind, experiment, self.args.Iteration)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
-        """Score images [classes, ipc, C, H, W] on the networks that have not done so; a checkpoint after each."""
-        args, images = self.args, images.flatten(0, 1)
+    def evaluate(self, images: Tensor | Normalised, kind: str, experiment: int, iteration: int) -> None:
+        """Score images [N, C, H, W] on the networks that have not done so; a checkpoint after each (of every rank)."""
+        args = self.args
         for model in evaluate.get_eval_pool(args.eval_mode, args.model):
             entry = self.entry(experiment, iteration, kind, model)
             accs = entry.get("accuracies", [])
-            for it_eval in range(len(accs), args.num_eval):
+            for it_first in range(len(accs), args.num_eval, self.ranks.world):
+                it_eval, own = it_first + self.ranks.rank, []
                 with self.interrupts.anywhere():
-                    where = (experiment, iteration, it_eval)
-                    acc = self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)
-                accs = [*accs, acc]
+                    if it_eval < args.num_eval:
+                        where = (experiment, iteration, it_eval)
+                        own = [self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)]
+                    accs = [*accs, *(acc for accs in self.ranks.all(own) for acc in accs)]
                 entry.update(evaluate.summary(accs))
                 if len(accs) == args.num_eval:
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(accs)}")
@@ -232,6 +284,7 @@ class Experiments:
             "iteration": self.iteration,
             "images": images,
             "velocity": velocity,
+            "counts": self.args.counts,
             "sets": list(self.sets),
             "evaluations": copy.deepcopy(self.evaluations),
             "skipped": list(self.skipped),
@@ -251,7 +304,7 @@ class Experiments:
     def save_results(self) -> None:
         """The sets of the finished experiments and results.json."""
         accs = accuracies(self.evaluations, self.kind, self.args.Iteration)
-        self.files.save_set([[x.flatten(0, 1), self.labels.cpu()] for x in self.sets], accs, self.about)
+        self.files.save_set([[x, self.labels.cpu()] for x in self.sets], accs, self.about)
         self.files.save_results(self.record(accs))
 
     def record(self, made: dict[str, list[float]]) -> dict:
@@ -272,6 +325,8 @@ class Experiments:
             "random_real": {model: evaluate.summary(accs) for model, accs in random_real.items()},
             "evaluations": self.evaluations,
             "skipped": self.skipped,
+            "images_per_class": self.args.counts,
+            "ranks": self.ranks.world,
             "seconds": self.seconds(),
             "iterations_per_second": self.steps / self.step_seconds if self.steps else None,
             "peak_memory_bytes": memory.peak_memory(args.device),

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
+from data import short_name
 from errors import UserError
 
 try:
@@ -60,6 +61,19 @@ def plain(args: Namespace) -> dict[str, str | int | float | bool | None]:
     return {k: v for k, v in vars(args).items() if v is None or isinstance(v, str | int | float | bool)}
 
 
+class NoFiles:
+    """What a rank has that does not write: a RunFiles that does nothing."""
+
+    def __enter__(self) -> "NoFiles":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+
 class RunFiles:
     """The files of one run, and the lock on their folder: `with RunFiles(args) as files`, then `files.open()`.
 
@@ -70,7 +84,9 @@ class RunFiles:
     def __init__(self, args: Namespace):
         self.folder = Path(args.save_path)
         self.shown = repr(str(self.folder)[:80])  # in messages
-        self.stem = f"{getattr(args, 'method', 'DM')}_{args.dataset}_{args.model}_{args.ipc}ipc"
+        ipc = Path(args.ipc).stem if isinstance(args.ipc, str) else args.ipc
+        zca = "_ZCA" if getattr(args, "zca", False) else ""
+        self.stem = f"{getattr(args, 'method', 'DM')}_{short_name(args.dataset)}{zca}_{args.model}_{ipc}ipc"
         self.set_path, self.results_path = self.folder / f"res_{self.stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
         self._lock: int | None = None
@@ -156,12 +172,16 @@ class RunFiles:
         with self._refused():
             self._writer.wait()
 
-    def save_grid(self, images: Tensor, experiment: int, iteration: int) -> Path:
-        """Images [classes, ipc, C, H, W] in [0, 1] as one PNG, a row a class."""
+    def save_grid(self, images: Tensor, counts: list[int], experiment: int, iteration: int) -> Path:
+        """Images [N, C, H, W] in [0, 1] as one PNG, a row a class; `counts` says how many each class has."""
         from torchvision.utils import save_image  # imported here: it takes two seconds, and errors come earlier
 
         path = self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
-        ipc, images = images.shape[1], images.flatten(0, 1).cpu()
+        ipc, images = max(counts), images.cpu()
+        rows = torch.ones(len(counts), ipc, *images.shape[1:])  # white, where a class has fewer
+        for row, own in zip(rows, images.split(counts), strict=True):
+            row[: len(own)] = own
+        images = rows.flatten(0, 1)
         enlarge = max(1, SMALLEST_TILE // images.shape[-1])
         images = images.repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
         self._replace(path, lambda file: save_image(images, file, nrow=ipc, format="png"))
@@ -183,7 +203,7 @@ class RunFiles:
         """The first of a finished run's files that is gone or not what was written; None where both are good."""
         try:
             saved = [images for images, _ in torch.load(self.set_path, map_location="cpu", weights_only=True)["data"]]
-            if not all(torch.equal(a, b.flatten(0, 1)) for a, b in zip(saved, sets, strict=True)):
+            if not all(torch.equal(a, b) for a, b in zip(saved, sets, strict=True)):
                 return self.set_path
         except Exception:  # garbage raises whatever its damage hits
             return self.set_path

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+import data as datasets
+import ranks
 from augment import ParamDiffAug, operations_of
-from data import DATASETS
 from errors import UserError, lookup, nearest
 from evaluate import EVAL_MODES
 from interrupt import Stopped
@@ -136,6 +137,11 @@ def non_negative(text: str) -> float:
     return value
 
 
+def images_per_class(text: str) -> int | str:
+    """An argparse type: a number, or the path of a .json file."""
+    return text if text.endswith(".json") else at_least(1)(text)
+
+
 def below_one(text: str) -> float:
     """An argparse type: a number in [0, 1)."""
     value = non_negative(text)
@@ -160,9 +166,16 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
     parser.presets = presets or {}
 
     add = parser.data.add_argument
-    add("--dataset", default="CIFAR10", help=f"one of {', '.join(DATASETS)}; Digits needs no download")
-    text = "folder of <NAME>.npz or torchvision's files; downloads go there"
+    text = f"one of {', '.join(datasets.NAMES)}; or a store, an .npz file or a folder of class folders, by its path"
+    add("--dataset", type=a_path, default="CIFAR10", help=text)
+    text = "folder of stores, <NAME>.npz or torchvision's files; downloads go there"
     add("--data_path", type=a_path, default="data", help=text)
+    add(
+        "--res", type=at_least(1), default=None, help="side of the images in pixels, where a data set leaves the choice"
+    )
+    text = f"of --dataset ImageNet: {', '.join(datasets.SUBSETS)}"
+    add("--subset", choices=tuple(datasets.SUBSETS), default=None, help=text)
+    add("--zca", action="store_true", help="whiten images (ZCA, eps 0.1) in the place of normalising them")
     text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
     add("--like", default=None, metavar="FILE", help=text)
     if presets:
@@ -171,7 +184,8 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
 
     add = parser.method.add_argument
     add("--model", default=model, help="network to match features of; the published _gram names are accepted")
-    add("--ipc", type=at_least(1), default=10, help="images per class")
+    text = 'images per class; or a .json file of class (name or number) to number, "*" for the rest'
+    add("--ipc", type=images_per_class, default=10, help=text)
     add("--num_exp", type=at_least(1), default=5, help="independent experiments")
     add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
     add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
@@ -259,13 +273,18 @@ def resolve(args: Namespace) -> Namespace:
 
     Raises UserError with the nearest valid name.
     """
-    lookup(DATASETS, args.dataset, "dataset")
+    if getattr(args, "subset", None):
+        if args.dataset != "ImageNet":
+            raise UserError(f"--subset {args.subset} is of --dataset ImageNet, not of {args.dataset}")
+        args.dataset = datasets.SUBSETS[args.subset]
+    if not datasets.is_path(args.dataset):
+        lookup(datasets.NAMES, args.dataset, "dataset")
     lookup(ARCHITECTURES, args.model, "model")
     if args.eval_mode not in EVAL_MODES:
         raise UserError(f"unknown eval_mode {args.eval_mode!r}: choose from {', '.join(EVAL_MODES)}")
     args.dsa = bool(operations_of(args.dsa_strategy))
     args.dsa_param = ParamDiffAug()
-    args.device = find_device(args.device)
+    args.device = ranks.local_device(find_device(args.device))
     if getattr(args, "eval_every", 0) is None:
         args.eval_every = 2000 if args.eval_mode in ("S", "SS") else 0
     return args
@@ -298,7 +317,8 @@ def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
             print(f"preset {args.preset}:", *(f"--{name} {getattr(args, name)}" for name in values))
         run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank, world = ranks.from_environment()
+        print(f"error: {f'rank {rank} of {world}: ' if world > 1 else ''}{error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {stopped}; the same command goes on from here, with --resume auto", file=sys.stderr)

@@ -6,6 +6,7 @@ F^l at its taps. Parameters have the published order and shapes (github.com/VICO
 but widths follow the image size, where the published AlexNet, VGG and ResNet fit 32x32 only.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -214,15 +215,19 @@ def ConvNet(
     channel: int,
     num_classes: int,
     net_width: int = 128,
-    net_depth: int = 3,
+    net_depth: int | None = None,
     net_act: str = "relu",
     net_norm: str = "instancenorm",
     net_pooling: str = "avgpooling",
     im_size: tuple[int, int] = (32, 32),
     tapped: bool = False,
 ) -> Network:
-    """`net_depth` blocks of 3x3 convolution, norm, activation, pooling (DC, Zhao et al. 2021)."""
+    """`net_depth` blocks of 3x3 convolution, norm, activation, pooling (DC, Zhao et al. 2021).
+
+    Without a number it follows the image size, see `default_depth`.
+    """
     trunk = Trunk(channel, im_size)
+    net_depth = net_depth or default_depth(im_size)
     for depth in range(net_depth):
         trunk.conv(net_width, 3, padding=1)
         trunk.norm(net_norm)
@@ -230,6 +235,11 @@ def ConvNet(
         trunk.pool(net_pooling, last=depth == net_depth - 1)
     # The activation is what the published losses saw (spec: the in-place ReLU).
     return trunk.network(num_classes, tapped, trunk.sites.get("act", []))
+
+
+def default_depth(im_size: tuple[int, int]) -> int:
+    """Blocks of a ConvNet whose name says none, as the literature has: 3 to 32 pixels, 4 at 64, 5 at 128, 6 at 256."""
+    return max(3, round(math.log2(max(im_size))) - 2)
 
 
 def MLP(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
@@ -351,6 +361,14 @@ TAPPED: dict[str, Callable[..., Network]] = {
     name + suffix: partial(make, tapped=True) for name, make in TAPPABLE.items() for suffix in ("_gram", "_style")
 }
 ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
+
+
+def described(model: str, im_size: tuple[int, int]) -> str:
+    """The name, and the depth where the name leaves it to the image size."""
+    make = ARCHITECTURES[model]
+    while isinstance(make, partial) and "net_depth" not in make.keywords:
+        make = make.func
+    return f"{model} of depth {default_depth(im_size)}" if make is ConvNet else model
 
 
 def untapped(model: str) -> str:

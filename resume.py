@@ -72,13 +72,15 @@ def accept(state: dict, requested: dict) -> None:
         print(f"note: other versions than before of {', '.join(changed)}: last digits may differ", file=sys.stderr)
 
 
-def check_data(state: dict | None, digest: str, data: ImageData, ipc: int) -> None:
+def check_data(state: dict | None, digest: str, data: ImageData, counts: list[int]) -> None:
     """Raise UserError where the data are not those of the checkpoint, or its images not like them."""
     if state is None:
         return
     if state["data"] != digest:
         raise UserError(f"the {data.name} files are not the data that the checkpoint was made with: restore them")
-    shape = (data.num_classes, ipc, data.channel, *data.im_size)
+    if state["counts"] != counts:
+        raise UserError("the .json file of --ipc is not what it was for the checkpoint: restore it")
+    shape = (sum(counts), data.channel, *data.im_size)
     for images in (state["images"], state["velocity"], *state["sets"]):
         if images is not None and images.shape != shape:
             raise UserError(f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}")

@@ -19,17 +19,18 @@ CANDIDATES = 4  # images looked at for each one picked
 DIRECTIONS = 128  # principal directions of a class's embeddings that picks are balanced along
 
 
-def initial_indices(data: ImageData, args: Namespace, experiment: int) -> Tensor:
-    """Indices [classes, ipc] of the random real images that an experiment starts from."""
+def initial_indices(data: ImageData, args: Namespace, experiment: int, classes: range | None = None) -> Tensor:
+    """Indices [N] of the random real images that an experiment starts from, of all classes or of some."""
     where = (args.seed, experiment, 0)
-    own = [data.draw(c, args.ipc, rng.generator(*where, c, "initial images")) for c in range(data.num_classes)]
-    return torch.stack(own)
+    classes = range(data.num_classes) if classes is None else classes
+    return torch.cat([data.draw(c, args.counts[c], rng.generator(*where, c, "initial images")) for c in classes])
 
 
 class Random:
     """Without replacement, each image as likely as any other."""
 
-    def __init__(self, data: ImageData, args: Namespace):
+    def __init__(self, data: ImageData, args: Namespace, classes: range | None = None):
+        """For all classes, or for some of them only."""
         self.data, self.n = data, args.batch_real
 
     def batch(self, classes: range, generator: Callable[[int], torch.Generator]) -> Tensor:
@@ -46,9 +47,9 @@ class Balanced(Random):
     Nearness is measured in the embedding of one narrow untrained network, and holds under others too.
     """
 
-    def __init__(self, data: ImageData, args: Namespace):
+    def __init__(self, data: ImageData, args: Namespace, classes: range | None = None):
         super().__init__(data, args)
-        self.points = class_points(data, args)
+        self.points = class_points(data, args, range(data.num_classes) if classes is None else classes)
         self.sizes = [len(own) for own in data.indices]
         # The same for all classes, whichever are asked for together.
         self.candidates = min([CANDIDATES * self.n, *(size for size in self.sizes if size > self.n)])
@@ -77,17 +78,18 @@ def herd(points: Tensor, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def class_points(data: ImageData, args: Namespace) -> list[Tensor]:
-    """Embeddings of each class's training images, centred, along their principal directions: [n, d] on the CPU."""
+def class_points(data: ImageData, args: Namespace, classes: range) -> dict[int, Tensor]:
+    """Embeddings of classes' training images, centred, along their principal directions: each [n, d] on the CPU."""
     net = empty_network("ConvNetW32", data.channel, data.num_classes, data.im_size, args.device)
     initialise(net, rng.generator(args.seed, 0, 0, -1, "sampling network"))
-    points = []
-    for own in data.indices:
-        maps = torch.cat([F.adaptive_avg_pool2d(net.features(data.batch(part)), 4) for part in own.split(128)])
+    points = {}
+    for c in classes:
+        parts = data.indices[c].split(128)
+        maps = torch.cat([F.adaptive_avg_pool2d(net.features(data.batch(part)), 4) for part in parts])
         embedding = maps.flatten(1)
         embedding -= embedding.mean(0)
         embedding = embedding.cpu()
-        points.append(embedding @ torch.linalg.eigh(embedding.T @ embedding).eigenvectors[:, -DIRECTIONS:])
+        points[c] = embedding @ torch.linalg.eigh(embedding.T @ embedding).eigenvectors[:, -DIRECTIONS:]
     return points
 
 

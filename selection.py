@@ -45,7 +45,7 @@ def proxy(data: ImageData, args: Namespace, digest: str) -> Proxy:
     about = (digest, model, args.proxy_epochs, args.seed, args.eval_split, args.dsa_strategy)
     about += (args.lr_net, args.precision, args.compile)
     key = hashlib.blake2b(repr(about).encode(), digest_size=6).hexdigest()
-    path = cache_folder(args) / f"proxy_{args.dataset}_{model}_{args.proxy_epochs}epochs_{key}.pt"
+    path = cache_folder(args) / f"proxy_{data.name}_{model}_{args.proxy_epochs}epochs_{key}.pt"
     if not path.exists():
         forgetting = train(net, data, args)
         found = look(net, data, args, forgetting)
@@ -188,18 +188,19 @@ def methods() -> tuple[str, ...]:
 
 
 def select(data: ImageData, args: Namespace, experiment: int, found: Proxy | None) -> Tensor:
-    """Indices [classes, ipc] of the training images that args.method picks; `found` is the proxy's, if it has one."""
+    """Indices [N] of the training images that args.method picks; `found` is the proxy's, if it has one."""
     if args.method == "random":
         return initial_indices(data, args, experiment)  # those that recipes start from
     picked = []
     for c, own in enumerate(data.indices):
         if args.method in ON_EMBEDDINGS:
             generator = rng.generator(args.seed, experiment, 0, c, "selection")
-            at = ON_EMBEDDINGS[args.method](found.embedding[own], args.ipc, generator)
+            at = ON_EMBEDDINGS[args.method](found.embedding[own], args.counts[c], generator)
         else:
-            at = found.scores[args.method][own].argsort(descending=args.order == "hardest", stable=True)[: args.ipc]
+            order = found.scores[args.method][own].argsort(descending=args.order == "hardest", stable=True)
+            at = order[: args.counts[c]]
         picked.append(own[at])
-    return torch.stack(picked)
+    return torch.cat(picked)
 
 
 def subset(data: ImageData, args: Namespace, experiment: int) -> Tensor:

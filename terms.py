@@ -35,7 +35,8 @@ def grams(real: Features, syn: Features, args: Namespace) -> Tensor:
 
 
 def kl(real: Features, syn: Features, args: Namespace) -> Tensor:
-    return intra_class_diversity(syn.embedding, args.k)
+    k = own_neighbours(syn.embedding.shape[1]) if args.k is None else args.k
+    return intra_class_diversity(syn.embedding, k)
 
 
 def spread(real: Features, syn: Features, args: Namespace) -> Tensor:
@@ -60,10 +61,17 @@ def reading(args: Namespace, mm: float = 0, cm: float = 0) -> Statistics:
     return statistics
 
 
-def neighbours(args: Namespace) -> int:
-    """k of L_ICD: the paper's 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, where the term is 0)."""
+def own_neighbours(ipc: int) -> int:
+    """The paper's k of L_ICD: 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, where the term is 0)."""
+    return min(max(round(0.2 * ipc), 1), ipc - 1)
+
+
+def neighbours(args: Namespace) -> int | None:
+    """k of L_ICD as --k says, else the paper's; None where it differs from class to class."""
+    if isinstance(args.ipc, str):  # as many as each class has: `kl` sees to it
+        return args.k
     if args.k is None:
-        return min(max(round(0.2 * args.ipc), 1), args.ipc - 1)
+        return own_neighbours(args.ipc)
     if args.k >= args.ipc > 1 and args.icd_ratio and args.icd_form == "kl":
         raise UserError(f"--k {args.k}: an image has only {args.ipc - 1} others in its class at --ipc {args.ipc}")
     return args.k

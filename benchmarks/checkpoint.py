@@ -41,7 +41,7 @@ def main() -> None:
             identity = {"requested": requested, "data": data.digest()}
             run = Run(matcher, args, data, files, Interrupts(), identity, None)
             images = data.normalise(data.x_train.unflatten(0, (options.classes, -1))[:, : options.ipc])
-            run.syn_set = Synthetic.start(images.contiguous(), args)
+            run.syn_set = Synthetic.start(images.flatten(0, 1), args)
             seconds = {}
 
             def steps() -> None:

@@ -42,7 +42,7 @@ def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str
     data = step.random_data(classes, 32, batch_real)
     matcher = prepare(data, args, recipe.objective, statistics)
     images = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
-    syn_set = Synthetic.start(images.contiguous(), args)
+    syn_set = Synthetic.start(images.flatten(0, 1), args)
     before = memory.peak_memory(args.device)
     for it in (1, 2):
         condensation_step(matcher, syn_set, Random(data, args), 0, it, args)

@@ -86,7 +86,7 @@ def plain_step(case: str, images: Tensor, optimizer: torch.optim.Optimizer, data
         seed = rng.seed_of(0, 0, it, c, "plain")
         drawn = data.draw(c, args.batch_real, torch.Generator().manual_seed(seed))
         img_real = DiffAugment(data.batch(drawn), args.dsa_strategy, seed)
-        img_syn = DiffAugment(images[c], args.dsa_strategy, seed)
+        img_syn = DiffAugment(images[c * args.ipc : (c + 1) * args.ipc], args.dsa_strategy, seed)
         with torch.no_grad():
             real = net.embed(img_real)
         syn = net.embed(img_syn)
@@ -153,7 +153,7 @@ def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
     statistics = recipe.settle(args)
     data = random_data(classes, size, batch_real)
     matcher = prepare(data, args, recipe.objective, statistics)
-    start = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
+    start = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc]).flatten(0, 1)
     ours, plain = Synthetic.start(start.clone(), args), Synthetic.start(start.clone(), args)
     its = {"ours": 0, "plain": 0}
 

@@ -25,7 +25,7 @@ done
 case $budget in
     cpu)
         method="--preset fast,PRESET --Iteration 300" proxy="--proxy_epochs 5"
-        evaluation="--num_exp 3 --num_eval 2 --epoch_eval_train 300 --compile on --precision bf16"
+        evaluation="--num_exp 3 --num_eval 2 --epoch_eval_train 300 --compile on" # bf16 where the CPU is fast at it
         ;;
     full)
         method="--preset PRESET" proxy=""

@@ -1,6 +1,7 @@
 """What the tests share: the reference values, a tiny CIFAR-shaped data set, and the recipes' command lines."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import flags
 from condense import prepare
 from data import ImageData
 from matching import Matcher
+
+# pytest runs two processes; and results are equal bit for bit only where the number of threads is, too.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Path(__file__).parent / "reference"
@@ -82,3 +88,12 @@ def matcher(recipe: str, args: Namespace, data: ImageData) -> Matcher:
     module = importlib.import_module(recipe)
     statistics = module.settle(args)
     return prepare(data, args, module.objective, statistics)
+
+
+def run(recipe: str, data_path: Path, save_path: Path, *argv: str) -> tuple[dict, dict]:
+    """A recipe in this process: the contents of its res_*.pt and results.json."""
+    arguments = [*QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), "--save_path", str(save_path)]
+    args = parse(recipe, *arguments, *argv)
+    importlib.import_module(recipe).run(args)
+    saved = torch.load(next(save_path.glob("res_*.pt")))
+    return saved, json.loads((save_path / "results.json").read_text())

@@ -15,6 +15,7 @@ import data as datasets
 import flags
 import selection
 from condense import real_images
+from experiments import images_per_class
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
 COMMON += ["--proxy_epochs", "2"]
@@ -61,8 +62,9 @@ def test_random_is_what_recipes_call_random_real(data_path, tmp_path):
     _, saved = make("random", data_path, tmp_path)
     args = flags.resolve(coreset.make_parser().parse_args(COMMON))
     data = datasets.load("CIFAR10", data_path)
+    args.counts = images_per_class(data, args.ipc)
     for experiment, (images, _) in enumerate(saved["data"]):
-        assert torch.equal(images, real_images(data, args, experiment).flatten(0, 1))
+        assert torch.equal(images, real_images(data, args, experiment))
     assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
 
 
@@ -137,10 +139,10 @@ def test_scores_keep_the_hardest_or_the_easiest(data_path):
     scores = torch.arange(80.0)
     found = selection.Proxy(torch.zeros(80, 1), {"el2n": scores})
     for order, wanted in {"hardest": [-1, -2], "easiest": [0, 1]}.items():
-        args = Namespace(method="el2n", order=order, ipc=2, seed=0)
+        args = Namespace(method="el2n", order=order, counts=10 * [2], seed=0)
         picked = selection.select(data, args, 0, found)
         for c, own in enumerate(data.indices):
-            assert picked[c].tolist() == [own[i].item() for i in wanted]
+            assert picked[2 * c : 2 * c + 2].tolist() == [own[i].item() for i in wanted]
 
 
 def test_scores_of_a_known_network(data_path):

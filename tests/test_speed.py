@@ -129,9 +129,9 @@ def test_without_a_compiler_auto_warns_once_and_on_is_refused(monkeypatch, capsy
 def test_the_chunk_divides_the_classes_and_follows_free_memory(data_path, monkeypatch):
     args = parse("DM_GramMatching", *QUICK, "--data_path", str(data_path))
     data = datasets.load("CIFAR10", data_path)
-    args.ipc = 16
+    args.counts = 10 * [16]
     assert choose_chunk(data, args) == 2  # 2**16 pixels would hold 4, which does not divide 10
-    args.ipc = 2
+    args.counts = 10 * [2]
     assert choose_chunk(data, args) == 10
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**24)
     assert choose_chunk(data, args) == 1
@@ -148,5 +148,6 @@ def test_the_choice_follows_from_one_experiments_condensing(data_path):
     sizes = set()
     for argv in (("--num_exp", "1"), ("--num_exp", "5"), ("--num_eval", "50"), ("--eval_every", "0")):
         args = parse("DM_KNearest", *QUICK, "--data_path", str(data_path), *argv)
+        args.counts = 10 * [2]
         sizes.add(condensing_pixels(datasets.load("CIFAR10", data_path), args))
     assert sizes == {3 * 10 * (6 + 3 * 2) * 1024}

@@ -1,0 +1,455 @@
+"""Where the images of a data set are, in the layouts its owners publish, and how they get into a store.
+
+A `Listing` is what a layout function finds: the classes in label order and, for each split, files or arrays. `fill`
+decodes, resizes and writes it. Labels follow the sorted names of the class folders, which for ImageNet and its subsets
+is the order of their WordNet ids ("wnids").
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import store
+from errors import UserError
+
+PART = 512  # images between two points where an interrupted preparation can go on
+EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
+TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
+VAL_FIRST = ("val", "test")  # where test/ has no labels: ImageNet, TinyImageNet
+CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
+
+
+class Files:
+    """The images of a split as files, decoded when read."""
+
+    def __init__(self, items: list[tuple[Path, int]]):
+        self.paths, self.labels = [path for path, _ in items], np.array([label for _, label in items], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def digest(self) -> str:
+        names = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        return hashlib.blake2b(names.encode(errors="replace") + self.labels.tobytes(), digest_size=16).hexdigest()
+
+    def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
+        """Images uint8 [n, 3, res, res] of a part, and [position, file, reason] of those that can't be decoded."""
+        images, damaged = [], []
+        for at, found in enumerate(pool.map(lambda path: decoded(path, res), self.paths[part]), part.start):
+            if isinstance(found, str):
+                damaged.append([at, str(self.paths[at]), found])
+            else:
+                images.append(found)
+        if len({image.shape for image in images}) > 1:
+            sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
+            raise UserError(
+                f"the images differ in size ({', '.join(sizes[:3])} ..): say --res, the size they shall get"
+            )
+        return np.stack(images) if images else np.empty((0, 3, res or 1, res or 1), np.uint8), damaged
+
+
+class Array:
+    """The images of a split as an array, uint8 [N, H, W, C] or [N, H, W]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images[..., None] if images.ndim == 3 else images, labels.reshape(-1)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def digest(self) -> str:
+        """Of labels and the first and last image: what is in an array is read again soon enough."""
+        ends = np.ascontiguousarray(self.images[[0, -1]]).tobytes() if len(self.images) else b""
+        return hashlib.blake2b(ends + self.labels.tobytes(), digest_size=16).hexdigest()
+
+    def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
+        images = self.images[part].transpose(0, 3, 1, 2)
+        if res is not None and images.shape[2:] != (res, res):
+            raise UserError(f"the images are {images.shape[3]}x{images.shape[2]} and can't be made --res {res}")
+        return images, []
+
+
+@dataclass
+class Listing:
+    """A data set found somewhere; labels are positions in class_names."""
+
+    name: str
+    class_names: list[str]
+    splits: dict[str, Files | Array]  # "train" and "test"
+    notes: list[str] = field(default_factory=list)  # what a user should know
+    wnids: list[str] | None = None
+    constants: dict[str, list[float]] = field(default_factory=dict)  # published mean and std, if there are any
+
+
+def decoded(path: Path, res: int | None) -> np.ndarray | str:
+    """An image file as RGB uint8 [3, res, res], or what is wrong with it.
+
+    The shorter side becomes `res`, bilinear with antialiasing, and the centre is kept, as torchvision's Resize and
+    CenterCrop do; without `res` the image stays as large as it is. Grey, palette, RGBA and CMYK images become RGB.
+    """
+    from PIL import Image  # imported here: it comes with torchvision, and runs need it only to prepare data
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        if res is not None and image.size != (res, res):
+            width, height = image.size
+            short = min(width, height)
+            width, height = int(res * width / short), int(res * height / short)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            left, top = round((width - res) / 2), round((height - res) / 2)
+            image = image.crop((left, top, left + res, top + res))
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # a damaged file raises whatever its damage hits
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].replace(str(path), path.name)
+
+
+# --- layouts -----------------------------------------------------------------------------------------------
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files below a folder, in the order of their names."""
+    found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+
+
+def child(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def class_folders(folder: Path, names: list[str] | None = None) -> list[tuple[str, list[Path]]]:
+    """(name, images) of the class folders in a folder, sorted; those in `names`, if given, and only with images."""
+    own = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+    found = [(name, images_in(folder / name)) for name in own if names is None or name in names]
+    return [(name, images) for name, images in found if images]
+
+
+def labelled(groups: list[tuple[str, list[Path]]], classes: list[str]) -> Files:
+    at = {name: label for label, name in enumerate(classes)}
+    return Files([(path, at[name]) for name, images in groups for path in images if name in at])
+
+
+def folders(
+    root: Path,
+    name: str,
+    test_names: tuple[str, ...] = TEST,
+    choose: Callable[[list[str]], list[str]] | None = None,
+    around: tuple[Path, ...] = (),
+) -> Listing:
+    """Class folders in train/ and test/ or val/, or class folders without a split.
+
+    Without one, a seeded fifth of every class becomes the test set. A flat val/ or test/ folder takes its labels from a
+    file (see `labels_of`), there or in the folders `around`. `choose` picks from the sorted names of the training
+    folders.
+    """
+    train = child(root, TRAIN)
+    groups = class_folders(train or root)
+    names = [group for group, _ in groups]
+    if choose is not None:
+        names = choose(names)
+        groups = [group for group in groups if group[0] in names]
+    if len(names) < 2:
+        have = f"{len(names)} folder(s) with images"
+        raise UserError(f"{train or root} has {have}: a data set is a folder of class folders, two or more")
+    listing = Listing(name, names, {"train": labelled(groups, names)})
+    if train is None:
+        split_off(listing, groups)
+        return listing
+    test = child(root, test_names)
+    if test is None:
+        raise UserError(
+            f"{root} has {train.name}/, but none of {', '.join(test_names)}: name the test images' folder so"
+        )
+    test_groups = class_folders(test)
+    if {group for group, _ in test_groups} & set(names):
+        listing.splits["test"] = labelled(test_groups, names)
+        other = sorted({group for group, _ in test_groups} - set(names))
+        if other and choose is None:
+            listing.notes.append(f"{test} has classes that {train} has not: left out: {', '.join(other[:5])}")
+    else:
+        labels = labels_of(test, root, *around)
+        at = {wnid: label for label, wnid in enumerate(names)}
+        files = [(path, labels.get(path.stem)) for path in images_in(test)]
+        unknown = [path.name for path, wnid in files if wnid is None]
+        if unknown:
+            raise UserError(f"{len(unknown)} images in {test} have no label, {unknown[0]} is the first")
+        listing.splits["test"] = Files([(path, at[wnid]) for path, wnid in files if wnid in at])
+    return listing
+
+
+def split_off(listing: Listing, groups: list[tuple[str, list[Path]]]) -> None:
+    """A fifth of every class, drawn with seed 0, as the test set."""
+    train, test = [], []
+    generator = torch.Generator().manual_seed(0)
+    for label, (name, images) in enumerate(groups):
+        if len(images) < 2:
+            raise UserError(f"class {name} has one image: there is none left to test on")
+        order = torch.randperm(len(images), generator=generator).tolist()
+        held = set(order[: max(1, len(images) // 5)])
+        for at, path in enumerate(images):
+            (test if at in held else train).append((path, label))
+    listing.splits = {"train": Files(train), "test": Files(test)}
+    listing.notes.append(
+        "it has no train/ and test/ folders: a fifth of every class, drawn with seed 0, is the test set"
+    )
+
+
+def labels_of(*places: Path) -> dict[str, str]:
+    """File name without extension -> wnid, of a flat folder of ImageNet's or TinyImageNet's validation images.
+
+    From val_annotations.txt, LOC_val_solution.csv, or the devkit's ILSVRC2012_validation_ground_truth.txt (with its
+    meta.mat), in one of some folders, the first of which is the images'; raises UserError where there is none.
+    """
+    names = ("*.txt", "*.csv", "*.mat", "*devkit*/data/*")
+    found = {path.name: path for place in reversed(places) for name in names for path in place.glob(name)}
+    if "val_annotations.txt" in found:
+        lines = found["val_annotations.txt"].read_text().splitlines()
+        return {Path(file).stem: wnid for file, wnid in (line.split()[:2] for line in lines if line.strip())}
+    if "LOC_val_solution.csv" in found:
+        with open(found["LOC_val_solution.csv"], newline="") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    if "ILSVRC2012_validation_ground_truth.txt" in found and "meta.mat" in found:
+        from scipy.io import loadmat  # imported here: only this layout needs it
+
+        synsets = np.atleast_1d(loadmat(found["meta.mat"], squeeze_me=True)["synsets"])
+        wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+        numbers = found["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
+        return {f"ILSVRC2012_val_{at:08d}": wnids[int(number)] for at, number in enumerate(numbers, 1)}
+    raise UserError(
+        f"{places[0]} has no class folders, and its labels are not there: put val_annotations.txt, "
+        f"LOC_val_solution.csv or the devkit (ILSVRC2012_validation_ground_truth.txt and meta.mat) into {places[1]}"
+    )
+
+
+def words_of(root: Path, wnids: list[str]) -> list[str]:
+    """The first name of each wnid, from words.txt or LOC_synset_mapping.txt; the wnid where there is none."""
+    words: dict[str, str] = {}
+    for name, separator in (("words.txt", "\t"), ("LOC_synset_mapping.txt", " ")):
+        with contextlib.suppress(OSError):
+            for line in (root / name).read_text(errors="replace").splitlines():
+                wnid, _, rest = line.partition(separator)
+                words[wnid] = rest.split(",")[0].strip()
+    return [words.get(wnid) or wnid for wnid in wnids]
+
+
+def tiny_imagenet(root: Path, name: str) -> Listing:
+    """tiny-imagenet-200: train/<wnid>/images, val/images with val_annotations.txt; its test/ has no labels."""
+    if root.suffix == ".pt":
+        return published_tensors(root, name)
+    listing = folders(root, name, VAL_FIRST)
+    listing.wnids, listing.class_names = listing.class_names, words_of(root, listing.class_names)
+    with contextlib.suppress(OSError):
+        official = (root / "wnids.txt").read_text().split()
+        if set(official) != set(listing.wnids):
+            raise UserError(
+                f"{root / 'wnids.txt'} names {len(official)} classes, train/ has {len(listing.wnids)} others"
+            )
+        if official != listing.wnids:
+            listing.notes.append("wnids.txt has its classes in another order; labels follow the sorted wnids")
+    return listing
+
+
+def published_tensors(path: Path, name: str) -> Listing:
+    """The tinyimagenet.pt of the DC family: classes, images_train, labels_train, images_val, labels_val."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        splits = {}
+        for split, key in (("train", "train"), ("test", "val")):
+            images, labels = found[f"images_{key}"], found[f"labels_{key}"]
+            if images.dtype != torch.uint8 or images.ndim != 4:
+                raise ValueError(f"images_{key} is {images.dtype} {list(images.shape)}, uint8 [N, 3, H, W] expected")
+            splits[split] = Array(images.permute(0, 2, 3, 1).numpy(), labels.numpy().astype(np.int64))
+        classes = [str(label) for label in found["classes"]]
+    except Exception as error:  # garbage raises whatever its damage hits
+        raise UserError(f"{path} can't be read as the published file: {str(error)[:120]}") from None
+    listing = Listing(name, classes, splits)
+    if classes != sorted(classes):
+        listing.notes.append(f"{path.name} has its classes in another order than the sorted one; its order is kept")
+    return listing
+
+
+def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: list[str] | None = None) -> Listing:
+    """ILSVRC's train/<wnid> and val, or an archive of the ten classes of a subset.
+
+    `indices` are a subset's classes among the 1,000 sorted wnids, `wnids` the same by id, where they are known.
+    """
+
+    def choose(names: list[str]) -> list[str]:
+        if indices is None or len(names) == len(indices):
+            if wnids is not None and names != sorted(wnids):
+                raise UserError(
+                    f"{root} has other classes than {name}: {', '.join(sorted(set(names) ^ set(wnids))[:4])}"
+                )
+            return names
+        if len(names) != 1000:
+            raise UserError(f"{root} has {len(names)} class folders: {name} needs its 10, or all 1000 of ImageNet")
+        return [names[at] for at in sorted(indices)]
+
+    kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
+    listing = folders(kaggle if kaggle.is_dir() else root, name, VAL_FIRST, choose, around=(root,))
+    listing.wnids, listing.class_names = listing.class_names, words_of(root, listing.class_names)
+    return listing
+
+
+def idx_files(root: Path, name: str) -> Listing | None:
+    """MNIST's and FashionMNIST's four files, gzipped or not, wherever they are below a folder."""
+    found = {path.name.removesuffix(".gz").replace(".", "-"): path for path in root.rglob("*ubyte*") if path.is_file()}
+    arrays = []
+    for prefix in ("train", "t10k"):
+        for kind, dims in (("images-idx3", 3), ("labels-idx1", 1)):
+            path = found.get(f"{prefix}-{kind}-ubyte")
+            if path is None:
+                return None
+            try:
+                content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+                shape = np.frombuffer(content, ">i4", dims, offset=4)
+                arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape))
+            except (OSError, ValueError, EOFError) as error:
+                raise UserError(f"{path} is damaged ({str(error)[:80]})") from None
+    splits = {"train": Array(arrays[0], arrays[1]), "test": Array(arrays[2], arrays[3])}
+    return Listing(name, [str(label) for label in range(10)], splits)
+
+
+# --- into a store --------------------------------------------------------------------------------------------
+
+
+def fill(path: Path, listing: Listing, source: str, res: int | None, show: Callable[[str], None] = print) -> dict:
+    """Decode a listing into a store at `path`, or the rest of it; gives what store.json says.
+
+    Raises UserError where the disk refuses or no image of a class can be read.
+    """
+    for split, images in listing.splits.items():
+        if not len(images):
+            raise UserError(f"{source}: the {split} set of {listing.name} is empty")
+    recipe = {"name": listing.name, "source": source, "res": res, "part": PART}
+    recipe["listing"] = {split: images.digest() for split, images in listing.splits.items()}
+    try:
+        return _fill(path, listing, recipe, res, show)
+    except OSError as error:
+        raise UserError(
+            f"can't write {path}: {error.strerror or error}; what is done is kept in {path.name}.partial, and the same "
+            "command goes on from there"
+        ) from None
+
+
+def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Callable[[str], None]) -> dict:
+    writer = store.Writer(path, recipe)
+    if not writer.fresh:
+        show(f"going on with {writer.partial}")
+    labels = {}
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(threads) as pool:
+        for name, images in listing.splits.items():
+            split = writer.split(name)
+            with tqdm(total=len(images), initial=split["consumed"], desc=name, unit="img", dynamic_ncols=True) as bar:
+                for first in range(split["consumed"], len(images), PART):
+                    part = slice(first, min(first + PART, len(images)))
+                    pixels, damaged = images.read(part, res, pool)
+                    if split["shape"] is not None and len(pixels) and list(pixels.shape[1:]) != split["shape"]:
+                        raise UserError(
+                            f"the images differ in size ({split['shape']}, then {list(pixels.shape[1:])}): say --res, "
+                            "the size they shall get"
+                        )
+                    writer.append(name, pixels, part.stop - first, damaged)
+                    bar.update(part.stop - first)
+            bad = [at for at, *_ in split["damaged"]]
+            labels[name] = np.delete(images.labels, bad)
+            counts = np.bincount(labels[name], minlength=len(listing.class_names))
+            if name == "train" and not counts.all():
+                missing = listing.class_names[int(counts.argmin())]
+                raise UserError(f"class {missing} of {listing.name} has no training image that can be read")
+    about = {"name": listing.name, "class_names": listing.class_names, "wnids": listing.wnids}
+    return writer.finish(labels, about | listing.constants | {"notes": listing.notes})
+
+
+# --- archives ------------------------------------------------------------------------------------------------
+
+
+def unpacked(source: Path, where: Path, show: Callable[[str], None] = print) -> Path:
+    """A source folder itself; an archive unpacked into `where`, once.
+
+    Where one folder holds all else, that.
+    """
+    if source.is_file() and source.name.lower().endswith(ARCHIVES):
+        done = where / "unpacked"
+        if not done.exists():
+            show(f"unpacking {source}")
+            tmp = where / "unpacking"
+            shutil.rmtree(tmp, ignore_errors=True)
+            try:
+                tmp.mkdir(parents=True)
+                shutil.unpack_archive(source, tmp, **({} if source.suffix == ".zip" else {"filter": "data"}))
+            except Exception as error:  # a damaged archive raises whatever its damage hits
+                raise UserError(f"{source} can't be unpacked ({str(error)[:100]})") from None
+            os.replace(tmp, done)
+        source = done
+    if source.is_dir():
+        inside = [path for path in source.iterdir() if not path.name.startswith((".", "__"))]
+        if len(inside) == 1 and inside[0].is_dir() and child(source, TRAIN) is None:
+            return unpacked(inside[0], where)
+    return source
+
+
+# --- the data sets that must be prepared -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that `prepare_data.py` brings into a store: what to expect, and where its images are."""
+
+    num_classes: int
+    res: int  # side in pixels, where --res names none
+    counts: tuple[int, int]  # training and test images of a whole copy
+    find: Callable[[Path, str], Listing]
+    indices: tuple[int, ...] = ()  # of a subset: its classes among ImageNet's 1,000 sorted wnids
+
+
+NETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+WOOF = (155, 159, 162, 167, 182, 193, 207, 229, 258, 273)
+FRUIT = (943, 945, 948, 949, 950, 951, 952, 953, 954, 957)
+MEOW = (281, 282, 283, 284, 285, 287, 289, 290, 291, 292)
+SQUAWK = (9, 22, 84, 88, 89, 96, 100, 130, 144, 145)
+YELLOW = (11, 72, 291, 309, 599, 779, 951, 954, 986, 987)
+# fmt: off
+NETTE_WNIDS = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+               "n03394916", "n03417042", "n03425413", "n03445777", "n03888257"]
+WOOF_WNIDS = ["n02086240", "n02087394", "n02088364", "n02089973", "n02093754",
+              "n02096294", "n02099601", "n02105641", "n02111889", "n02115641"]
+# fmt: on
+
+
+def _subset(indices: tuple[int, ...], counts: tuple[int, int], wnids: list[str] | None = None) -> Prepared:
+    def find(root: Path, name: str) -> Listing:
+        return imagenet(root, name, indices, wnids)
+
+    return Prepared(10, 128, counts, find, indices)
+
+
+PREPARED: dict[str, Prepared] = {
+    "TinyImageNet": Prepared(200, 64, (100000, 10000), tiny_imagenet),
+    "ImageNet": Prepared(1000, 64, (1281167, 50000), imagenet),
+    # Counts of fastai's archives (their second version); the others', of ImageNet's own split.
+    "ImageNette": _subset(NETTE, (9469, 3925), NETTE_WNIDS),
+    "ImageWoof": _subset(WOOF, (9025, 3929), WOOF_WNIDS),
+    "ImageFruit": _subset(FRUIT, (13000, 500)),
+    "ImageMeow": _subset(MEOW, (13000, 500)),
+    "ImageSquawk": _subset(SQUAWK, (13000, 500)),
+    "ImageYellow": _subset(YELLOW, (13000, 500)),
+}
+
+
+def store_path(data_path: Path, name: str, res: int | None) -> Path:
+    """Where the store of a data set is, or will be."""
+    return data_path / (f"{name}{store.SUFFIX}" if res is None else f"{name}_{res}{store.SUFFIX}")

@@ -1,0 +1,111 @@
+"""torchrun's processes: each condenses classes of its own and shares nothing with the others but the seed.
+
+They meet to agree that a step was finite, to look at the losses, to keep a checkpoint and to evaluate. Without torchrun
+there is one rank, and everything here gives back what it is given.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Networks of one evaluation take as long as each other, but not so classes of one's own: a rank may wait long. A dead
+# one is noticed by torchrun, not by waiting.
+PATIENCE = timedelta(days=1)
+
+
+def from_environment() -> tuple[int, int]:
+    """(rank, number of ranks), as torchrun says; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def on_this_host() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def local_device(device: str) -> str:
+    """'cuda' -> the GPU of this rank."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+class Ranks:
+    """This process among the others."""
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        self.rank, self.world = rank, world
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files and speaks."""
+        return self.rank == 0
+
+    def own(self, n: int, rank: int | None = None) -> range:
+        """The part of 0 .. n - 1 that is a rank's (this one's): contiguous, and as large as any other's but for one."""
+        rank = self.rank if rank is None else rank
+        small, more = divmod(n, self.world)
+        start = rank * small + min(rank, more)
+        return range(start, start + small + (rank < more))
+
+    def from_first(self, value: Any) -> Any:
+        """The first rank's value, a picklable object."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def all(self, value: Any) -> list:
+        """Every rank's value, a picklable object, in their order."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest over ranks of each of some numbers; nothing waits for an accelerator."""
+        if self.world == 1:
+            return list(values)
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def everywhere(self, flag: Tensor) -> Tensor:
+        """Whether a boolean scalar on the device is true on all ranks; nothing waits for an accelerator."""
+        if self.world == 1:
+            return flag
+        found = flag.int()
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return found.bool()
+
+    def together(self, own: Tensor, sizes: list[int]) -> Tensor:
+        """Tensors [sizes[r], ...] of all ranks one after the other, on every rank."""
+        if self.world == 1:
+            return own
+        parts = [own if r == self.rank else own.new_empty(size, *own.shape[1:]) for r, size in enumerate(sizes)]
+        for r, part in enumerate(parts):
+            dist.broadcast(part.contiguous() if r == self.rank else part, src=r)
+        return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Within, the processes that torchrun started know each other: over NCCL on CUDA, gloo on a CPU."""
+    rank, world = from_environment()
+    if world == 1:
+        yield Ranks()
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(rank, world)
+    finally:
+        dist.destroy_process_group()

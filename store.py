@@ -1,0 +1,201 @@
+"""A prepared data set on disk: uint8 arrays that are memory-mapped, and a store.json that says what they are.
+
+    x_train.npy  x_test.npy     uint8 [N, C, H, W]
+    y_train.npy  y_test.npy     int64 [N]
+    store.json                  names of the classes, mean and std, digest, and how the store was made
+
+A `Writer` appends to it and goes on where it was interrupted; `Mapped` reads images without ever loading them all.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errors import UserError
+
+FORMAT = 1
+SUFFIX = ".store"
+KEPT_BYTES = 2**27  # of mapped images that stay in this process once read; the system's cache keeps what it can
+NEEDED = {"format", "name", "class_names", "mean", "std", "digest", "counts"}
+
+
+class Mapped:
+    """The images of a .npy file [N, C, H, W], read where they are indexed; like a uint8 tensor on the CPU.
+
+    Indexing with an int, a slice or a tensor of any shape reads; `subset` only notes which images.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.uint8
+
+    def __init__(self, path: Path, array: np.ndarray | None = None, rows: Tensor | None = None):
+        self.path, self.rows = path, rows
+        self.array = np.load(path, mmap_mode="r") if array is None else array
+        self._unreleased = 0
+
+    def __len__(self) -> int:
+        return len(self.array) if self.rows is None else len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), *self.array.shape[1:]])
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * int(np.prod(self.array.shape[1:]))
+
+    def subset(self, rows: Tensor) -> "Mapped":
+        """The images at some rows [n], without reading them."""
+        return Mapped(self.path, self.array, rows if self.rows is None else self.rows[rows])
+
+    def __getitem__(self, key: int | slice | Tensor) -> Tensor:
+        if isinstance(key, slice | int):
+            rows = torch.arange(len(self))[key] if self.rows is None else self.rows[key]
+        else:
+            rows = key if self.rows is None else self.rows[key]
+        images = torch.from_numpy(np.ascontiguousarray(self.array[rows.flatten().numpy()]))
+        self._release(images.nbytes)
+        return images.view(*rows.shape, *self.array.shape[1:])
+
+    def _release(self, nbytes: int) -> None:
+        """Take pages that were read out of this process again, or its memory would grow to the size of the file."""
+        self._unreleased += nbytes
+        mapped = getattr(self.array, "_mmap", None)
+        if mapped is not None and self._unreleased > KEPT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+            self._unreleased = 0
+
+    def to(self, device: str | torch.device, room: int | None = None) -> "Mapped | Tensor":
+        """On an accelerator with `room` bytes for it, all of it; else itself."""
+        if torch.device(device).type == "cpu" or room is None or self.nbytes > room:
+            return self
+        parts = [self[first : first + 4096].to(device) for first in range(0, len(self), 4096)]
+        return torch.cat(parts)
+
+
+def is_store(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (path / "store.json").is_file()
+    return False
+
+
+def read(path: Path) -> tuple[dict, dict[str, Any]]:
+    """store.json and the arrays of a store, images as `Mapped`, labels as tensors; raises UserError if damaged."""
+    try:
+        about = json.loads((path / "store.json").read_text())
+        missing = NEEDED - about.keys()
+        if missing or about["format"] != FORMAT:
+            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"its format is {about['format']}")
+        arrays: dict[str, Any] = {}
+        for split, count in about["counts"].items():
+            arrays[f"x_{split}"] = Mapped(path / f"x_{split}.npy")
+            arrays[f"y_{split}"] = torch.from_numpy(np.load(path / f"y_{split}.npy").astype(np.int64))
+            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+            if not len(x) == len(y) == count or x.array.dtype != np.uint8 or x.array.ndim != 4:
+                raise ValueError(f"{split} has {len(x)} images and {len(y)} labels, {count} expected")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not a good store ({str(error)[:100]}): prepare it again") from None
+    return about, arrays
+
+
+def header(path: Path) -> dict:
+    """What np.load would find in a .npy file's header."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return {"shape": shape, "dtype": dtype, "bytes": file.tell()}
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Of a uint8 array in a .npy file. Its length does not depend on the number of images, as numpy leaves room."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+class Writer:
+    """Fills a store a part at a time, in `<path>.partial`, which becomes `path` once it is whole.
+
+    After every part its state is on the disk; a Writer of the same `recipe` goes on after the last part.
+    """
+
+    def __init__(self, path: Path, recipe: dict):
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.recipe, self.fresh = recipe, True
+        self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads((self.partial / "state.json").read_text())
+            if found["recipe"] == json.loads(json.dumps(recipe)):
+                self.state, self.fresh = found, False
+
+    def split(self, name: str) -> dict:
+        """What is known of a split: sources consumed, rows written, sums of pixels, damaged sources, part digests."""
+        blank = {"consumed": 0, "rows": 0, "shape": None, "sum": [], "squares": [], "damaged": [], "digests": []}
+        return self.state["splits"].setdefault(name, blank)
+
+    def append(self, name: str, images: np.ndarray, consumed: int, damaged: list) -> None:
+        """Add images uint8 [n, C, H, W], which came of the next `consumed` sources, `damaged` of them left out."""
+        split, file_path = self.split(name), self.partial / f"x_{name}.npy"
+        shape = images.shape[1:]
+        if len(images) and split["shape"] is None:
+            split["shape"], split["sum"], split["squares"] = list(shape), [0] * shape[0], [0] * shape[0]
+        if len(images):
+            start = len(npy_header((split["rows"], *shape)))
+            with open(file_path, "r+b" if file_path.exists() else "w+b") as file:
+                file.seek(start + split["rows"] * images[0].nbytes)
+                file.truncate()  # what a part that did not get to its end has left
+                file.write(np.ascontiguousarray(images))
+                file.seek(0)
+                file.write(npy_header((split["rows"] + len(images), *shape)))
+                file.flush()
+                os.fsync(file.fileno())
+            channels = images.astype(np.int64).transpose(1, 0, 2, 3).reshape(shape[0], -1)
+            split["sum"] = [a + int(b) for a, b in zip(split["sum"], channels.sum(1), strict=True)]
+            split["squares"] = [a + int(b) for a, b in zip(split["squares"], (channels**2).sum(1), strict=True)]
+            split["digests"].append(hashlib.blake2b(np.ascontiguousarray(images), digest_size=16).hexdigest())
+        split["rows"] += len(images)
+        split["damaged"] += damaged
+        split["consumed"] += consumed
+        tmp = self.partial / "state.json.tmp"
+        tmp.write_text(json.dumps(self.state))
+        os.replace(tmp, self.partial / "state.json")
+
+    def finish(self, labels: dict[str, np.ndarray], about: dict) -> dict:
+        """Write labels and store.json, and put the store where it belongs; what store.json says."""
+        splits = self.state["splits"]
+        sums = splits["train"]
+        pixels = sums["rows"] * int(np.prod(sums["shape"][1:])) * 255.0
+        mean = [s / pixels for s in sums["sum"]]
+        squares = [q / pixels / 255 for q in sums["squares"]]
+        std = [max(q - m * m, 0) ** 0.5 for q, m in zip(squares, mean, strict=True)]
+        digest = hashlib.blake2b(repr(about["class_names"]).encode(), digest_size=16)
+        for name, y in labels.items():
+            np.save(self.partial / f"y_{name}.npy", y.astype(np.int64))
+            digest.update("".join(splits[name]["digests"]).encode() + y.astype(np.int64).tobytes())
+        record = {
+            "format": FORMAT,
+            **about,
+            "shape": sums["shape"],
+            "counts": {name: splits[name]["rows"] for name in labels},
+            "measured_mean": mean,
+            "measured_std": std,
+            "mean": about.get("mean") or mean,
+            "std": about.get("std") or std,
+            "damaged": {name: splits[name]["damaged"] for name in labels},
+            "digest": digest.hexdigest(),
+            "recipe": self.recipe,
+        }
+        (self.partial / "store.json").write_text(json.dumps(record, indent=2) + "\n")
+        (self.partial / "state.json").unlink()
+        os.replace(self.partial, self.path)
+        return record

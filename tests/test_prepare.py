@@ -1,0 +1,341 @@
+"""Official layouts, small, through prepare_data.py: what comes out, what is reported, and that it goes on."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tiny_arrays
+from PIL import Image
+
+import data as datasets
+import layouts
+import prepare_data
+import store
+from errors import UserError
+
+WNIDS = [f"n{number:08d}" for number in range(10_000, 10_000 + 7 * 1000, 7)]
+
+
+def picture(path, colour, size=(64, 64), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, tuple(int(x) for x in colour)).convert(mode)
+    image.save(path, **options)
+
+
+def colour_of(label):
+    return np.array([label * 37 % 256, label * 91 % 256, label * 53 % 256])
+
+
+def prepare(*argv):
+    prepare_data.run(prepare_data.make_parser().parse_args([str(part) for part in argv]))
+
+
+@pytest.fixture(scope="module")
+def tiny_imagenet(tmp_path_factory):
+    """tiny-imagenet-200.zip as it is published, with two training images a class and one of validation."""
+    base = tmp_path_factory.mktemp("tiny")
+    root = base / "tiny-imagenet-200"
+    wnids = WNIDS[:200]
+    for label, wnid in enumerate(wnids):
+        for k in range(2):
+            picture(root / "train" / wnid / "images" / f"{wnid}_{k}.JPEG", colour_of(label), quality=95)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
+        picture(root / "test" / "images" / f"test_{label}.JPEG", (0, 0, 0))
+    order = np.random.default_rng(0).permutation(200)
+    lines = []
+    for k, label in enumerate(order):
+        picture(root / "val" / "images" / f"val_{k}.JPEG", colour_of(label), quality=95)
+        lines.append(f"val_{k}.JPEG\t{wnids[label]}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(wnids[::-1]) + "\n")
+    (root / "words.txt").write_text("".join(f"{wnid}\tthing {wnid[-3:]}, stuff\n" for wnid in WNIDS))
+    with zipfile.ZipFile(base / "tiny-imagenet-200.zip", "w") as archive:
+        for path in sorted(root.rglob("*")):
+            archive.write(path, path.relative_to(base))
+    return base / "tiny-imagenet-200.zip"
+
+
+@pytest.fixture(scope="module")
+def tiny_store(tiny_imagenet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    prepare("TinyImageNet", "--source", tiny_imagenet, "--data_path", folder)
+    return folder
+
+
+def assert_colours(data):
+    for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        means = images[:].float().mean((2, 3))
+        expected = torch.from_numpy(np.stack([colour_of(int(label)) for label in labels])).float()
+        assert (means - expected).abs().max() < 8  # JPEG
+
+
+def test_tinyimagenet(tiny_store):
+    data = datasets.load("TinyImageNet", tiny_store)
+    assert data.x_train.shape == (400, 3, 64, 64) and data.x_test.shape == (200, 3, 64, 64)
+    assert data.class_names[3] == f"thing {WNIDS[3][-3:]}" and data.mean == [0.485, 0.456, 0.406]
+    assert_colours(data)
+    about = json.loads((tiny_store / "TinyImageNet_64.store" / "store.json").read_text())
+    assert about["wnids"] == WNIDS[:200] and about["counts"] == {"train": 400, "test": 200}
+    assert any("another order" in note for note in about["notes"])
+    assert any("400 training and 200 test images" in note for note in about["notes"])
+    pixels = data.x_train[:].double() / 255
+    np.testing.assert_allclose(about["measured_mean"], pixels.mean((0, 2, 3)), atol=1e-9)
+    np.testing.assert_allclose(about["measured_std"], pixels.std((0, 2, 3), correction=0), atol=1e-9)
+    assert not list(tiny_store.glob("*.partial")) and not list(tiny_store.glob("*.source"))
+
+
+def test_a_recipe_on_the_store_at_its_resolution(tiny_store, tmp_path, capsys):
+    flags = ("--dataset", "TinyImageNet", "--model", "ConvNetW32", "--ipc", "1", "--batch_real", "1", "--Iteration", "1")
+    saved, results = run("DM_KNearest", tiny_store, tmp_path, *flags, *"--num_eval 1 --epoch_eval_train 0 --eval_every 0 --icd_ratio 0".split())
+    assert saved["data"][0][0].shape == (200, 3, 64, 64) and results["n"] == 1
+    assert "ConvNetW32 of depth 4" in capsys.readouterr().out
+
+
+def test_the_store_gives_the_run_that_memory_gives(tmp_path):
+    """CIFAR10 from its .npz, and from a store made of that."""
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "CIFAR10.npz", **tiny_arrays())
+    prepare("CIFAR10", "--source", tmp_path / "npz", "--data_path", tmp_path / "stores")
+    argv = ("--real_sampling", "balanced", "--batch_real", "3")
+    sets = [run("DM_KNearest", tmp_path / kind, tmp_path / f"out_{kind}", *argv) for kind in ("npz", "stores")]
+    (a, b), (c, d) = ((saved["data"][0][0], results["accuracies"]) for saved, results in sets)
+    assert torch.equal(a, c) and b == d
+
+
+def test_validation_split_of_a_store(tmp_path):
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(20))
+    prepare("CIFAR10", "--source", tmp_path / "CIFAR10.npz", "--data_path", tmp_path / "stores")
+    whole = datasets.load("CIFAR10", tmp_path).with_validation(3)
+    mapped = datasets.load("CIFAR10", tmp_path / "stores").with_validation(3)
+    assert isinstance(mapped.x_train, store.Mapped)
+    assert torch.equal(whole.x_train, mapped.x_train[:]) and torch.equal(whole.x_test, mapped.x_test[:])
+    rows = torch.tensor([[3, 1], [0, 7]])
+    assert torch.equal(whole.batch(rows), mapped.batch(rows)) and torch.equal(whole.x_test[4], mapped.x_test[4])
+
+
+@pytest.mark.parametrize("gz", [True, False])
+def test_idx_files_of_the_mnist_family(gz, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for prefix, n in (("train", 20), ("t10k", 10)):
+        x, y = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 10
+        arrays[prefix] = x, y
+        images = np.array([2051, n, 28, 28], ">i4").tobytes() + x.tobytes()
+        labels = np.array([2049, n], ">i4").tobytes() + y.tobytes()
+        for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
+            path = tmp_path / "raw" / f"{prefix}-{kind}-ubyte{'.gz' if gz else ''}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gzip.compress(content) if gz else content)
+    prepare("FashionMNIST", "--source", tmp_path / "raw", "--data_path", tmp_path)
+    data = datasets.load("FashionMNIST", tmp_path)
+    assert np.array_equal(data.x_train[:][:, 0].numpy(), arrays["train"][0]) and data.class_names[0] == "T-shirt/top"
+    assert np.array_equal(data.y_test.numpy(), arrays["t10k"][1]) and data.mean == [0.2861]
+
+
+@pytest.fixture(scope="module")
+def ilsvrc(tmp_path_factory):
+    """ILSVRC's train/<wnid> and flat val, two training images a class and one of validation, of any size."""
+    root = tmp_path_factory.mktemp("ilsvrc")
+    lines = ["ImageId,PredictionString\n"]
+    for label, wnid in enumerate(WNIDS):
+        for k in range(2):
+            picture(root / "train" / wnid / f"{wnid}_{k}.JPEG", colour_of(label), (20 + k, 16), quality=95)
+        name = f"ILSVRC2012_val_{label + 1:08d}"
+        picture(root / "val" / f"{name}.JPEG", colour_of(label), (16, 18), quality=95)
+        lines.append(f"{name},{wnid} 1 2 3 4 {wnid} 5 6 7 8\n")
+    (root / "LOC_val_solution.csv").write_text("".join(lines))
+    return root
+
+
+def test_imagenet_and_its_subsets(ilsvrc, tmp_path):
+    prepare("ImageNet", "--source", ilsvrc, "--res", "16", "--data_path", tmp_path)
+    data = datasets.load("ImageNet", tmp_path, 16)
+    assert data.num_classes == 1000 and data.x_train.shape == (2000, 3, 16, 16)
+    assert_colours(data)
+    subset = datasets.load("ImageSquawk", tmp_path, 16)  # out of the whole
+    prepare("ImageSquawk", "--source", ilsvrc, "--res", "16", "--data_path", tmp_path)
+    alone = datasets.load("ImageSquawk", tmp_path, 16)  # from its own store
+    assert subset.class_names == [WNIDS[c] for c in layouts.SQUAWK] == alone.class_names
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        assert torch.equal(getattr(subset, name)[:], getattr(alone, name)[:])
+    with pytest.raises(UserError, match="other classes than ImageNette"):
+        wrong = tmp_path / "wrong"
+        for split in ("train", "val"):
+            for wnid in WNIDS[:10]:
+                shutil.copytree(ilsvrc / "train" / wnid, wrong / split / wnid)
+        prepare("ImageNette", "--source", wrong, "--data_path", tmp_path)
+    with pytest.raises(UserError, match="10 classes, ImageNet has 1000"):
+        prepare("ImageNet", "--source", wrong, "--data_path", tmp_path)
+
+
+def test_the_devkits_labels(ilsvrc, tmp_path):
+    from scipy.io import savemat
+
+    devkit = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    numbers = np.random.default_rng(1).permutation(1000) + 1  # the devkit's own ids, in no order
+    synsets = np.array(
+        [(int(number), wnid) for number, wnid in zip(numbers, WNIDS, strict=True)],
+        dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")],
+    )
+    savemat(devkit / "meta.mat", {"synsets": synsets})
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{n}\n" for n in numbers))
+    labels = layouts.labels_of(ilsvrc / "nowhere", tmp_path)
+    assert labels["ILSVRC2012_val_00000005"] == WNIDS[4] and len(labels) == 1000
+
+
+def test_the_archive_of_fastai(tmp_path):
+    root = tmp_path / "imagenette2"
+    for split, n in (("train", 2), ("val", 1)):
+        for label, wnid in enumerate(layouts.NETTE_WNIDS):
+            for k in range(n):
+                picture(root / split / wnid / f"{wnid}_{k}.JPEG", colour_of(label), (30, 40), quality=95)
+    (root / "noisy_imagenette.csv").write_text("path\n")
+    shutil.make_archive(str(tmp_path / "imagenette2"), "gztar", tmp_path, "imagenette2")
+    prepare("ImageNette", "--source", tmp_path / "imagenette2.tar.gz", "--res", "32", "--data_path", tmp_path)
+    assert_colours(datasets.load("ImageNette", tmp_path, 32))
+
+
+def test_the_published_tinyimagenet_pt(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"class {c:03d}" for c in range(200)]
+    content = {"classes": names}
+    for key, n in (("train", 400), ("val", 200)):
+        content[f"images_{key}"] = torch.from_numpy(rng.integers(0, 256, (n, 3, 64, 64), dtype=np.uint8))
+        content[f"labels_{key}"] = torch.arange(n) % 200
+    torch.save(content, tmp_path / "tinyimagenet.pt")
+    prepare("TinyImageNet", "--source", tmp_path / "tinyimagenet.pt", "--data_path", tmp_path)
+    data = datasets.load("TinyImageNet", tmp_path)
+    assert torch.equal(data.x_train[:], content["images_train"]) and data.class_names == names
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Class folders without a split: grey, RGBA, CMYK, palette, sixteen bits, and two files that are not images."""
+    root = tmp_path / "mixed"
+    for label, name in enumerate(("ants", "bees")):
+        for k, (mode, suffix) in enumerate(
+            [("L", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("P", "gif"), ("RGB", "bmp"), ("RGB", "webp")]
+        ):
+            picture(root / name / f"{k}.{suffix}", (200, 60 * label, 30), (40, 30), mode)
+    (root / "ants" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    whole = (root / "bees" / "4.bmp").read_bytes()
+    (root / "bees" / "cut.bmp").write_bytes(whole[: len(whole) // 2])
+    (root / "bees" / "notes.txt").write_text("no image")
+    return root
+
+
+def test_a_folder_of_any_images(mixed, tmp_path, capsys):
+    prepare("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path)
+    out = capsys.readouterr().out
+    assert "broken.jpg" in out and "cut.bmp" in out and "2 images could not be read" in out
+    assert "a fifth of every class" in out
+    data = datasets.load(str(tmp_path / "Insects_16.store"), tmp_path)
+    assert data.class_names == ["ants", "bees"] and len(data.x_train) + len(data.x_test) == 12
+    assert data.x_train.shape[1:] == (3, 16, 16)
+    assert torch.bincount(data.y_train).tolist() in ([4, 5], [5, 5], [5, 4], [6, 5], [5, 6], [4, 4], [6, 6])
+
+
+def test_a_folder_given_as_the_dataset(mixed, tmp_path, capsys):
+    for bad in ("ants/broken.jpg", "bees/cut.bmp"):
+        (mixed / bad).unlink()
+    argv = ("--dataset", str(mixed), "--res", "16", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "4")
+    saved, _ = run("DM_GramMatching", tmp_path / "data", tmp_path / "out", *argv, "--model", "ConvNetW32_gram")
+    assert saved["data"][0][0].shape == (4, 3, 16, 16) and saved["class_names"] == ["ants", "bees"]
+    assert (tmp_path / "out" / "res_DM_mixed_ConvNetW32_gram_2ipc.pt").exists()
+    assert (tmp_path / "data" / "mixed_16.store").exists() and "a fifth of every class" in capsys.readouterr().out
+    datasets.load(str(mixed), tmp_path / "data", 16)  # is not made again
+    picture(mixed / "ants" / "new.png", (1, 2, 3))
+    with pytest.raises(UserError, match="made from other files"):
+        datasets.load(str(mixed), tmp_path / "data", 16)
+
+
+def test_sizes_that_differ_want_res(tmp_path):
+    for name in ("a", "b"):
+        for k in range(3):
+            picture(tmp_path / "own" / name / f"{k}.png", (9, 9, 9), (10 + k, 12))
+    with pytest.raises(UserError, match="say --res"):
+        datasets.load(str(tmp_path / "own"), tmp_path)
+
+
+def test_an_npz_given_as_the_dataset(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (24, 12, 10, 3), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=np.arange(24) % 3, x_test=x[:6], y_test=np.arange(6) % 3)
+    data = datasets.load(str(tmp_path / "mine.npz"), tmp_path)
+    assert data.name == "mine" and data.im_size == (12, 10) and data.num_classes == 3
+    np.testing.assert_allclose(data.mean, (x / 255).mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.std, (x / 255).std((0, 1, 2)), rtol=1e-6)
+
+
+def test_an_interrupted_preparation_goes_on(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "PART", 3)
+    prepare("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path / "whole")
+    append, calls = store.Writer.append, []
+
+    def interrupted(self, *what):
+        calls.append(what)
+        if len(calls) == 3:
+            with open(self.partial / "x_train.npy", "ab") as file:
+                file.write(b"half a part")
+            raise KeyboardInterrupt
+        append(self, *what)
+
+    monkeypatch.setattr(store.Writer, "append", interrupted)
+    line = ("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(*line)
+    assert not (tmp_path / "parts" / "Insects_16.store").exists()
+    consumed = sum(part[2] for part in calls[:2])
+    prepare(*line)
+    assert sum(part[2] for part in calls[3:]) == 14 - consumed  # the rest only
+    for name in ("x_train", "x_test", "y_train", "y_test"):
+        files = [(tmp_path / kind / "Insects_16.store" / f"{name}.npy").read_bytes() for kind in ("whole", "parts")]
+        assert files[0] == files[1]
+    digests = {store.read(tmp_path / kind / "Insects_16.store")[0]["digest"] for kind in ("whole", "parts")}
+    assert len(digests) == 1
+
+
+def test_a_mapped_array_gives_its_memory_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "KEPT_BYTES", 1000)
+    x = np.random.default_rng(0).integers(0, 256, (500, 3, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    mapped = store.Mapped(tmp_path / "x.npy")
+    for rows in torch.randperm(500).split(50):
+        assert np.array_equal(mapped[rows].numpy(), x[rows.numpy()])
+    assert mapped._unreleased <= 1000
+
+
+ERRORS = {
+    "no such data": (["CIFAR1O", "--source", "."], "did you mean 'CIFAR10'"),
+    "no source": (["TinyImageNet", "--source", "nowhere"], "there is no such file"),
+    "no data there": (["TinyImageNet", "--source", "{tmp}"], "0 folder(s) with images"),
+    "not an archive": (["TinyImageNet", "--source", "{tmp}/bad.zip"], "can't be unpacked"),
+    "not the pt": (["TinyImageNet", "--source", "{tmp}/bad.pt"], "can't be read as the published file"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case, tmp_path):
+    argv, message = ERRORS[case]
+    for name in ("bad.zip", "bad.pt"):
+        (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(UserError) as error:
+        prepare(*(part.format(tmp=tmp_path) for part in argv), "--data_path", tmp_path / "data")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_and_what_a_recipe_says_without_a_store(tmp_path):
+    line = [sys.executable, str(ROOT / "prepare_data.py"), "Digits", "--source", ".", "--data_path", "data"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train 1437, test 360, 1x8x8, 10 classes" in done.stdout
+    line = [sys.executable, str(ROOT / "DM_KNearest.py"), "--dataset", "ImageWoof", "--data_path", "data"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "python prepare_data.py ImageWoof --source" in done.stderr and not (tmp_path / "result").exists()
