@@ -60,7 +60,8 @@ def carry_out(
                 conclude(args, files, state["evaluations"], print)
             return
         with interrupts.anywhere():
-            data = datasets.load(args.dataset, args.data_path, args.res)
+            # One rank of each host before the others: it may download, or make a store.
+            data = group.first_of_host(lambda: datasets.load(args.dataset, args.data_path, args.res))
             identity = {"requested": requested, "data": data.digest()}
             if args.eval_split == "val":
                 data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
@@ -188,7 +189,7 @@ class Experiments:
     def all_experiments(self) -> None:
         args, files = self.args, self.files
         files.open(self.log_bytes)
-        if self.concluded == [args.num_exp, args.num_eval]:
+        if self.concluded == [args.num_exp, args.num_eval] and self.ranks.first:
             damaged = files.damaged(self.sets)
             print(f"warning: {damaged} is damaged or gone: it is written again", file=sys.stderr)
         if self.log_bytes is None:
@@ -223,7 +224,8 @@ class Experiments:
                 self.experiment, self.iteration = experiment + 1, 0
             self.save_results()
             self.checkpoint()
-        conclude(args, files, self.evaluations, files.say)
+        if self.ranks.first:
+            conclude(args, files, self.evaluations, files.say)
         self.concluded = [args.num_exp, args.num_eval]
         self.checkpoint()
         files.wait()

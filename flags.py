@@ -312,7 +312,7 @@ def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that no text encoding has
     try:
         resolve(args)
-        if getattr(args, "preset", None):
+        if getattr(args, "preset", None) and ranks.from_environment()[0] == 0:
             values = preset_values(parser, args.preset)
             print(f"preset {args.preset}:", *(f"--{name} {getattr(args, name)}" for name in values))
         run(args)

@@ -6,13 +6,15 @@ there is one rank, and everything here gives back what it is given.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 # Networks of one evaluation take as long as each other, but not so classes of one's own: a rank may wait long. A dead
 # one is noticed by torchrun, not by waiting.
@@ -67,6 +69,13 @@ class Ranks:
         values = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def first_of_host(self, make: Callable[[], T]) -> T:
+        """`make()`, by one rank of each machine before the others."""
+        alone = self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+        found = make() if alone else None
+        self.all(None)
+        return found if alone else make()
 
     def largest(self, *values: int) -> list[int]:
         """The largest over ranks of each of some numbers; nothing waits for an accelerator."""

@@ -15,6 +15,7 @@ import data as datasets
 import flags
 import selection
 from condense import real_images
+from errors import UserError
 from experiments import images_per_class
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
@@ -220,5 +221,7 @@ def test_the_table_refuses_what_is_not_a_result(tmp_path):
     (tmp_path / "worse" / "results.json").write_text(json.dumps(record))
     refused = {"empty": "no results.json", "gone": "no results.json", "bad": "has no args", "worse": "has no Iteration"}
     for name, text in refused.items():
-        done = command_line("collect_results", str(tmp_path / name))
-        assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
+        with pytest.raises(UserError, match=text):
+            collect_results.load([str(tmp_path / name)])
+    done = command_line("collect_results", str(tmp_path / "gone"))
+    assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1

@@ -7,11 +7,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, RECIPES, command_line, quick_model
+from conftest import QUICK, RECIPES, command_line, parse, quick_model
 from PIL import Image
 
 import flags
 import terms
+from errors import UserError
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -127,8 +128,9 @@ def test_a_users_error_in_a_process_of_its_own(tmp_path):
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--k 4" in done.stderr and not done.stdout
     (tmp_path / "file").write_text("")
-    done = command_line("DM_KNearest", "--dataset", "Digits", "--save_path", str(tmp_path / "file"))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--save_path" in done.stderr
+    args = parse("DM_KNearest", "--dataset", "Digits", "--save_path", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="--save_path"):
+        importlib.import_module("DM_KNearest").run(args)
 
 
 def test_presets_join_and_later_ones_and_given_flags_win():

@@ -1,0 +1,98 @@
+"""torchrun: as many processes as one likes give the images, accuracies and files of one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, matcher, parse, run
+
+import checkpoint
+import data as datasets
+from errors import UserError
+from ranks import Ranks
+
+LINE = [*QUICK, "--model", "ConvNetW32", "--lr_img", "0.01", "--class_chunk", "5", "--num_eval", "3"]
+
+
+def command(recipe, data_path, save_path, *argv, ranks=2):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    paths = ["--data_path", str(data_path), "--save_path", str(save_path)]
+    return [*start, str(ROOT / f"{recipe}.py"), *LINE, *paths, *argv]
+
+
+def read(folder):
+    return torch.load(next(Path(folder).glob("res_*.pt")))
+
+
+def test_two_processes_give_what_one_gives_and_one_goes_on(data_path, tmp_path):
+    done = subprocess.run(command("DM_DDM", data_path, tmp_path / "two"), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("===") == 2 and "2 ranks" in done.stdout  # one of them speaks
+    alone, results = run("DM_DDM", data_path, tmp_path / "one", *LINE)
+    two = read(tmp_path / "two")
+    assert torch.equal(two["data"][0][0], alone["data"][0][0]) and torch.equal(two["data"][0][1], alone["data"][0][1])
+    assert two["accs_all_exps"] == alone["accs_all_exps"] and results["n"] == 3
+    # What two have begun, one goes on with.
+    more, _ = run("DM_DDM", data_path, tmp_path / "two", *LINE, "--num_exp", "2")
+    alone, _ = run("DM_DDM", data_path, tmp_path / "one", *LINE, "--num_exp", "2")
+    assert torch.equal(more["data"][1][0], alone["data"][1][0])
+
+
+def ranks_among(process):
+    """Rank -> process id of the children of torchrun."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PPid:\t{process.pid}\n" in (folder / "status").read_text():
+                environment = (folder / "environ").read_bytes().decode().split("\0")
+                found |= {int(entry[5:]): int(folder.name) for entry in environment if entry.startswith("RANK=")}
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_dead_rank_ends_the_job_and_leaves_a_good_checkpoint(data_path, tmp_path):
+    argv = ("--Iteration", "100000", "--eval_every", "0", "--checkpoint_every", "2")
+    folder, said = tmp_path / "out", tmp_path / "said"  # not a pipe, which the progress bar would fill
+    with open(said, "w") as file:
+        process = subprocess.Popen(command("DM_KNearest", data_path, folder, *argv), stdout=file, stderr=file)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (folder / checkpoint.PREVIOUS).exists():
+            time.sleep(0.1)
+        ranks = ranks_among(process)
+        assert set(ranks) == {0, 1}
+        os.kill(ranks[1], signal.SIGKILL)
+        process.wait(timeout=120)
+    assert process.returncode != 0 and "SIGKILL" in said.read_text()
+    assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    state, problems = checkpoint.newest(folder)
+    assert state["iteration"] >= 2 and not problems and state["images"].shape == (20, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (7, 7), (1000, 8)])
+def test_classes_are_split_evenly(n, world):
+    parts = [Ranks(rank, world).own(n) for rank in range(world)]
+    assert [c for part in parts for c in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert Ranks(0, world).own(n, world - 1) == parts[-1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argv", "world", "message"),
+    [
+        ("DM_DDM", ["--preset", "best"], 2, "can't be split over ranks"),
+        ("DM_KNearest", ["--model", "ConvNetBN"], 2, "can't be split over ranks"),
+        ("DM_KNearest", [], 11, "11 ranks for 10 classes"),
+    ],
+)
+def test_what_runs_over_all_classes_is_refused(recipe, argv, world, message, data_path):
+    args = parse(recipe, *QUICK, *argv)
+    args.ranks = Ranks(0, world)
+    with pytest.raises(UserError, match=message):
+        matcher(recipe, args, datasets.load("CIFAR10", data_path))
