@@ -211,9 +211,11 @@ def protocol(args: Namespace, data: ImageData) -> str:
     """The evaluation in one line, to stand beside its numbers."""
     E = args.epoch_eval_train
     drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
+    pixels = "ZCA-whitened pixels, " if data.whitening is not None else ""
     augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
     return (
         f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net}{drop}, "
         f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, {args.precision}, "
-        f"{augmentation}, hard labels; accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
+        f"{augmentation}, {pixels}hard labels; "
+        f"accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
     )

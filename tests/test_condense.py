@@ -1,11 +1,13 @@
 """The loop: one step against the equations, determinism, independence of experiments, failure."""
 
 import importlib
+import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK, RECIPES, matcher, parse, quick_model, run, tiny_arrays
+from PIL import Image
 
 import condense
 import data as datasets
@@ -222,3 +224,66 @@ def test_real_images_in_parts_give_the_features_of_all_at_once(classes, n, pixel
         assert list(real.style) == list(whole.style) != []
         for name, layers in whole.style.items():
             torch.testing.assert_close(real.style[name], layers)
+
+
+@pytest.mark.parametrize("recipe", ["DM_DDM", "DM_KNearest"])
+def test_classes_with_numbers_of_their_own_are_condensed_as_in_runs_of_that_number(recipe, data_path, tmp_path):
+    (tmp_path / "few.json").write_text(json.dumps({"*": 2, "cat": 3, "0": 1}))
+    counts = [1, 2, 2, 3, 2, 2, 2, 2, 2, 2]
+    common = ("--class_chunk", "1", "--eval_every", "0", "--num_eval", "1", "--lr_img", "0.01")
+    saved, results = run(recipe, data_path, tmp_path / "few", *common, "--ipc", str(tmp_path / "few.json"))
+    images, labels = saved["data"][0]
+    assert torch.bincount(labels).tolist() == counts == results["images_per_class"]
+    assert (tmp_path / "few" / f"res_DM_CIFAR10_{quick_model(recipe)}_fewipc.pt").exists()
+    same = {n: run(recipe, data_path, tmp_path / str(n), *common, "--ipc", str(n))[0]["data"][0][0] for n in (1, 2, 3)}
+    for c, n in enumerate(counts):
+        assert torch.equal(images[labels == c], same[n][c * n : (c + 1) * n])
+    with pytest.raises(UserError, match="is not what it was"):
+        (tmp_path / "few.json").write_text(json.dumps({"*": 2}))
+        run(recipe, data_path, tmp_path / "few", *common, "--ipc", str(tmp_path / "few.json"), "--num_exp", "2")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"cat": 1}', "names no number for it"),
+        ('{"*": 1, "tiger": 2}', "no class 'tiger'"),
+        ('{"*": 0}', "says 0"),
+        ('{"*": true}', "says True"),
+        ("[1, 2]", "not a readable .json"),
+        ("{", "not a readable .json"),
+        ('{"*": 1, "ship": 9}', "fewer than the 9"),
+    ],
+)
+def test_a_wrong_file_of_numbers(content, message, data_path, tmp_path):
+    (tmp_path / "n.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        run("DM_KNearest", data_path, tmp_path / "out", "--ipc", str(tmp_path / "n.json"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_whitened_runs_save_what_gives_the_pictures_back(tmp_path):
+    argv = ("--dataset", "Digits", "--lr_img", "0", "--eval_every", "0", "--num_eval", "1")
+    saved, results = run("DM_KNearest", tmp_path, tmp_path, *argv, "--zca")
+    plain, _ = run("DM_KNearest", tmp_path, tmp_path / "plain", *argv)
+    images, pixels = saved["data"][0][0], plain["data"][0][0]
+    mean, std = (torch.tensor(plain[name])[:, None, None] for name in ("mean", "std"))
+    back = (images.flatten(1) @ saved["zca"]["inverse"] + saved["zca"]["mean"]).view_as(images)
+    assert (back - (pixels * std + mean)).abs().max() < 1e-3 and (images - pixels).abs().max() > 0.1
+    assert saved["mean"] == [0] and saved["std"] == [1] and "ZCA" in results["protocol"]
+    grids = [next(folder.glob("vis_*_iter3.png")) for folder in (tmp_path, tmp_path / "plain")]
+    a, b = (np.asarray(Image.open(grid)).astype(int) for grid in grids)
+    assert np.abs(a - b).max() <= 1  # the pictures look as they did
+
+
+def test_whitening_decorrelates_the_training_images_and_knows_no_others():
+    data = datasets.load("Digits", "nowhere")
+    flat = (data.x_train.float() / 255).flatten(1).double()
+    centred = flat - flat.mean(0)
+    _, s, v = torch.linalg.svd(centred, full_matrices=False)
+    expected = centred @ v.T / (s.square() / (len(flat) - 1) + 0.1).sqrt() @ v  # the definition, eps 0.1
+    whitened = data.whitened()
+    assert (whitened.x_train.flatten(1) - expected).abs().max() < 1e-3
+    split = data.with_validation(0)
+    assert not torch.equal(split.whitened().whitening.mean, whitened.whitening.mean)  # fitted to what is kept
+    assert torch.allclose(split.whitened().whitening.mean, (split.x_train.float() / 255).flatten(1).mean(0), atol=1e-5)
