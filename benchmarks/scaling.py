@@ -1,0 +1,127 @@
+"""Ranks of torchrun: work and time of each number of processes, and a model of ImageNet-1K on GPUs.
+
+    python benchmarks/scaling.py [--ranks 1,2] [--repeats 3] [--recipe DM_KNearest]
+    python benchmarks/scaling.py --model [--gpus 8] [--tflops 100] [--gather_gbs 0.8]
+
+The first condenses random 32x32 images of 10 classes with one thread a process; the numbers of ranks take turns. What
+is compared is the rate of the run itself, start-up and evaluation left out. The second is arithmetic, not measured; its
+assumptions are flags, and printed. 0.8 GB/s is what pages of a store cost here when they are read first (64x64 images).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import timing
+import torch
+
+import memory
+from networks import empty_network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rate(recipe: str, ranks: int, folder: Path, iterations: int, batch_real: int) -> float:
+    """Iterations per second of condensing with so many processes of one thread."""
+    with tempfile.TemporaryDirectory() as out:
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        line += [str(ROOT / f"{recipe}.py"), "--dataset", str(folder / "random.npz"), "--data_path", str(folder)]
+        line += ["--ipc", "10", "--batch_real", str(batch_real), "--Iteration", str(iterations), "--num_exp", "1"]
+        line += ["--num_eval", "1", "--epoch_eval_train", "0", "--eval_every", "0", "--compile", "off"]
+        line += ["--class_chunk", "5", "--save_path", f"{out}/run"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}  # torchrun leaves a single process all threads
+        done = subprocess.run(line, env=env, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return json.loads((Path(out) / "run" / "results.json").read_text())["iterations_per_second"]
+
+
+def measure(options: argparse.Namespace) -> None:
+    rng = np.random.default_rng(0)
+    counts = [int(n) for n in options.ranks.split(",")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arrays = {}
+        for split, n in (("train", 5000), ("test", 100)):
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = (
+                rng.integers(0, 256, (n, 32, 32, 3), np.uint8),
+                np.arange(n) % 10,
+            )
+        np.savez(folder / "random.npz", **arrays)
+        rates: dict[int, list[float]] = {n: [] for n in counts}
+        for _ in range(options.repeats):
+            for n in counts:
+                rates[n].append(rate(options.recipe, n, folder, options.iterations, options.batch_real))
+    print(timing.settings())
+    print(
+        f"{options.recipe}, ipc 10, batch_real {options.batch_real}, {options.repeats} repeats of {options.iterations} iterations"
+    )
+    one = statistics.median(rates[counts[0]])
+    print("| ranks | classes a rank | seconds an iteration | times as fast |\n|---|---|---|---|")
+    for n in counts:
+        own = statistics.median(rates[n])
+        print(f"| {n} | {10 // n} to {-(-10 // n)} | {1 / own:.3f} | {own / one:.2f} |")
+
+
+def model(o: argparse.Namespace) -> None:
+    """Print what a run would need, from the flags."""
+    net = empty_network("ConvNet", 3, o.classes, (o.size, o.size), "meta")
+    multiplications = []
+
+    def note(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        multiplications.append(output[0].numel() * module.weight[0].numel())
+
+    for layer in net.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(note)
+    net(torch.empty(1, 3, o.size, o.size, device="meta"))
+    flop = 2 * sum(multiplications)
+    own = -(-o.classes // o.gpus)
+    images = own * (o.batch_real + 3 * o.ipc)  # a gradient costs two forwards more
+    compute = images * flop / (o.tflops * 1e12)
+    read = own * o.batch_real * 3 * o.size**2
+    sampling = read / (o.gather_gbs * 1e9)
+    one_set = own * o.ipc * 3 * o.size**2 * 4
+    chunk = memory.class_bytes(net, (3, o.size, o.size), o.batch_real, o.ipc)
+    seconds = compute + sampling
+    reach = f"{o.tflops:g} TFLOP/s in these convolutions and {o.gather_gbs:g} GB/s of images read and copied"
+    print(f"assumed: {o.gpus} GPUs, each with {reach}; batch_real {o.batch_real}; nothing overlaps")
+    print(f"ConvNet at {o.size}x{o.size}           {flop / 1e9:.3f} GFLOP an image")
+    print(f"classes a rank            {own}")
+    print(f"convolutions              {compute:.3f} s an iteration and rank ({images} image passes)")
+    print(f"reading real images       {sampling:.3f} s ({read / 1e6:.0f} MB)")
+    print(f"iterations an hour        {3600 / seconds:.0f}")
+    print(f"images of a rank          {5 * one_set / 2**30:.2f} GiB: themselves, momentum, gradient and two copies")
+    print(f"a pass of {o.class_chunk} class(es)      {o.class_chunk * chunk / 2**30:.2f} GiB")
+    print("bytes an iteration        20 from each rank: whether to stop or save, whether all is finite")
+    print(f"bytes a checkpoint        {2 * o.gpus * one_set / 1e6:.0f} MB to each rank: images and momentum of all")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--ranks", default="1,2")
+    add("--repeats", type=int, default=3)
+    add("--recipe", default="DM_KNearest")
+    add("--iterations", type=int, default=10)
+    add("--batch_real", type=int, default=64)
+    add("--model", action="store_true", help="print the model in place of a measurement")
+    add("--gpus", type=int, default=8)
+    add("--classes", type=int, default=1000)
+    add("--size", type=int, default=64)
+    add("--ipc", type=int, default=10)
+    add("--class_chunk", type=int, default=5)
+    add("--tflops", type=float, default=100)
+    add("--gather_gbs", type=float, default=0.8)
+    options = parser.parse_args()
+    model(options) if options.model else measure(options)
+
+
+if __name__ == "__main__":
+    main()
