@@ -59,9 +59,8 @@ def measure(options: argparse.Namespace) -> None:
             for n in counts:
                 rates[n].append(rate(options.recipe, n, folder, options.iterations, options.batch_real))
     print(timing.settings())
-    print(
-        f"{options.recipe}, ipc 10, batch_real {options.batch_real}, {options.repeats} repeats of {options.iterations} iterations"
-    )
+    repeats = f"medians of {options.repeats} runs of {options.iterations} iterations"
+    print(f"{options.recipe}, ipc 10, batch_real {options.batch_real}, {repeats}")
     one = statistics.median(rates[counts[0]])
     print("| ranks | classes a rank | seconds an iteration | times as fast |\n|---|---|---|---|")
     for n in counts:
@@ -110,7 +109,7 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--recipe", default="DM_KNearest")
     add("--iterations", type=int, default=10)
-    add("--batch_real", type=int, default=64)
+    add("--batch_real", type=int, default=None, help="64, in the model 256")
     add("--model", action="store_true", help="print the model in place of a measurement")
     add("--gpus", type=int, default=8)
     add("--classes", type=int, default=1000)
@@ -120,6 +119,7 @@ def main() -> None:
     add("--tflops", type=float, default=100)
     add("--gather_gbs", type=float, default=0.8)
     options = parser.parse_args()
+    options.batch_real = options.batch_real or (256 if options.model else 64)
     model(options) if options.model else measure(options)
 
 
