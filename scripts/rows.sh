@@ -1,0 +1,39 @@
+# What the scripts of the tables share: sourced by them, not run. A script sets `rows` (those it runs unless --rows says
+# otherwise) and `default_out`, defines `flags_of ROW` (the command of a row; it may use $budget, $method, $proxy), and
+# calls `run_rows "$@"`.
+
+run_rows() {
+    local ipc=10 budget=cpu out=$default_out evaluation
+    while (($#)); do
+        if [[ $1 != -- && $# -lt 2 ]]; then echo "error: $1 wants a value" >&2 && return 2; fi
+        case $1 in
+            --ipc) ipc=$2 ;;
+            --budget) budget=$2 ;;
+            --out) out=$2 ;;
+            --rows) rows=$2 ;;
+            --) shift && break ;;
+            *) echo "error: unknown argument $1: choose from --ipc, --budget, --out, --rows, --" >&2 && return 2 ;;
+        esac
+        shift 2
+    done
+    case $budget in
+        cpu) # bf16 where the CPU is fast at it
+            method="--preset fast,PRESET --Iteration 300 --eval_every 0" proxy="--proxy_epochs 5"
+            evaluation="--num_exp ${experiments:-3} --num_eval 2 --epoch_eval_train 300 --compile on"
+            ;;
+        full)
+            method="--preset PRESET --eval_every 0" proxy=""
+            evaluation="--num_exp 5 --num_eval 5 --precision bf16" # the same for short and long rows
+            ;;
+        *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
+    esac
+    local row command
+    for row in $rows; do
+        command=$(flags_of "$row") || return 2
+        echo "== $row: $command"
+        # Words on purpose: every flag is one.
+        # shellcheck disable=SC2086
+        "${PYTHON:-python}" "$here"/$command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@"
+    done
+    "${PYTHON:-python}" "$here/collect_results.py" "$out/ipc$ipc"
+}
