@@ -3,6 +3,10 @@
 The protocol is the one of DC/DSA/DM, to the letter: epochs 0 .. E of SGD (momentum 0.9, weight decay 5e-4) over
 shuffled batches with DSA, a new optimizer with a tenth of the learning rate after epoch E // 2 + 1, and the
 accuracy after the **last** epoch, never the best one.
+
+    python evaluate.py FILE [FILE...] --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
+
+scores saved sets, see scoring.py.
 """
 
 import statistics
@@ -109,11 +113,13 @@ def evaluate_synset(
     args: Namespace,
     seed: int | None = None,
     log: Callable[[str], None] = print,
+    curve: list[list[float]] | None = None,
 ) -> tuple[nn.Module, float, float]:
     """Train `net` on images [N, C, H, W] (normalised) and labels [N], test it: net, last train and test accuracy.
 
     Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. With a `seed`, batch order
-    and augmentation are a function of it; without, they come from torch's global generator, as published.
+    and augmentation are a function of it; without, they come from torch's global generator, as published. Each epoch's
+    training loss and accuracy are added to `curve`.
     """
     net = net.to(args.device)
     labels_train = labels_train.to(args.device)
@@ -132,6 +138,8 @@ def evaluate_synset(
         loss_train, acc_train = epoch(
             "train", trainloader, net, optimizer, criterion, args, aug=True, generator=generator
         )
+        if curve is not None:
+            curve.append([loss_train, acc_train])
         if ep == E // 2 + 1:
             optimizer = fresh_optimizer(lr / 10)  # momentum starts afresh
     seconds = time.perf_counter() - start
@@ -187,12 +195,13 @@ class Evaluator:
         iteration: int,
         it_eval: int,
         log: Callable[[str], None],
+        curve: list[list[float]] | None = None,
     ) -> float:
         """Test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
         where = (self.args.seed, experiment, iteration, -1)
         net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
         seed = rng.seed_of(*where, f"evaluation training {it_eval}")
-        *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, self.args, seed, log)
+        *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, self.args, seed, log, curve)
         return acc
 
 
@@ -219,3 +228,9 @@ def protocol(args: Namespace, data: ImageData) -> str:
         f"{augmentation}, {pixels}hard labels; "
         f"accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
     )
+
+
+if __name__ == "__main__":
+    import scoring  # imported here: it imports this module
+
+    scoring.main()

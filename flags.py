@@ -157,17 +157,11 @@ def a_path(text: str) -> str:
     return text
 
 
-def common_parser(description: str, model: str, presets: dict[str, dict] | None = None) -> Parser:
-    """The flags of every command that makes sets: data, network, experiments, evaluation, output.
-
-    `model` is the default of --model; with `presets`, --preset chooses among them.
-    """
-    parser = Parser(description)
-    parser.presets = presets or {}
-
+def add_data_flags(parser: Parser, dataset: str | None = "CIFAR10") -> None:
+    """Which data set, and where it is; `dataset` is the default."""
     add = parser.data.add_argument
     text = f"one of {', '.join(datasets.NAMES)}; or a store, an .npz file or a folder of class folders, by its path"
-    add("--dataset", type=a_path, default="CIFAR10", help=text)
+    add("--dataset", type=a_path, default=dataset, help=text)
     text = "folder of stores, <NAME>.npz or torchvision's files; downloads go there"
     add("--data_path", type=a_path, default="data", help=text)
     add(
@@ -176,18 +170,11 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
     text = f"of --dataset ImageNet: {', '.join(datasets.SUBSETS)}"
     add("--subset", choices=tuple(datasets.SUBSETS), default=None, help=text)
     add("--zca", action="store_true", help="whiten images (ZCA, eps 0.1) in the place of normalising them")
-    text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
-    add("--like", default=None, metavar="FILE", help=text)
-    if presets:
-        text = f"settings that go together, of {', '.join(presets)}; join with commas; flags given as well win"
-        add("--preset", default=None, help=text)
 
+
+def add_machine_flags(parser: Parser) -> None:
+    """Where and how networks are computed, and the seed."""
     add = parser.method.add_argument
-    add("--model", default=model, help="network to match features of; the published _gram names are accepted")
-    text = 'images per class; or a .json file of class (name or number) to number, "*" for the rest'
-    add("--ipc", type=images_per_class, default=10, help=text)
-    add("--num_exp", type=at_least(1), default=5, help="independent experiments")
-    add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
     add("--seed", type=at_least(0), default=0, help="all randomness follows from it")
     add("--dsa_strategy", default="color_crop_cutout_flip_scale_rotate", help="operations joined by _, or none")
     add(
@@ -204,11 +191,11 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
     )
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
 
+
+def add_evaluation_flags(parser: Parser, num_eval: int = 20) -> None:
+    """How sets are scored, but for learning rate and epochs."""
     add = parser.evaluation.add_argument
-    add("--eval_mode", default="SS", help="SS: the model itself; S: without BatchNorm; M B W D A P N: a pool")
-    add("--num_eval", type=at_least(1), default=20, help="fresh networks per evaluation and architecture")
-    add("--epoch_eval_train", type=at_least(0), default=1000, help="E: epochs 0 .. E are trained, the last one counts")
-    add("--lr_net", type=non_negative, default=0.01, help="learning rate of the evaluation networks")
+    add("--num_eval", type=at_least(1), default=num_eval, help="fresh networks per evaluation and architecture")
     add("--batch_train", type=at_least(1), default=256, help="batch size of the evaluation networks")
     add(
         "--eval_split",
@@ -216,6 +203,37 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
         default="test",
         help="val: score on a seeded tenth of the training images, held out of everything else",
     )
+
+
+def common_parser(description: str, model: str, presets: dict[str, dict] | None = None) -> Parser:
+    """The flags of every command that makes sets: data, network, experiments, evaluation, output.
+
+    `model` is the default of --model; with `presets`, --preset chooses among them.
+    """
+    parser = Parser(description)
+    parser.presets = presets or {}
+
+    add_data_flags(parser)
+    add = parser.data.add_argument
+    text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
+    add("--like", default=None, metavar="FILE", help=text)
+    if presets:
+        text = f"settings that go together, of {', '.join(presets)}; join with commas; flags given as well win"
+        add("--preset", default=None, help=text)
+
+    add = parser.method.add_argument
+    add("--model", default=model, help="network to match features of; the published _gram names are accepted")
+    text = 'images per class; or a .json file of class (name or number) to number, "*" for the rest'
+    add("--ipc", type=images_per_class, default=10, help=text)
+    add("--num_exp", type=at_least(1), default=5, help="independent experiments")
+    add("--first_exp", type=at_least(0), default=0, help="number of the first one: runs one of several alone")
+    add_machine_flags(parser)
+
+    add = parser.evaluation.add_argument
+    add("--eval_mode", default="SS", help="SS: the model itself; S: without BatchNorm; M B W D A P N: a pool")
+    add("--epoch_eval_train", type=at_least(0), default=1000, help="E: epochs 0 .. E are trained, the last one counts")
+    add("--lr_net", type=non_negative, default=0.01, help="learning rate of the evaluation networks")
+    add_evaluation_flags(parser)
 
     add = parser.output.add_argument
     add("--save_path", type=a_path, default="result", help="folder for everything that is written")
@@ -273,7 +291,7 @@ def resolve(args: Namespace) -> Namespace:
 
     Raises UserError with the nearest valid name.
     """
-    if getattr(args, "subset", None):
+    if args.subset:
         if args.dataset != "ImageNet":
             raise UserError(f"--subset {args.subset} is of --dataset ImageNet, not of {args.dataset}")
         args.dataset = datasets.SUBSETS[args.subset]
@@ -305,13 +323,13 @@ def find_device(name: str) -> str:
     return str(device)
 
 
-def main(parser: Parser, run: Callable[[Namespace], None]) -> None:
-    """Parse, run, and turn a UserError into one line on stderr and exit status 2."""
+def main(parser: Parser, run: Callable[[Namespace], None], settle: Callable[[Namespace], object] = resolve) -> None:
+    """Parse, settle, run, and turn a UserError into one line on stderr and exit status 2."""
     args = parser.parse_args()
     args.asked = vars(args).copy()  # before anything follows from anything
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that no text encoding has
     try:
-        resolve(args)
+        settle(args)
         if getattr(args, "preset", None) and ranks.from_environment()[0] == 0:
             values = preset_values(parser, args.preset)
             print(f"preset {args.preset}:", *(f"--{name} {getattr(args, name)}" for name in values))

@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,11 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
         return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # a damaged file raises whatever its damage hits
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].replace(str(path), path.name)
+
+
+def file_name(name: str) -> str:
+    """A class's name as one of a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 # --- layouts -----------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from errors import UserError, lookup
 from evaluate import epoch, evaluate_synset, get_eval_pool
 from files import get_time
 from networks import get_network
+from synsets import CondensedDataset
 
 __all__ = [
+    "CondensedDataset",
     "DiffAugment",
     "ParamDiffAug",
     "TensorDataset",

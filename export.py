@@ -1,0 +1,237 @@
+"""Hand a condensed set on, in the format that others read.
+
+    python export.py result/res_DM_CIFAR10_ConvNet_10ipc.pt --to png --out cifar10_10ipc
+
+| --to | --out | pixels |
+|---|---|---|
+| png | folder of class folders of PNG files | rounded to 8 bits, clipped |
+| npz | Keras layout: x_train uint8 [N, H, W, C], y_train, classes | rounded to 8 bits, clipped |
+| tensor | torch file of [images in [0, 1], labels] | clipped |
+| safetensors | images, labels, and metadata that says how they are normalised | as they are |
+| hf | Hugging Face `datasets` folder: image, label (needs the package datasets) | rounded to 8 bits, clipped |
+| dcbench | DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt below --out | as they are |
+| card | Markdown that says what the set is, with a picture beside it | |
+
+`python evaluate.py` reads the first four and dcbench back.
+"""
+
+import json
+import os
+import shutil
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data as datasets
+import flags
+import synsets
+from errors import UserError
+from evaluate import describe
+from layouts import file_name
+
+
+class Set(NamedTuple):
+    """A condensed set and what is known of it."""
+
+    images: Tensor  # [N, C, H, W], normalised
+    pixels: Tensor  # the same in [0, 1], clipped
+    labels: Tensor
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    about: dict  # what its file says
+    dataset: str
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """uint8 [N, H, W, C]."""
+        return (self.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def load(args: Namespace) -> Set:
+    """The set to export; constants and class names come from its file or, where it has none, from --dataset."""
+    about = synsets.about(args.file)
+    own = about.get("args", {})
+    if {"mean", "std", "class_names"} <= about.keys() and args.dataset is None:
+        found = synsets.CondensedDataset(args.file, args.experiment)
+        pixels = synsets.CondensedDataset(args.file, args.experiment, pixels=True).images
+        known = found.class_names, found.mean, found.std
+        return Set(found.images, pixels, found.labels, *known, about, datasets.short_name(own.get("dataset", "")))
+    if args.dataset is None:
+        raise UserError(f"{args.file} does not say which data set it is of: say --dataset (and --data_path)")
+    data = datasets.load(args.dataset, args.data_path, args.res)
+    (found,), notes = synsets.read(args.file, data, args.space, str(args.experiment))
+    for note in notes:
+        print(f"note: {note}")
+    pixels = data.denormalise(found.images)
+    return Set(found.images, pixels, found.labels, data.class_names, data.mean, data.std, about, data.name)
+
+
+# --- formats: (set, an empty place to write to) ------------------------------------------------------------
+
+
+def to_png(found: Set, out: Path) -> None:
+    from PIL import Image  # imported here: only pictures need it
+
+    digits = len(str(len(found.class_names) - 1))
+    counts: dict[int, int] = {}
+    for image, label in zip(found.bytes, found.labels.tolist(), strict=True):
+        folder = out / f"{label:0{digits}}_{file_name(found.class_names[label])}"
+        folder.mkdir(parents=True, exist_ok=True)
+        k = counts[label] = counts.get(label, -1) + 1
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
+
+
+def to_npz(found: Set, out: Path) -> None:
+    with open(out, "wb") as file:
+        np.savez_compressed(
+            file, x_train=found.bytes, y_train=found.labels.numpy(), classes=np.array(found.class_names)
+        )
+
+
+def to_tensor(found: Set, out: Path) -> None:
+    torch.save([found.pixels, found.labels], out)
+
+
+def metadata(found: Set) -> dict[str, str]:
+    told = {"space": "normalised", "dataset": found.dataset, "mean": found.mean, "std": found.std}
+    told |= {"class_names": found.class_names, "args": found.about.get("args", {})}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
+
+
+def to_safetensors(found: Set, out: Path) -> None:
+    try:
+        from safetensors.torch import save_file  # optional: only this format needs it
+    except ImportError:
+        raise UserError("--to safetensors needs the package safetensors: pip install safetensors") from None
+    if found.about.get("zca") is not None:
+        raise UserError(
+            "--to safetensors: a whitened set needs its inverse transform; keep its own file, or export png"
+        )
+    save_file({"images": found.images.contiguous(), "labels": found.labels}, out, metadata(found))
+
+
+def to_hf(found: Set, out: Path) -> None:
+    try:
+        from datasets import ClassLabel, Dataset, Features, Image  # the package of that name, not ours
+    except ImportError:
+        raise UserError("--to hf needs the package datasets: pip install datasets") from None
+    from PIL import Image as Picture
+
+    features = Features({"image": Image(), "label": ClassLabel(names=found.class_names)})
+    pictures = [Picture.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in found.bytes]
+    Dataset.from_dict({"image": pictures, "label": found.labels.tolist()}, features=features).save_to_disk(str(out))
+
+
+def to_dcbench(found: Set, out: Path) -> None:
+    ipc = len(found.labels) // len(found.class_names)
+    folder = out / "DM" / found.dataset / f"IPC{ipc}"
+    folder.mkdir(parents=True)
+    content = {"data": [[found.images, found.labels]], "accs_all_exps": found.about.get("accs_all_exps", {})}
+    torch.save(content, folder / f"res_DM_{found.dataset}_ConvNet_{ipc}ipc.pt")
+
+
+def to_card(found: Set, out: Path) -> None:
+    from torchvision.utils import save_image  # imported here: only pictures need it
+
+    out.mkdir()
+    counts = torch.bincount(found.labels, minlength=len(found.class_names)).tolist()
+    enlarge = max(1, 64 // found.pixels.shape[-1])
+    shown = found.pixels.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
+    save_image(shown, out / "images.png", nrow=max(counts))
+    args, accs = found.about.get("args", {}), found.about.get("accs_all_exps", {})
+    shape = "x".join(map(str, found.images.shape[1:]))
+    each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    lines = [
+        f"# {found.dataset}, condensed to {len(found.labels)} images",
+        "",
+        "![the images, a row a class](images.png)",
+        "",
+    ]
+    lines += ["| | |", "|---|---|", f"| data set | {found.dataset}, {len(found.class_names)} classes |"]
+    lines += [f"| images | {len(found.labels)} of {shape}, {each} a class |"]
+    if args:
+        weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
+        lines += [f"| made by | {args.get('recipe', '?')} ({weights or 'see the arguments'}) |"]
+        lines += [f"| seed | {args.get('seed')} |"]
+    lines += [f"| accuracy, {model} | {describe(values)} (test set, last epoch) |" for model, values in accs.items()]
+    lines += [f"| normalisation | (pixel - mean) / std, mean {found.mean}, std {found.std} |", ""]
+    if args:
+        given = {key: value for key, value in args.items() if key in MADE and value not in (None, False)}
+        flags_text = " ".join(f"--{key} {value}" for key, value in given.items())
+        lines += ["## Made with", "", f"    python {args.get('recipe', '?')}.py {flags_text}", ""]
+    lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(found.class_names)), ""]
+    lines += ["## Licence", "", LICENCE.format(dataset=found.dataset), ""]
+    (out / "README.md").write_text("\n".join(lines))
+
+
+LICENCE = (
+    "These images were computed from {dataset} and start from real images of it: whoever hands them on is bound by the "
+    "terms of {dataset}. The code that made them is under the MIT licence."
+)
+MADE = ("dataset", "model", "ipc", "seed", "preset", "Iteration", "batch_real", "lr_img", "mmd_ratio", "mm_ratio")
+MADE += ("cm_ratio", "icd_ratio", "rr_ratio", "style_ratio")
+
+FORMATS: dict[str, Callable[[Set, Path], None]] = {
+    "png": to_png,
+    "npz": to_npz,
+    "tensor": to_tensor,
+    "safetensors": to_safetensors,
+    "hf": to_hf,
+    "dcbench": to_dcbench,
+    "card": to_card,
+}
+
+
+def run(args: Namespace) -> None:
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"--out {args.out!r} is there already: name another")
+    found = load(args)
+    tmp = out.with_name(f"{out.name}.{os.getpid()}.tmp")  # nobody sees half of it
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        FORMATS[args.to](found, tmp)
+        os.replace(tmp, out)
+    except OSError as error:
+        raise UserError(f"--out {args.out!r} can't be written ({error.strerror or error})") from None
+    finally:
+        if tmp.is_dir():
+            shutil.rmtree(tmp)
+        tmp.unlink(missing_ok=True)
+    beyond = ((found.images - renormalised(found)).abs() > 1e-3).float().mean().item()
+    clipped = f", {100 * beyond:.1f} % of the values were outside [0, 1] and are clipped" if args.to in CLIPPED else ""
+    print(f"{len(found.labels)} images of {len(found.class_names)} classes in {out}{clipped}")
+
+
+CLIPPED = ("png", "npz", "tensor", "hf")
+
+
+def renormalised(found: Set) -> Tensor:
+    if found.about.get("zca") is not None:
+        return found.images  # how much was clipped is not known
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (found.mean, found.std))
+    return (found.pixels - mean) / std
+
+
+def make_parser() -> flags.Parser:
+    parser = flags.Parser(__doc__)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.add_argument("file", metavar="FILE", help="a condensed set, of ours or of the DC/DSA/DM family")
+    flags.add_data_flags(parser, dataset=None)
+    parser.data.add_argument(
+        "--space", choices=synsets.SPACES, default="auto", help="of the pixels, if FILE is not ours"
+    )
+    parser.data.add_argument("--experiment", type=flags.at_least(0), default=0, help="which of the sets in FILE")
+    parser.output.add_argument("--to", choices=tuple(FORMATS), required=True, help="format, see above")
+    parser.output.add_argument("--out", type=flags.a_path, required=True, help="file or folder to write")
+    return parser
+
+
+if __name__ == "__main__":
+    flags.main(make_parser(), run, settle=lambda args: None)

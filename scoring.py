@@ -1,0 +1,249 @@
+"""Score saved sets on networks of one's choice: what `python evaluate.py` does.
+
+    python evaluate.py result/res_DM_CIFAR10_ConvNet_10ipc.pt --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
+
+Files may be ours, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz with
+x_train and y_train, .safetensors, or a folder of class folders with pictures. Prints a table, a row a set and a column
+a network, with mean, (population) standard deviation and n, and writes it with every accuracy and learning curve into
+--save_path. Stopped, the same command goes on. A set of ours is scored by the networks that its run would have scored
+it with, so that its own number comes out again.
+"""
+
+import copy
+import json
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import data as datasets
+import evaluate
+import flags
+import rng
+import speed
+import synsets
+from data import ImageData, Normalised
+from errors import UserError, lookup
+from files import RunFiles, hardware, plain, versions
+from interrupt import Interrupts
+from networks import ARCHITECTURES, empty_network, untapped
+from sampling import initial_indices
+from synsets import Synset
+
+BASELINES = ("random", "whole")
+
+
+class Row(NamedTuple):
+    """What is scored: a set, and which run's networks score it."""
+
+    set: Synset
+    experiment: int
+    iteration: int
+    whole: bool = False
+
+
+def make_parser() -> flags.Parser:
+    parser = flags.Parser(__doc__)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a saved set, or a folder of pictures")
+    flags.add_data_flags(parser, dataset=None)
+    flags.add_machine_flags(parser)
+    flags.add_evaluation_flags(parser, num_eval=5)
+    add = parser.data.add_argument
+    add(
+        "--space",
+        choices=synsets.SPACES,
+        default="auto",
+        help="of the pixels, where a file does not say: " + SPACES_HELP,
+    )
+    add("--experiments", default="all", help="which of the sets in a file: all, or a number from 0")
+    text = "random: as many random real images; whole: the whole training set; joined by commas"
+    add("--baselines", default="", metavar="NAMES", help=text)
+    add = parser.evaluation.add_argument
+    add("--model", default=None, help="networks, joined by commas; unset: the one that a set was made with, or ConvNet")
+    add(
+        "--eval_mode",
+        default=None,
+        help=f"networks by their mode, in the place of --model: {', '.join(evaluate.EVAL_MODES)}",
+    )
+    text = "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas"
+    add("--epochs", "--epoch_eval_train", dest="epochs", default="1000", help=text)
+    add("--whole_epochs", type=flags.at_least(0), default=20, help="E of --baselines whole")
+    add("--lr_net", default="0.01", help="learning rate; a number, or NETWORK=NUMBER joined by commas")
+    parser.output.add_argument(
+        "--save_path", type=flags.a_path, default="result_evaluate", help="folder for the results"
+    )
+    return parser
+
+
+SPACES_HELP = "as networks see them, in [0, 1], or in 0 .. 255; auto looks at them"
+
+
+def by_network(text: str, flag: str, kind, default) -> dict[str | None, float]:
+    """'0.01' or 'ConvNet=0.01,0.02' as network -> number; None stands for all others."""
+    found = {None: default}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            found[name or None] = kind(number)
+        except (ValueError, flags.argparse.ArgumentTypeError) as error:
+            raise UserError(f"--{flag} {text!r}: {error}") from None
+        if name:
+            lookup(ARCHITECTURES, name, f"model in --{flag}")
+    return found
+
+
+def settle(args: Namespace) -> None:
+    """Fill in what the sets say of themselves, and the networks to score on."""
+    said = [synsets.about(file).get("args", {}) for file in args.files]
+    if args.dataset is None:
+        names = {a["dataset"] for a in said if "dataset" in a}
+        if len(names) != 1:
+            raise UserError("the files do not say which data set they are of, or say different ones: say --dataset")
+        args.dataset = names.pop()
+        args.res = args.res or next((a["res"] for a in said if a.get("res")), None)
+        args.zca = args.zca or any(a.get("zca") for a in said)
+    wanted = args.model
+    args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
+    models = [args.model]
+    if wanted is not None:
+        models = wanted.split(",")
+    elif args.eval_mode is not None:
+        lookup(dict.fromkeys(evaluate.EVAL_MODES), args.eval_mode, "eval_mode")
+        models = evaluate.get_eval_pool(args.eval_mode, args.model)
+    for model in models:
+        lookup(ARCHITECTURES, model, "model")
+    args.eval_mode = "SS"
+    args.baselines = [name for name in args.baselines.split(",") if name]
+    for name in args.baselines:
+        lookup(dict.fromkeys(BASELINES), name, "baseline")
+    args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, 0.01)
+    args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), 1000)
+    args.models = list(dict.fromkeys(models))
+    args.ipc, args.method = 0, "evaluate"  # what RunFiles reads
+    flags.resolve(args)
+
+
+def rows_of(args: Namespace, data: ImageData) -> list[Row]:
+    rows = []
+    for file in args.files:
+        own = synsets.about(file).get("args", {})
+        sets, notes = synsets.read(file, data, args.space, args.experiments)
+        for note in notes:
+            print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
+        first, iteration = own.get("first_exp", 0), own.get("Iteration", 0)
+        chosen = 0 if args.experiments == "all" else int(args.experiments)
+        rows += [Row(found, first + chosen + k, iteration) for k, found in enumerate(sets)]
+    if "random" in args.baselines:
+        counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
+        own = initial_indices(data, Namespace(counts=counts, seed=args.seed), 0)
+        rows.append(Row(Synset("random real images", data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
+    if "whole" in args.baselines:
+        rows.append(Row(Synset("whole training set", Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
+    return rows
+
+
+def settings(args: Namespace, model: str, whole: bool) -> Namespace:
+    """The arguments that one network is trained with."""
+    own = copy.copy(args)
+    own.model, own.lr_net = model, args.lr_by.get(model, args.lr_by[None])
+    own.epoch_eval_train = args.whole_epochs if whole else args.epochs_by.get(model, args.epochs_by[None])
+    return own
+
+
+def before(args: Namespace, key: dict) -> list[dict]:
+    """What an interrupted run of the same command has found; raises UserError where save_path has another's."""
+    path = Path(args.save_path) / "results.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
+    if record.get("key") != key:
+        raise UserError(f"{path} is of another command: repeat its arguments, or name another --save_path")
+    return record["evaluations"]
+
+
+def run(args: Namespace) -> None:
+    models = args.models
+    key = {
+        name: getattr(args, name) for name in ("files", "dataset", "seed", "space", "experiments", "lr_net", "epochs")
+    }
+    key |= {
+        "whole_epochs": args.whole_epochs,
+        "eval_split": args.eval_split,
+        "zca": args.zca,
+        "batch": args.batch_train,
+    }
+    with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
+        evaluations = before(args, key)
+        data = datasets.load(args.dataset, args.data_path, args.res)
+        if args.eval_split == "val":
+            data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
+        data = (data.whitened() if args.zca else data).to(args.device)
+        for model in models:
+            empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+        rows = rows_of(args, data)
+        images = max(len(row.set.images) for row in rows)
+        speed.choose(args, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
+        files.open()
+        files.log(f"command: {' '.join(sys.argv)}")
+        print(f"evaluation: {evaluate.protocol(settings(args, models[0], False), data)}")
+        protocol = {model: evaluate.protocol(settings(args, model, False), data) for model in models}
+        record = {
+            "command": sys.argv,
+            "key": key,
+            "args": plain(args),
+            "protocol": protocol,
+            "evaluations": evaluations,
+        }
+        record |= {"hardware": hardware(args.device), "versions": versions()}
+        for model in models:
+            for row in rows:
+                score(args, data, row, model, evaluations, files, record)
+        text = table(rows, models, evaluations)
+        print(text)
+        (files.folder / "table.md").write_text(text + "\n")
+        print(f"results {files.results_path}")
+
+
+def score(
+    args: Namespace, data: ImageData, row: Row, model: str, evaluations: list[dict], files: RunFiles, record: dict
+) -> None:
+    """Train and test the networks of one architecture that have not scored a set yet; `record` is kept after each."""
+    where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+    entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
+    if entry is None:
+        entry = {**where, "accuracies": [], "curves": []}
+        evaluations.append(entry)
+    evaluator = None
+    for it_eval in range(len(entry["accuracies"]), args.num_eval):
+        evaluator = evaluator or evaluate.Evaluator(data, settings(args, model, row.whole))
+        curve: list[list[float]] = []
+        at = (row.experiment, row.iteration, it_eval)
+        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, files.log, curve)
+        entry["accuracies"].append(accuracy)
+        entry["curves"].append([[round(x, 5) for x in point] for point in curve])
+        entry.update(evaluate.summary(entry["accuracies"]))
+        files.save_results(record)
+    files.say(f"{row.set.name}, {model}: {evaluate.describe(entry['accuracies'])}")
+
+
+def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
+    """Markdown: a row a set, a column a network, in %."""
+    lines = [["set", *models], ["---"] * (len(models) + 1)]
+    for row in rows:
+        cells = []
+        for model in models:
+            where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+            entry = next(entry for entry in evaluations if where.items() <= entry.items())
+            cells.append(f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})")
+        lines.append([row.set.name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    flags.main(make_parser(), run, settle)

@@ -1,0 +1,269 @@
+"""Condensed sets from the files that people share: ours, those of the DC/DSA/DM family, pictures and arrays.
+
+What a file does not say, the pixels must: `read` recognises in which space they are, and says what it took them for.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import layouts
+from data import ImageData
+from errors import UserError
+
+SPACES = ("auto", "normalised", "unit", "bytes")  # as networks see them; in [0, 1]; in 0 .. 255
+# What numpy's floats in a published file's list of accuracies are made of; nothing of it runs code.
+SAFE = [
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+]
+
+
+class Synset(NamedTuple):
+    """A condensed set: images float32 [N, C, H, W] as networks see them, labels int64 [N]."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+
+
+class Contents(NamedTuple):
+    """What a file holds, before its pixels are interpreted."""
+
+    sets: list[tuple[Tensor, Tensor]]
+    about: dict  # what else the file says
+    space: str | None  # None: it does not say
+
+
+def about(path: str | Path) -> dict:
+    """What a file says of itself beside its images: of ours, the arguments and more; of others, nothing."""
+    return _contents(Path(path), None).about
+
+
+def read(
+    path: str | Path, data: ImageData, space: str = "auto", experiments: str = "all"
+) -> tuple[list[Synset], list[str]]:
+    """The sets in a file, or a folder of pictures, as networks on `data` see them, and notes on how they were read.
+
+    `space` says in which space the pixels are, where the file does not and they should not be guessed. `experiments` is
+    'all' or the number of one. Raises UserError for what can't be read or does not fit the data set.
+    """
+    path = Path(path)
+    contents = _contents(path, data)
+    notes = []
+    sets = list(enumerate(contents.sets))
+    if experiments != "all":
+        sets = [entry for entry in sets if str(entry[0]) == experiments]
+        if not sets:
+            raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiments}")
+    found = []
+    for number, (images, labels) in sets:
+        images, labels = torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()
+        _check(path, images, labels, data)
+        name = str(path) if len(contents.sets) == 1 else f"{path}[{number}]"
+        normalised, note = _normalised(images, contents, data, space)
+        if note and note not in notes:
+            notes.append(note)
+        warning = suspicious(normalised, data)
+        if warning:
+            notes.append(f"warning: {name}: {warning}")
+        found.append(Synset(name, normalised, labels.long().flatten()))
+    return found, notes
+
+
+def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
+    shape = (data.channel, *data.im_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise UserError(f"{path} has images {list(images.shape)}, {data.name} needs [N, {', '.join(map(str, shape))}]")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise UserError(f"{path} has soft labels {list(labels.shape)}: this evaluation is one of hard labels")
+    if labels.numel() != len(images) or not len(images):
+        raise UserError(f"{path} has {len(images)} images and {labels.numel()} labels")
+    if labels.min() < 0 or labels.max() >= data.num_classes:
+        found = f"{int(labels.min())} to {int(labels.max())}"
+        raise UserError(f"{path} has labels {found}, {data.name} has 0 to {data.num_classes - 1}")
+    if images.is_floating_point() and not images.isfinite().all():
+        raise UserError(f"{path} has pixels that are not finite numbers")
+
+
+def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str) -> tuple[Tensor, str | None]:
+    """Images as networks see them, and how their space was found."""
+    whitened = contents.about.get("zca") is not None
+    if whitened != (data.whitening is not None):
+        what = "are whitened: evaluate them with --zca" if whitened else "are not whitened: leave --zca out"
+        raise UserError(f"the images {what}")
+    note = None
+    if space == "auto":
+        space = contents.space
+        if space is None:
+            space = guessed(images)
+            note = (
+                f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (--space says otherwise)"
+            )
+    images = images.float()
+    if space == "normalised":
+        if not whitened and "mean" in contents.about and contents.about["mean"] != data.mean:
+            mean, std = (torch.tensor(contents.about[key]).view(-1, 1, 1) for key in ("mean", "std"))
+            note = (
+                f"the file was normalised with other constants ({contents.about['mean']}) and is brought to the data's"
+            )
+            images = _from_unit(images * std + mean, data)
+        return images, note
+    return _from_unit(images / 255 if space == "bytes" else images, data), note
+
+
+def _from_unit(images: Tensor, data: ImageData) -> Tensor:
+    mean, std = data.constants.cpu()
+    return (images - mean) / std
+
+
+def guessed(images: Tensor) -> str:
+    """The space that pixels seem to be in: bytes from their type or range, unit where all are in [0, 1]."""
+    low, high = float(images.min()), float(images.max())
+    if not images.is_floating_point() or (low >= 0 and high > 20):
+        return "bytes"
+    return "unit" if low >= -1e-3 and high <= 1 + 1e-3 else "normalised"
+
+
+def suspicious(images: Tensor, data: ImageData) -> str | None:
+    """What is odd about the statistics of normalised images, which should be near 0 and 1; None where nothing is."""
+    if data.whitening is not None:
+        return None
+    mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
+    if mean.abs().max() < 0.7 and std.min() > 0.4 and std.max() < 2.5:
+        return None
+    shown = ", ".join(f"{m:.2f} +- {s:.2f}" for m, s in zip(mean.tolist(), std.tolist(), strict=True))
+    return (
+        f"after normalisation its channels have {shown}, where images of {data.name} have about 0 +- 1: if it was "
+        "normalised with other constants, or is in [0, 1], accuracy falls to chance; see --space"
+    )
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def _contents(path: Path, data: ImageData | None) -> Contents:
+    if not path.exists():
+        raise UserError(f"{str(path)!r}: there is no such file or folder")
+    if path.is_dir():
+        return _pictures(path, data) if data is not None else Contents([], {}, "unit")
+    reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
+    try:
+        return reader(path)
+    except UserError:
+        raise
+    except Exception as error:  # garbage raises whatever its damage hits
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path} can't be read as a condensed set ({reason})") from None
+
+
+def _torch_file(path: Path) -> Contents:
+    """{'data': [[images, labels], ...], ...}, {'images', 'labels'}, or a pair of them."""
+    with torch.serialization.safe_globals(SAFE):
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(found, dict) and "data" in found:
+        sets = [(images, labels) for images, labels, *_ in found["data"]]
+    elif isinstance(found, dict) and {"images", "labels"} <= found.keys():
+        sets = [(found["images"], found["labels"])]
+    elif isinstance(found, list | tuple) and len(found) == 2 and all(hasattr(x, "shape") for x in found):
+        sets, found = [tuple(found)], {}
+    else:
+        what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
+        raise UserError(f"{path} is {what[:150]}: neither {{'data': [[images, labels], ..]}} nor [images, labels]")
+    sets = [(images, labels) for images, labels in sets if len(images)]
+    if not sets:
+        raise UserError(f"{path} has no images")
+    rest = {key: value for key, value in found.items() if key not in ("data", "images", "labels")} if found else {}
+    return Contents(sets, rest, rest.get("space") or ("normalised" if "mean" in rest else None))
+
+
+def _arrays(path: Path) -> Contents:
+    """x_train (uint8 or float, [N, H, W, C], or [N, C, H, W] where C comes first and is 1 or 3) and y_train."""
+    with np.load(path, allow_pickle=False) as file:
+        x, y = file["x_train"], file["y_train"]
+    x = x[..., None] if x.ndim == 3 else x
+    if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    return Contents([(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))], {}, None)
+
+
+def _safetensors(path: Path) -> Contents:
+    try:
+        from safetensors import safe_open  # optional: only this format needs it
+    except ImportError:
+        raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
+    with safe_open(path, "pt") as file:
+        sets = [(file.get_tensor("images"), file.get_tensor("labels"))]
+        return Contents(sets, {}, (file.metadata() or {}).get("space"))
+
+
+def _pictures(path: Path, data: ImageData) -> Contents:
+    """Class folders of pictures, by the name or number of the class, or as many folders as classes, sorted."""
+    groups = layouts.class_folders(path)
+    if not groups:
+        raise UserError(f"{path} has no class folders with pictures in them")
+    names = [name.partition("_")[2] if name.partition("_")[0].isdecimal() else name for name, _ in groups]
+    by_name = {layouts.file_name(name): label for label, name in enumerate(data.class_names)}
+    if all(name in by_name for name in names):
+        labels = [by_name[name] for name in names]
+    elif all(name.isdecimal() for name, _ in groups):
+        labels = [int(name) for name, _ in groups]
+    elif len(groups) == data.num_classes:
+        labels = list(range(len(groups)))
+    else:
+        unknown = next(name for name in names if name not in by_name)
+        raise UserError(f"{path}: {unknown!r} is no class of {data.name}, and there are not {data.num_classes} folders")
+    images, of = [], []
+    for label, (_, files) in zip(labels, groups, strict=True):
+        for file in files:
+            image = layouts.decoded(file, None)
+            if isinstance(image, str):
+                raise UserError(f"{file} can't be read ({image})")
+            images.append(image[:1] if data.channel == 1 else image)
+            of.append(label)
+    if len({image.shape for image in images}) > 1:
+        raise UserError(f"the pictures in {path} differ in size")
+    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes")
+
+
+# --- for other code --------------------------------------------------------------------------------------
+
+
+class CondensedDataset(Dataset):
+    """A condensed set as a torch Dataset of (image [C, H, W], int label).
+
+        from utils import CondensedDataset
+        train = CondensedDataset("result/res_DM_CIFAR10_ConvNet_10ipc.pt")
+
+    Images are as they were saved, that is normalised with `train.mean` and `train.std`, or in [0, 1] with
+    `pixels=True`. `experiment` is the number of the set in the file; `transform` is called with each image.
+    """
+
+    def __init__(self, path: str | Path, experiment: int = 0, pixels: bool = False, transform=None):
+        contents = _contents(Path(path), None)
+        if not contents.sets:
+            raise UserError(f"{path}: pictures have no saved tensors; torchvision's ImageFolder reads them")
+        images, labels = contents.sets[experiment]
+        self.images, self.labels = images.detach().float(), labels.detach().long().flatten()
+        self.class_names = contents.about.get("class_names")
+        self.mean, self.std = contents.about.get("mean"), contents.about.get("std")
+        self.transform = transform
+        if pixels and contents.about.get("zca") is not None:
+            zca = contents.about["zca"]
+            self.images = (self.images.flatten(1) @ zca["inverse"] + zca["mean"]).view_as(self.images).clamp(0, 1)
+        elif pixels and self.mean is not None:
+            mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
+            self.images = (self.images * std + mean).clamp(0, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index]
+        return (image if self.transform is None else self.transform(image)), int(self.labels[index])

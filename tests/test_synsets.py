@@ -1,0 +1,196 @@
+"""Saved sets: every format is read as it was written, recognised, scored as its run scored it, and exported."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tiny_arrays
+
+import data as datasets
+import export
+import flags
+import scoring
+import synsets
+from errors import UserError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of two experiments: (its folder, its set's path, results.json)."""
+    folder = tmp_path_factory.mktemp("made")
+    np.savez(folder / "CIFAR10.npz", **tiny_arrays())
+    argv = ("--num_exp", "2", "--first_exp", "3", "--eval_every", "0", "--num_eval", "3", "--lr_img", "0.1")
+    _, results = run("DM_KNearest", folder, folder / "out", *argv)
+    return folder, next((folder / "out").glob("res_*.pt")), results
+
+
+def score(made, *argv, save_path):
+    line = [*map(str, argv), "--data_path", str(made[0]), "--epochs", "2", "--save_path", str(save_path)]
+    args = scoring.make_parser().parse_args(line)
+    scoring.settle(args)
+    scoring.run(args)
+    return json.loads((save_path / "results.json").read_text())
+
+
+def test_a_set_of_ours_gets_its_own_number_again(made, tmp_path, capsys):
+    record = score(made, made[1], "--num_eval", "3", save_path=tmp_path / "a")
+    again = [acc for entry in record["evaluations"] for acc in entry["accuracies"]]
+    assert again == made[2]["accuracies"] and len(again) == 6
+    assert "| set | ConvNetW32 |" in capsys.readouterr().out
+    curves = [curve for entry in record["evaluations"] for curve in entry["curves"]]
+    assert all(np.array(curve).shape == (3, 2) for curve in curves)  # loss and accuracy of epochs 0 to 2
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(made, tmp_path):
+    argv = (made[1], "--experiments", "1", "--model", "ConvNetW32,LeNet")
+    first = score(made, *argv, "--num_eval", "1", save_path=tmp_path)
+    more = score(made, *argv, "--num_eval", "2", save_path=tmp_path)
+    for a, b in zip(first["evaluations"], more["evaluations"], strict=True):
+        assert b["accuracies"][:1] == a["accuracies"] and b["n"] == 2 and b["experiment"] == 4
+    assert more["evaluations"][0]["accuracies"] == made[2]["accuracies"][3:5]
+    with pytest.raises(UserError, match="of another command"):
+        score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)
+
+
+def test_settings_by_network_and_baselines(made, tmp_path):
+    argv = ("--model", "ConvNetW32,LeNet", "--lr_net", "0.01,LeNet=0", "--baselines", "random,whole")
+    record = score(
+        made, made[1], *argv, "--experiments", "0", "--num_eval", "1", "--whole_epochs", "1", save_path=tmp_path
+    )
+    entries = {(entry["set"], entry["model"]): entry for entry in record["evaluations"]}
+    assert len(entries) == 6
+    flat = np.array(entries[str(made[1]) + "[0]", "LeNet"]["curves"][0])[:, 0]
+    assert np.ptp(flat) < 0.2 and np.abs(flat - np.log(10)).max() < 0.2  # lr 0: nothing is learnt
+    assert len(entries["whole training set", "ConvNetW32"]["curves"][0]) == 2
+    assert entries["random real images", "ConvNetW32"]["accuracies"] != entries[str(made[1]) + "[0]", "ConvNetW32"]
+
+
+def contents(made):
+    saved = torch.load(made[1])
+    data = datasets.load("CIFAR10", made[0])
+    images, labels = saved["data"][0]
+    return data, images, labels, data.denormalise(images)
+
+
+def keras(pixels, labels):
+    np.savez("f.npz", x_train=(pixels * 255).round().byte().permute(0, 2, 3, 1).numpy(), y_train=labels.numpy())
+
+
+def published(images, labels, path, accs):
+    torch.save({"data": [[images, labels]], "accs_all_exps": {"ConvNet": accs}}, path)
+
+
+FORMATS = {  # written from normalised images, labels, and pixels in [0, 1]
+    "the published file": ("a.pt", lambda x, y, p: published(x, y, "a.pt", [0.5])),
+    "with numpy's floats": ("b.pt", lambda x, y, p: published(x, y, "b.pt", [np.float64(0.4), np.float32(1)])),
+    "a pair": ("c.pt", lambda x, y, p: torch.save([x.requires_grad_(), y], "c.pt")),
+    "a pair in the unit interval": ("d.pt", lambda x, y, p: torch.save((p, y), "d.pt")),
+    "images and labels": ("e.pt", lambda x, y, p: torch.save({"images": p * 255, "labels": y[:, None]}, "e.pt")),
+    "keras": ("f.npz", lambda x, y, p: keras(p, y)),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_files_of_others(case, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, images, labels, pixels = contents(made)
+    name, write = FORMATS[case]
+    write(images, labels, pixels)
+    (found,), notes = synsets.read(name, data)
+    assert torch.equal(found.labels, labels) and any("are taken for" in note for note in notes)
+    close = images if name in ("a.pt", "b.pt", "c.pt") else data.normalise(pixels * 255)
+    assert (found.images - close).abs().max() < (0.02 if name == "f.npz" else 1e-4)
+
+
+def test_a_wrong_space_is_noticed(made, tmp_path):
+    data, _, labels, pixels = contents(made)
+    torch.save([pixels, labels], tmp_path / "x.pt")
+    _, notes = synsets.read(tmp_path / "x.pt", data, "bytes")
+    assert any(note.startswith("warning") and "chance" in note for note in notes)
+    _, notes = synsets.read(tmp_path / "x.pt", data, "unit")
+    assert not notes
+    torch.save({"data": [[(pixels - 0.1) / 2, labels]], "mean": [0.1] * 3, "std": [2.0] * 3}, tmp_path / "y.pt")
+    (found,), notes = synsets.read(tmp_path / "y.pt", data)  # its own constants are undone
+    assert (found.images - data.normalise(pixels * 255)).abs().max() < 1e-4 and "other constants" in notes[0]
+
+
+ERRORS = {
+    "garbage": (lambda x, y: b"garbage", "can't be read as a condensed set"),
+    "another size": (lambda x, y: [x[:, :, :8], y], "CIFAR10 needs [N, 3, 32, 32]"),
+    "soft": (lambda x, y: [x, torch.rand(len(x), 10)], "soft labels"),
+    "short": (lambda x, y: [x, y[:5]], "20 images and 5 labels"),
+    "beyond": (lambda x, y: [x, y + 1], "labels 1 to 10"),
+    "nan": (lambda x, y: [x * torch.nan, y], "not finite"),
+    "a network": (lambda x, y: {"weight": x}, "neither"),
+    "empty": (lambda x, y: {"data": []}, "has no images"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_is_no_set(case, made, tmp_path):
+    data, images, labels, _ = contents(made)
+    change, message = ERRORS[case]
+    content = change(images, labels)
+    path = tmp_path / "x.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError) as error:
+        synsets.read(path, data)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("to", ["png", "npz", "tensor", "safetensors", "dcbench"])
+def test_exports_come_back(to, made, tmp_path):
+    if to == "safetensors":
+        pytest.importorskip("safetensors")
+    data, images, labels, pixels = contents(made)
+    out = tmp_path / {"npz": "set.npz", "safetensors": "set.safetensors"}.get(to, "set")
+    line = [str(made[1]), "--to", to, "--out", str(out)]
+    export.run(export.make_parser().parse_args(line))
+    if to == "dcbench":
+        out = out / "DM" / "CIFAR10" / "IPC2" / "res_DM_CIFAR10_ConvNet_2ipc.pt"
+    (found,), _ = synsets.read(out, data)
+    assert torch.equal(found.labels, labels)
+    if to in ("safetensors", "dcbench"):
+        assert torch.equal(found.images, images)
+    else:
+        assert (data.denormalise(found.images) - pixels).abs().max() < (1e-5 if to == "tensor" else 0.5 / 255 + 1e-5)
+    if to == "png":
+        assert sorted(path.name for path in out.iterdir())[3] == "3_cat" and (out / "3_cat" / "0001.png").exists()
+    with pytest.raises(UserError, match="is there already"):
+        export.run(export.make_parser().parse_args(line))
+
+
+def test_the_card(made, tmp_path):
+    export.run(export.make_parser().parse_args([str(made[1]), "--to", "card", "--out", str(tmp_path / "card")]))
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "CIFAR10, condensed to 20 images" in text and "n 6" in text and "DM_KNearest" in text and "terms" in text
+    assert (tmp_path / "card" / "images.png").stat().st_size > 1000
+
+
+def test_as_a_dataset_in_one_import(made):
+    from utils import CondensedDataset
+
+    data, images, labels, pixels = contents(made)
+    train = CondensedDataset(made[1], transform=lambda x: x * 2)
+    assert len(train) == 20 and torch.equal(train[7][0], images[7] * 2) and train[7][1] == labels[7]
+    assert train.class_names == data.class_names and (train.mean, train.std) == (data.mean, data.std)
+    assert (CondensedDataset(made[1], pixels=True).images - pixels).abs().max() < 1e-6
+
+
+def test_the_commands(made, tmp_path):
+    out = tmp_path / "set.npz"
+    line = [sys.executable, str(ROOT / "export.py"), str(made[1]), "--to", "npz", "--out", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0 and "20 images of 10 classes" in done.stdout, done.stderr
+    line = [sys.executable, str(ROOT / "evaluate.py"), str(out), "--dataset", "CIFAR10", "--data_path", str(made[0])]
+    line += ["--num_eval", "1", "--epochs", "1", "--model", "LeNet", "--save_path", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0 and "| LeNet |" in done.stdout and "taken for bytes" in done.stderr, done.stderr
+    assert (tmp_path / "out" / "table.md").exists()
+    args = scoring.make_parser().parse_args([str(out)])
+    with pytest.raises(UserError, match="say --dataset"):
+        scoring.settle(args)
+    assert flags.find_device("cpu") == "cpu"
