@@ -215,6 +215,20 @@ def condensing_pixels(data: ImageData, args: Namespace) -> int:
     return images * data.im_size[0] * data.im_size[1]
 
 
+def condensed(matcher: Matcher, data: ImageData, args: Namespace, experiment: int) -> Tensor:
+    """A set condensed in one go, without evaluations and checkpoints: images [N, C, H, W], normalised.
+
+    Raises UserError where a loss stops being finite.
+    """
+    syn_set = Synthetic.start(INITS[args.init](data, args, experiment), args)
+    sampler = SAMPLERS[args.real_sampling](data, args)
+    for iteration in tqdm(range(1, args.Iteration + 1), desc="condensing", unit="it", dynamic_ncols=True, leave=False):
+        step = condensation_step(matcher, syn_set, sampler, experiment, iteration, args)
+    if args.on_nonfinite == "stop" and not step.finite:
+        raise UserError("a loss or gradient stopped being finite: lower --lr_img or the weights")
+    return syn_set.images.detach()
+
+
 def condense(args: Namespace, objective: Objective, statistics: Statistics) -> None:
     """Run the experiments of a recipe, or the rest of them, and write everything into args.save_path.
 

@@ -335,7 +335,7 @@ def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
     if prepared is not None:
         whole = layouts.store_path(data_path, "ImageNet", res)
         if prepared.indices and store.is_store(whole):
-            return _classes_of(_stored("ImageNet", whole, res), name, sorted(prepared.indices))
+            return classes_of(_stored("ImageNet", whole, res), name, sorted(prepared.indices))
         raise UserError(
             f"no {name} at {res} pixels in {str(data_path)!r}: python prepare_data.py {name} --source DIR_OR_ARCHIVE "
             f"--res {res} --data_path {data_path} makes it (docs/datasets.md)"
@@ -353,8 +353,8 @@ def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
     return _image_data(name, about["class_names"], about["mean"], about["std"], arrays, str(path), about["digest"])
 
 
-def _classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
-    """Some classes of a data set, under a name of their own."""
+def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
+    """Some classes of a data set, labelled in the order given, under a name of their own."""
     label = torch.full((data.num_classes,), -1)
     label[classes] = torch.arange(len(classes))
     arrays = {}
@@ -362,9 +362,10 @@ def _classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
         y = label[getattr(data, f"y_{split}")]
         rows = torch.nonzero(y >= 0).flatten()
         arrays |= {f"x_{split}": subset(getattr(data, f"x_{split}"), rows), f"y_{split}": y[rows]}
-    digest = hashlib.blake2b(f"{data.known_digest} {classes}".encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{data.digest()} {classes}".encode(), digest_size=16).hexdigest()
     names = [data.class_names[c] for c in classes]
-    return _image_data(name, names, data.mean, data.std, arrays, name, digest)
+    found = _image_data(name, names, data.mean, data.std, arrays, name, digest)
+    return replace(found, whitening=data.whitening)
 
 
 def _own(path: Path, data_path: Path, res: int | None) -> ImageData:

@@ -196,6 +196,12 @@ class RunFiles:
         self._replace(path, lambda file: torch.save(content, file))
         return path
 
+    def save_tensors(self, path: Path, content: object) -> None:
+        """Anything that torch's safe loader reads, into a folder of the run."""
+        with self._refused():
+            path.parent.mkdir(exist_ok=True)
+        self._replace(path, lambda file: torch.save(content, file))
+
     def save_results(self, record: dict) -> None:
         self._replace(self.results_path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
 

@@ -1,0 +1,70 @@
+"""Class-incremental learning: the real command on Digits, its memories, and that it goes on."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import continual
+import data as datasets
+from errors import UserError
+
+SMALL = "--dataset Digits --steps 5 --ipc 3 --batch_real 8 --Iteration 4 --epoch_eval_train 60 --model ConvNetW32"
+LINE = [*SMALL.split(), "--proxy_epochs", "1", "--preset", "dm", "--lr_img", "1"]
+
+
+def parse(tmp_path, *argv):
+    line = [*LINE, "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out"), *argv]
+    args = continual.make_parser().parse_args(line)
+    continual.settle(args)
+    return args
+
+
+def test_the_command_and_what_it_writes(tmp_path):
+    memories = ("random", "herding", "dm", "ddm")
+    line = [sys.executable, str(ROOT / "continual.py"), *LINE, "--memory", ",".join(memories), "--seeds", "1"]
+    line += ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for memory in memories:
+        (accs,) = results["accuracies"][memory].values()
+        assert len(accs) == 5 and accs[0] > accs[-1] > 0.15  # 2 classes are easier than 10, which are not chance
+        assert f"| {memory} | " in done.stdout
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
+    # dm and ddm have the same weights here (--preset dm), so the same memory.
+    data, order = datasets.load("Digits", tmp_path), np.random.RandomState(0).permutation(10)
+    for step in range(5):
+        sets = {m: torch.load(tmp_path / "out" / "memory" / f"{m}_seed0_step{step}.pt") for m in memories}
+        assert torch.equal(sets["dm"][0], sets["ddm"][0]) and not torch.equal(sets["dm"][0], sets["random"][0])
+        for _, labels in sets.values():
+            assert labels.tolist() == order[2 * step : 2 * step + 2].repeat(3).tolist()
+        for memory in ("random", "herding"):
+            for image, label in zip(*sets[memory], strict=True):
+                own = data.batch(data.indices[label])
+                assert (own == image).flatten(1).all(1).sum() == 1  # a training image of its class
+    # The same command with more orders goes on from here.
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "2"))
+    more = json.loads((tmp_path / "out" / "results.json").read_text())["accuracies"]
+    assert more["random"]["0"] == results["accuracies"]["random"]["0"] and len(more["random"]["1"]) == 5
+    with pytest.raises(UserError, match="of other arguments"):
+        continual.run(parse(tmp_path, "--memory", "random", "--lr_net", "0.1"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--steps", "6"), "two a step at least"),
+        (("--memory", "randum"), "did you mean 'random'"),
+        (("--ipc", "n.json"), "takes a number"),
+        (("--ipc", "1000"), "fewer than the 1000"),
+    ],
+)
+def test_mistakes(argv, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        continual.run(parse(tmp_path, *argv))
+    assert not (tmp_path / "out").exists()
