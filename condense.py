@@ -343,6 +343,7 @@ class Run(Experiments):
             if iteration % CHECK_EVERY == 0 or iteration == self.args.Iteration:
                 loss = sum(terms.values())
                 self.files.log(f"exp {self.experiment} iter {iteration}: loss {loss:.6g} ({text})")
+                self.files.metrics("loss", self.experiment, iteration, {"total": loss, **terms})
         return text
 
     def not_finite(self, step: Step, iteration: int) -> None:

@@ -188,7 +188,7 @@ class Experiments:
 
     def all_experiments(self) -> None:
         args, files = self.args, self.files
-        files.open(self.log_bytes)
+        files.open(self.log_bytes, (self.experiment, self.iteration))
         if self.concluded == [args.num_exp, args.num_eval] and self.ranks.first:
             damaged = files.damaged(self.sets)
             print(f"warning: {damaged} is damaged or gone: it is written again", file=sys.stderr)
@@ -226,6 +226,7 @@ class Experiments:
             self.checkpoint()
         if self.ranks.first:
             conclude(args, files, self.evaluations, files.say)
+            files.hyper_parameters(plain(args), evaluate.summary(next(iter(self.accuracies().values()))))
         self.concluded = [args.num_exp, args.num_eval]
         self.checkpoint()
         files.wait()
@@ -259,6 +260,8 @@ class Experiments:
                 entry.update(evaluate.summary(accs))
                 if len(accs) == args.num_eval:
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(accs)}")
+                    values = {f"{model}, {kind}": evaluate.summary(accs)["mean"]}
+                    self.files.metrics("accuracy", experiment, iteration, values)
                 self.checkpoint()
 
     def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
@@ -303,9 +306,13 @@ class Experiments:
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
+    def accuracies(self) -> dict[str, list[float]]:
+        """Of all finished experiments, by network."""
+        return accuracies(self.evaluations, self.kind, self.args.Iteration)
+
     def save_results(self) -> None:
         """The sets of the finished experiments and results.json."""
-        accs = accuracies(self.evaluations, self.kind, self.args.Iteration)
+        accs = self.accuracies()
         self.files.save_set([[x, self.labels.cpu()] for x in self.sets], accs, self.about)
         self.files.save_results(self.record(accs))
 

@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -61,6 +61,31 @@ def plain(args: Namespace) -> dict[str, str | int | float | bool | None]:
     return {k: v for k, v in vars(args).items() if v is None or isinstance(v, str | int | float | bool)}
 
 
+def tensorboard(folder: Path) -> Any:
+    """A writer into a folder of the run, made at its first line; raises UserError without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return Lazy(lambda: SummaryWriter(str(folder / "tensorboard")))
+
+
+class Lazy:
+    """An object that is made when it is first used."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make, self._made = make, None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+
 class NoFiles:
     """What a rank has that does not write: a RunFiles that does nothing."""
 
@@ -89,6 +114,8 @@ class RunFiles:
         self.stem = f"{getattr(args, 'method', 'DM')}_{short_name(args.dataset)}{zca}_{args.model}_{ipc}ipc"
         self.set_path, self.results_path = self.folder / f"res_{self.stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self.board = tensorboard(self.folder) if getattr(args, "tensorboard", False) else None
         self._lock: int | None = None
         self._writer = checkpoint.Writer(self.folder / checkpoint.NAME)
 
@@ -104,13 +131,16 @@ class RunFiles:
         if self._log is not None:
             with contextlib.suppress(OSError):  # what could not be written has been said
                 self._log.close()
+        for file in (self._metrics, self.board):
+            if file is not None:
+                file.close()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock
 
-    def open(self, log_bytes: int | None = None) -> None:
+    def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None:
         """Make the folder and open training.log, cut to its first `log_bytes`: what follows is done, and logged, again.
 
-        Lines that say an error stay.
+        Lines that say an error stay. metrics.jsonl keeps what is not after `at`, an experiment and iteration.
         """
         with self._refused():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +155,20 @@ class RunFiles:
                 errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
                 if len(kept) + sum(map(len, errors)) < len(content):
                     self._replace(log, lambda file: file.writelines([kept, *errors]))
+            self._open_metrics(at)
             # Open for the whole run, and closed with the process.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+    def _open_metrics(self, at: tuple[int, int]) -> None:
+        path, kept = self.folder / "metrics.jsonl", []
+        if path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, of a process that was killed
+                    record = json.loads(line)
+                    if (record["experiment"], record["iteration"]) <= at:
+                        kept.append(line)
+            self._replace(path, lambda file: file.write("".join(kept).encode()))
+        self._metrics = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
 
     def _take(self) -> None:
         if fcntl is None:
@@ -161,6 +203,21 @@ class RunFiles:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
+    def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl and, with --tensorboard, scalars."""
+        record = {"kind": kind, "experiment": experiment, "iteration": iteration, "time": round(time.time(), 1)}
+        with self._refused():
+            self._metrics.write(json.dumps(record | values) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}/exp{experiment}", value, iteration)
+
+    def hyper_parameters(self, args: dict, found: dict) -> None:
+        """For TensorBoard's table of runs."""
+        if self.board is not None:
+            values = {key: value if value is not None else "unset" for key, value in args.items()}
+            self.board.add_hparams(values, {"accuracy/mean": found["mean"], "accuracy/std": found["std"]}, run_name=".")
+
     def save_checkpoint(self, state: dict) -> None:
         """In the background; a state's tensors must not change any more."""
         with self._refused():
@@ -174,7 +231,10 @@ class RunFiles:
 
     def save_grid(self, images: Tensor, counts: list[int], experiment: int, iteration: int) -> Path:
         """Images [N, C, H, W] in [0, 1] as one PNG, a row a class; `counts` says how many each class has."""
-        from torchvision.utils import save_image  # imported here: it takes two seconds, and errors come earlier
+        from torchvision.utils import (
+            make_grid,
+            save_image,
+        )  # imported here: it takes two seconds, and errors come earlier
 
         path = self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
         ipc, images = max(counts), images.cpu()
@@ -185,6 +245,8 @@ class RunFiles:
         enlarge = max(1, SMALLEST_TILE // images.shape[-1])
         images = images.repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
         self._replace(path, lambda file: save_image(images, file, nrow=ipc, format="png"))
+        if self.board is not None:
+            self.board.add_image(f"images/exp{experiment}", make_grid(images, nrow=ipc), iteration)
         return path
 
     def save_set(

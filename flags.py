@@ -282,6 +282,7 @@ def recipe_parser(description: str, model: str, presets: dict[str, dict] | None 
     )
 
     add = parser.output.add_argument
+    add("--tensorboard", action="store_true", help="losses, accuracies and images for TensorBoard, too")
     add("--checkpoint_every", type=at_least(1), default=200, help="steps; a checkpoint is taken every 5 minutes too")
     return parser
 

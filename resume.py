@@ -12,7 +12,7 @@ from files import versions
 
 # Arguments that leave the result as it is, but for rounding.
 FREE = {"device", "data_path", "save_path", "resume", "checkpoint_every", "on_nonfinite", "class_chunk"}
-FREE |= {"proxy_cache", "like", "preset"}  # what they set is compared, flag by flag
+FREE |= {"proxy_cache", "like", "preset", "tensorboard"}  # what they set is compared, flag by flag
 MAY_GROW = {"num_exp", "num_eval"}
 
 

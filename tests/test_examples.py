@@ -1,0 +1,80 @@
+"""The example reaches what results.json says, as a script and as a notebook; and what a run writes while it runs."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+EXAMPLE = ROOT / "examples" / "train_on_condensed.py"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    argv = "--dataset Digits --ipc 10 --batch_real 64 --Iteration 10 --epoch_eval_train 150"
+    run("DM_KNearest", folder, folder / "result_digits", *argv.split(), "--eval_every", "0")
+    return folder
+
+
+def test_the_script(digits):
+    path = next((digits / "result_digits").glob("res_*.pt"))
+    line = [sys.executable, str(EXAMPLE), str(path), str(digits)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("100 images: ")
+    told = json.loads((digits / "result_digits" / "results.json").read_text())
+    accuracy = float(done.stdout.split()[2]) / 100
+    assert told["mean"] > 0.85 and abs(accuracy - told["mean"]) < 0.06
+
+
+def test_the_notebook_is_the_script(digits, monkeypatch, capsys):
+    maker = runpy.run_path(str(ROOT / "scripts" / "notebook.py"))
+    assert EXAMPLE.with_suffix(".ipynb").read_text() == maker["notebook"](EXAMPLE.read_text())
+    path = next((digits / "result_digits").glob("res_*.pt"))
+    path.rename(path.with_name("res_DM_Digits_ConvNet_gram_1ipc.pt"))  # the name that the notebook reads
+    monkeypatch.chdir(digits)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher"])
+    state: dict = {}
+    for cell in json.loads(EXAMPLE.with_suffix(".ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], state)
+    assert state["accuracy"] > 0.8 and "results.json says" in capsys.readouterr().out
+
+
+def lines_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def test_metrics_of_a_run_that_was_stopped_are_those_of_one_that_was_not(data_path, tmp_path):
+    argv = ("--Iteration", "20", "--eval_every", "10", "--lr_img", "0.01")
+    for name in ("whole", "parts"):
+        run("DM_DDM", data_path, tmp_path / name, *argv, "--num_exp", "1")
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:  # what a killed process had done after its checkpoint
+        file.write('{"kind": "loss", "experiment": 1, "iteration": 10, "total": 0}\n{"kind": "lo')
+    for name in ("whole", "parts"):
+        run("DM_DDM", data_path, tmp_path / name, *argv, "--num_exp", "2")
+    whole, parts = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
+    assert whole == parts
+    losses = [line for line in whole if line["kind"] == "loss"]
+    assert [(line["experiment"], line["iteration"]) for line in losses] == [(0, 10), (0, 20), (1, 10), (1, 20)]
+    assert losses[0]["total"] == pytest.approx(sum(losses[0][name] for name in ("L_MMD", "L_ICD", "L_MM", "L_CM")))
+    accuracies = [line for line in whole if line["kind"] == "accuracy"]
+    assert len(accuracies) == 6 and all(0 <= line["ConvNetW32, random real"] <= 1 for line in accuracies[::3])
+
+
+def test_tensorboard(data_path, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run("DM_KNearest", data_path, tmp_path, "--tensorboard", "--Iteration", "10", "--eval_every", "0")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = lines_of(tmp_path)
+    (point,) = events.Scalars("loss/total/exp0")
+    assert point.step == 10 and point.value == pytest.approx(logged[0]["total"])
+    assert "images/exp0" in events.Tags()["images"] and "accuracy/mean" in events.Tags()["scalars"]
+    assert torch.load(next(tmp_path.glob("res_*.pt")))["args"]["tensorboard"] is True
