@@ -37,7 +37,7 @@ net = get_network(args["model"], channel, num_classes, im_size)
 
 # %%
 epochs = args["epoch_eval_train"] + 1
-optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+optimizer = torch.optim.SGD(net.parameters(), lr=args["lr_net"], momentum=0.9, weight_decay=5e-4)
 schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs // 2 + 1], gamma=0.1)
 for _ in range(epochs):
     net.train()
