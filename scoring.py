@@ -6,7 +6,8 @@ Files may be ours, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), 
 x_train and y_train, .safetensors, or a folder of class folders with pictures. Prints a table, a row a set and a column
 a network, with mean, (population) standard deviation and n, and writes it with every accuracy and learning curve into
 --save_path. Stopped, the same command goes on. A set of ours is scored by the networks that its run would have scored
-it with, so that its own number comes out again.
+it with, trained as they were (epochs, learning rate, seed, ... unless flags say others), so that its own number comes
+out again.
 """
 
 import copy
@@ -33,6 +34,18 @@ from sampling import initial_indices
 from synsets import Synset
 
 BASELINES = ("random", "whole")
+
+
+# Flag -> the argument of a run that it follows, where all sets that say one say the same, and its value otherwise.
+PROTOCOL = {
+    "epochs": ("epoch_eval_train", 1000),
+    "lr_net": ("lr_net", 0.01),
+    "batch_train": ("batch_train", 256),
+    "seed": ("seed", 0),
+    "dsa_strategy": ("dsa_strategy", "color_crop_cutout_flip_scale_rotate"),
+    "precision": ("precision", None),
+    "compile": ("compile", "auto"),
+}
 
 
 class Row(NamedTuple):
@@ -69,9 +82,10 @@ def make_parser() -> flags.Parser:
         help=f"networks by their mode, in the place of --model: {', '.join(evaluate.EVAL_MODES)}",
     )
     text = "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas"
-    add("--epochs", "--epoch_eval_train", dest="epochs", default="1000", help=text)
+    add("--epochs", "--epoch_eval_train", dest="epochs", default=None, help=text)
     add("--whole_epochs", type=flags.at_least(0), default=20, help="E of --baselines whole")
-    add("--lr_net", default="0.01", help="learning rate; a number, or NETWORK=NUMBER joined by commas")
+    add("--lr_net", default=None, help="learning rate; a number, or NETWORK=NUMBER joined by commas")
+    parser.set_defaults(**dict.fromkeys(PROTOCOL))
     parser.output.add_argument(
         "--save_path", type=flags.a_path, default="result_evaluate", help="folder for the results"
     )
@@ -105,6 +119,10 @@ def settle(args: Namespace) -> None:
         args.dataset = names.pop()
         args.res = args.res or next((a["res"] for a in said if a.get("res")), None)
         args.zca = args.zca or any(a.get("zca") for a in said)
+    for name, (theirs, otherwise) in PROTOCOL.items():
+        values = {a[theirs] for a in said if theirs in a}
+        if getattr(args, name) is None:
+            setattr(args, name, values.pop() if len(values) == 1 else otherwise)
     wanted = args.model
     args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
     models = [args.model]
@@ -119,6 +137,7 @@ def settle(args: Namespace) -> None:
     args.baselines = [name for name in args.baselines.split(",") if name]
     for name in args.baselines:
         lookup(dict.fromkeys(BASELINES), name, "baseline")
+    args.lr_net, args.epochs = str(args.lr_net), str(args.epochs)
     args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, 0.01)
     args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), 1000)
     args.models = list(dict.fromkeys(models))

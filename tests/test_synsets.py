@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 
 def score(made, *argv, save_path):
-    line = [*map(str, argv), "--data_path", str(made[0]), "--epochs", "2", "--save_path", str(save_path)]
+    line = [*map(str, argv), "--data_path", str(made[0]), "--save_path", str(save_path)]
     args = scoring.make_parser().parse_args(line)
     scoring.settle(args)
     scoring.run(args)
