@@ -159,10 +159,11 @@ def to_card(found: Set, out: Path) -> None:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
         lines += [f"| made by | {args.get('recipe', '?')} ({weights or 'see the arguments'}) |"]
         lines += [f"| seed | {args.get('seed')} |"]
-    lines += [f"| accuracy, {model} | {describe(values)} (test set, last epoch) |" for model, values in accs.items()]
+    how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
+    lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in accs.items()]
     lines += [f"| normalisation | (pixel - mean) / std, mean {found.mean}, std {found.std} |", ""]
     if args:
-        given = {key: value for key, value in args.items() if key in MADE and value not in (None, False)}
+        given = {key: value for key, value in args.items() if key in MADE and value is not None}
         flags_text = " ".join(f"--{key} {value}" for key, value in given.items())
         lines += ["## Made with", "", f"    python {args.get('recipe', '?')}.py {flags_text}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(found.class_names)), ""]
