@@ -1,0 +1,34 @@
+"""Copy results.json files of runs into docs/results, without the paths of the machine they ran on.
+
+    python scripts/keep_results.py results/ablation/ipc10 docs/results/ablation/ipc10
+
+With them, any number of docs/results.md can be made again: `--like docs/results/ablation/ipc10/dm/results.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+PATHS = {"save_path": "result", "data_path": "data", "proxy_cache": None}
+
+
+def cleaned(record: dict) -> dict:
+    for args in (record["args"], record["asked"]):
+        args.update({key: value for key, value in PATHS.items() if key in args})
+    command, words = [Path(record["command"][0]).name], record["command"][1:]
+    for before, word in zip(["", *words], words, strict=False):
+        command.append(PATHS.get(before.removeprefix("--"), word) if before.startswith("--") else word)
+    return record | {"command": command}
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:3])
+    for path in sorted(source.rglob("results.json")):
+        out = target / path.relative_to(source)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=1) + "\n")
+        print(out)
+
+
+if __name__ == "__main__":
+    main()
