@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ def test_the_command_runs_and_writes_its_files(recipe, data_path, tmp_path):
     assert done.returncode == 0, done.stderr
     stem = f"DM_CIFAR10_{model}_2ipc"
     grids = {f"vis_{stem}_exp0_iter{i}.png" for i in (0, 2, 3)}
-    written = {"training.log", "results.json", f"res_{stem}.pt", "checkpoint.pt", "checkpoint_previous.pt"}
+    written = {
+        "training.log",
+        "results.json",
+        f"res_{stem}.pt",
+        "checkpoint.pt",
+        "checkpoint_previous.pt",
+        "metrics.jsonl",
+    }
     assert {p.name for p in save_path.iterdir()} == written | grids
 
     saved = torch.load(save_path / f"res_{stem}.pt")
@@ -150,16 +158,17 @@ def test_presets_join_and_later_ones_and_given_flags_win():
     assert paper == defaults | {"preset": "paper"}
 
 
-def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys):
+def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys, monkeypatch):
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--icd_form", "spread", "--seed", "5"]
     argv += ["--ipc", "1"]  # where k, which follows ipc, is 0
     first = command_line("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
     assert first.returncode == 0, first.stderr
     stem = "res_DM_CIFAR10_ConvNetW32_1ipc.pt"
+    recipe = importlib.import_module("DM_DDM")
     for name in ("results.json", stem):
         again = ["--like", str(tmp_path / "a" / name), "--data_path", str(data_path), "--save_path"]
-        done = command_line("DM_DDM", *again, str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+        monkeypatch.setattr(sys, "argv", ["DM_DDM.py", *again, str(tmp_path / name)])
+        flags.main(recipe.make_parser(), recipe.run)
         a, b = (torch.load(folder / stem) for folder in (tmp_path / "a", tmp_path / name))
         assert torch.equal(a["data"][0][0], b["data"][0][0]) and a["accs_all_exps"] == b["accs_all_exps"]
         ran = {"save_path", "data_path", "preset", "like"}
