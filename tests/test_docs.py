@@ -56,7 +56,7 @@ def test_the_statistic_of_the_documentation(data_path, tmp_path):
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-7)
 
 
-def test_the_ablation_script_runs_its_rows_and_goes_on(data_path, tmp_path):
+def test_the_ablation_script_runs_its_rows(data_path, tmp_path):
     script = str(ROOT / "scripts" / "ablation_cifar10.sh")
     line = [script, "--ipc", "2", "--out", str(tmp_path), "--rows"]
     flags = (
@@ -64,11 +64,9 @@ def test_the_ablation_script_runs_its_rows_and_goes_on(data_path, tmp_path):
     )
     flags = [*flags.split(), str(data_path)]
     env = os.environ | {"PYTHON": sys.executable}
-    for finished in (0, 1):
-        command = [*line, "dm", "--", *flags, "--Iteration", "2"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("is finished") == finished
+    command = [*line, "dm", "--", *flags, "--Iteration", "2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     rows = [row.split(" | ")[2] for row in done.stdout.splitlines() if row.startswith("| CIFAR10")]
     assert rows == ["dm"]
     for wrong in (["--budget", "huge"], ["--what", "x"], ["--rows", "nonsense"]):

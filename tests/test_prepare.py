@@ -3,14 +3,13 @@
 import gzip
 import json
 import shutil
-import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run, tiny_arrays
+from conftest import run, tiny_arrays
 from PIL import Image
 
 import data as datasets
@@ -331,10 +330,10 @@ def test_errors(case, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_command_and_what_is_said_without_a_store(tmp_path):
-    line = [sys.executable, str(ROOT / "prepare_data.py"), "Digits", "--source", ".", "--data_path", "data"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "train 1437, test 360, 1x8x8, 10 classes" in done.stdout
+def test_the_command_and_what_is_said_without_a_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "Digits", "--source", ".", "--data_path", "data"])
+    prepare_data.main()
+    assert "train 1437, test 360, 1x8x8, 10 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"python prepare_data\.py ImageWoof --source"):
         datasets.load("ImageWoof", tmp_path / "data")
