@@ -358,7 +358,7 @@ class Run(Experiments):
         images, velocity = (self.whole(x).cpu() for x in (self.syn_set.images, self.syn_set.velocity))
         name = f"last_finite_{{}}_exp{self.experiment}_iter{iteration - 1}"
         state = {"velocity": velocity, "experiment": self.experiment, "iteration": iteration - 1}
-        path = self.files.save_set([[images, self.labels.cpu()]], {}, self.about | state, name)
+        path = self.files.save_set([[images, self.labels.cpu()]], {}, self.about | state, name) or args.save_path
         message = (
             f"{where}: {what}; the images before it are in {path}; lower --lr_img or the weight of the term, or "
             "--on_nonfinite skip"

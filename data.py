@@ -298,7 +298,11 @@ SUBSETS = {name.lower(): name for name, prepared in layouts.PREPARED.items() if 
 
 def is_path(name: str) -> bool:
     """Whether --dataset names one's own data by their path, not one of NAMES."""
-    return name not in NAMES and (os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists())
+    if name in NAMES:
+        return False
+    with contextlib.suppress(OSError):  # a name too long for one
+        return os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists()
+    return False
 
 
 def short_name(name: str) -> str:
@@ -370,8 +374,8 @@ def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
 
 def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
     """A user's data: a store, an .npz file, or a folder of class folders, which becomes a store in data_path."""
-    if not path.exists():
-        raise UserError(f"--dataset {str(path)!r}: there is no such file or folder")
+    if not os.path.exists(path):  # of a path too long, too
+        raise UserError(f"--dataset {str(path)[:80]!r}: there is no such file or folder")
     name = short_name(str(path))
     if store.is_store(path):
         return _stored(name, path, res)
@@ -381,10 +385,11 @@ def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
             raise UserError(f"--res {res}: {path} has images of {data.im_size[1]}x{data.im_size[0]}; leave --res out")
         return data
     listing = layouts.folders(path, name)
-    where = layouts.store_path(data_path, name, res)
+    where = layouts.store_path(data_path / "own", name, res)  # not in the place of a published one
     if store.is_store(where):
         about, _ = store.read(where)
-        if about["recipe"].get("listing") != {split: files.digest() for split, files in listing.splits.items()}:
+        listed = {split: files.digest() for split, files in listing.splits.items()}
+        if about["recipe"].get("listing") != listed or about["recipe"].get("source") != str(path.resolve()):
             raise UserError(
                 f"{where} was made from other files than {path} has now: delete it, or name another --data_path"
             )
@@ -402,9 +407,21 @@ def load_file(path: Path, name: str | None = None) -> ImageData:
     return _tensors(name or short_name(str(path)), spec, arrays, str(path))
 
 
+MOST_CLASSES = 100_000
+
+
 def own_spec(path: Path, arrays: Arrays) -> "Spec":
     """What an .npz file of one's own says of itself; constants are measured on its training images."""
     x, y = arrays.x_train, arrays.y_train
+    for labels in (y, arrays.y_test):
+        good = (
+            np.issubdtype(labels.dtype, np.integer)
+            and labels.size
+            and labels.min() >= 0
+            and labels.max() < MOST_CLASSES
+        )
+        if not good:
+            raise UserError(f"{path}: labels must be integers from 0, one for each image, fewer than {MOST_CLASSES}")
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or not np.issubdtype(y.dtype, np.integer):
         raise UserError(
             f"{path}: x_train is {x.dtype} {list(x.shape)} and y_train {y.dtype}, needs uint8 images, integers"

@@ -100,14 +100,16 @@ def _read_counts(data: ImageData, path: str) -> list[int]:
         named = {str(name): count for name, count in found.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--ipc {path}: not a readable .json of class to number ({type(error).__name__})") from None
-    counts = []
+    counts, known = [], {"*"}
     for c, name in enumerate(data.class_names):
-        count = named.pop(name, named.pop(str(c), named.get("*")))
+        key = name if name in named or str(c) in data.class_names else str(c)  # a class may be called by a number
+        count = named.get(key, named.get("*"))
+        known.add(key)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             what = "names no number for it" if count is None else f"says {count!r}, a number from 1 is needed"
             raise UserError(f"--ipc {path}: class {c} is {name!r} in {data.name}, the file {what}")
         counts.append(count)
-    unknown = named.keys() - {"*"}
+    unknown = named.keys() - known
     if unknown:
         raise UserError(f"--ipc {path}: {data.name} has no class {sorted(unknown)[0]!r}")
     return counts

@@ -137,6 +137,14 @@ def non_negative(text: str) -> float:
     return value
 
 
+def resolution(text: str) -> int:
+    """An argparse type: a side in pixels."""
+    value = at_least(1)(text)
+    if value > 4096:
+        raise argparse.ArgumentTypeError(f"{value} is above 4096")
+    return value
+
+
 def images_per_class(text: str) -> int | str:
     """An argparse type: a number, or the path of a .json file."""
     return text if text.endswith(".json") else at_least(1)(text)

@@ -42,7 +42,9 @@ class Files:
         return len(self.paths)
 
     def digest(self) -> str:
-        names = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        """Of names, sizes and times: a file that was replaced is another file."""
+        stats = ((path, path.stat()) for path in self.paths)
+        names = "\n".join(f"{path.parent.name}/{path.name} {s.st_size} {s.st_mtime_ns}" for path, s in stats)
         return hashlib.blake2b(names.encode(errors="replace") + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
@@ -104,7 +106,10 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
 
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            if file.mode.startswith("I"):  # 16 bits, which convert() would clip
+                image = Image.fromarray((np.asarray(file).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+            else:
+                image = file.convert("RGB")
         if res is not None and image.size != (res, res):
             width, height = image.size
             short = min(width, height)
@@ -127,7 +132,7 @@ def file_name(name: str) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files below a folder, in the order of their names."""
-    found = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
     return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
 
 
@@ -181,6 +186,9 @@ def folders(
     test_groups = class_folders(test)
     if {group for group, _ in test_groups} & set(names):
         listing.splits["test"] = labelled(test_groups, names)
+        absent = sorted(set(names) - {group for group, _ in test_groups})
+        if absent:
+            listing.notes.append(f"{test} has no images of {', '.join(absent[:5])}")
         other = sorted({group for group, _ in test_groups} - set(names))
         if other and choose is None:
             listing.notes.append(f"{test} has classes that {train} has not: left out: {', '.join(other[:5])}")
@@ -293,6 +301,11 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
     """
 
     def choose(names: list[str]) -> list[str]:
+        if not all(re.fullmatch(r"n\d{8}", folder) for folder in names):
+            raise UserError(f"{root}: class folders must have the names of WordNet ids, as n01440764, for {name}")
+        for other in (NETTE_WNIDS, WOOF_WNIDS):
+            if wnids is None and names == other:
+                raise UserError(f"{root} has other classes than {name}")
         if indices is None or len(names) == len(indices):
             if wnids is not None and names != sorted(wnids):
                 raise UserError(
@@ -311,7 +324,13 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
 
 def idx_files(root: Path, name: str) -> Listing | None:
     """MNIST's and FashionMNIST's four files, gzipped or not, wherever they are below a folder."""
-    found = {path.name.removesuffix(".gz").replace(".", "-"): path for path in root.rglob("*ubyte*") if path.is_file()}
+    folders = {path.parent for path in root.rglob("*ubyte*") if path.is_file()}
+    if len(folders) > 1:  # torchvision's folder may have both, each below its name
+        folders = {folder for folder in folders if name in folder.parts}
+    if len(folders) != 1:
+        return None
+    (folder,) = folders
+    found = {path.name.removesuffix(".gz").replace(".", "-"): path for path in folder.iterdir()}
     arrays = []
     for prefix in ("train", "t10k"):
         for kind, dims in (("images-idx3", 3), ("labels-idx1", 1)):
@@ -320,6 +339,8 @@ def idx_files(root: Path, name: str) -> Listing | None:
                 return None
             try:
                 content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+                if int.from_bytes(content[:4], "big") != 0x800 + dims:
+                    raise ValueError("it has another magic number")
                 shape = np.frombuffer(content, ">i4", dims, offset=4)
                 arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape))
             except (OSError, ValueError, EOFError) as error:
@@ -373,6 +394,11 @@ def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Cal
             bad = [at for at, *_ in split["damaged"]]
             labels[name] = np.delete(images.labels, bad)
             counts = np.bincount(labels[name], minlength=len(listing.class_names))
+            shapes = {tuple(found["shape"][1:]) for found in writer.state["splits"].values() if found["shape"]}
+            if len(shapes) > 1:
+                raise UserError(f"training and test images differ in size ({sorted(shapes)}): say --res")
+            if not len(labels[name]):
+                raise UserError(f"no image of the {name} set of {listing.name} can be read")
             if name == "train" and not counts.all():
                 missing = listing.class_names[int(counts.argmin())]
                 raise UserError(f"class {missing} of {listing.name} has no training image that can be read")
@@ -388,8 +414,10 @@ def unpacked(source: Path, where: Path, show: Callable[[str], None] = print) -> 
 
     Where one folder holds all else, that.
     """
-    if source.is_file() and source.name.lower().endswith(ARCHIVES):
-        done = where / "unpacked"
+    if source.is_file() and source.name.endswith(ARCHIVES):
+        stat = source.stat()  # another archive is unpacked again
+        key = hashlib.blake2b(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=4)
+        done = where / f"unpacked_{key.hexdigest()}"
         if not done.exists():
             show(f"unpacking {source}")
             tmp = where / "unpacking"

@@ -24,7 +24,10 @@ def find(args: Namespace, source: Path, where: Path) -> Listing:
     """What is to be prepared, from an archive, a folder or a file."""
     prepared = layouts.PREPARED.get(args.name)
     if prepared is not None:
-        return prepared.find(layouts.unpacked(source, where), args.name)
+        root = layouts.unpacked(source, where)
+        if not root.is_dir() and not (args.name == "TinyImageNet" and root.suffix == ".pt"):
+            raise UserError(f"--source {args.source!r} is neither a folder nor one of {', '.join(layouts.ARCHIVES)}")
+        return prepared.find(root, args.name)
     if args.name not in datasets.DATASETS:
         root = layouts.unpacked(source, where)
         return layouts.folders(root, args.name) if root.is_dir() else array_listing(datasets.load_file(root))
@@ -47,6 +50,13 @@ def check(args: Namespace, listing: Listing) -> list[str]:
     notes, prepared = list(listing.notes), layouts.PREPARED.get(args.name)
     spec = datasets.DATASETS.get(args.name)
     classes = prepared.num_classes if prepared else len(spec.class_names) if spec else len(listing.class_names)
+    for split, images in listing.splits.items():
+        if isinstance(images, Array):
+            shape, labels = images.images.shape[1:], images.labels
+            wanted = (*spec.shape[1:], spec.shape[0]) if spec else shape
+            if shape != wanted or len(labels) != len(images) or not 0 <= labels.min() <= labels.max() < classes:
+                found = f"{len(images)} images {list(shape)}, {len(labels)} labels {labels.min()} to {labels.max()}"
+                raise UserError(f"the {split} set in {args.source} has {found}: it is not {args.name}")
     if len(listing.class_names) != classes:
         raise UserError(f"{args.source} has {len(listing.class_names)} classes, {args.name} has {classes}")
     found = tuple(len(listing.splits[split]) for split in ("train", "test"))
@@ -69,6 +79,13 @@ def run(args: Namespace) -> None:
     prepared = layouts.PREPARED.get(args.name)
     if args.name not in datasets.NAMES and not args.own:
         raise UserError(f"unknown dataset {args.name!r}: {nearest(args.name, datasets.NAMES)}; one's own wants --own")
+    if args.name in datasets.DATASETS:
+        size = datasets.DATASETS[args.name].shape[1]
+        if args.res not in (None, size):
+            raise UserError(f"--res {args.res}: {args.name} has images of {size} pixels; leave --res out")
+        args.res = None
+    elif args.own and args.name in datasets.NAMES:
+        raise UserError(f"--own {args.name}: that is the name of a published data set; choose another")
     res = args.res or (prepared.res if prepared else None)
     path = layouts.store_path(data_path, args.name, res)
     if store.is_store(path):
@@ -76,8 +93,13 @@ def run(args: Namespace) -> None:
         print(f"{path} is there already: {about['counts']}; delete it to make it again")
         return
     work = path.with_name(path.name + ".source")
-    listing = find(args, source, work)
-    for note in check(args, listing):
+    try:
+        listing = find(args, source, work)
+        notes = check(args, listing)
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    for note in notes:
         print(f"note: {note}")
         listing.notes = [*dict.fromkeys([*listing.notes, note])]
     about = layouts.fill(path, listing, str(source.resolve()), res)
@@ -102,7 +124,7 @@ def make_parser() -> flags.Parser:
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(datasets.NAMES)}; any other with --own")
     add = parser.data.add_argument
     add("--source", type=flags.a_path, required=True, help="archive, folder or file that has the images")
-    add("--res", type=flags.at_least(1), default=None, help="side in pixels that images are resized to")
+    add("--res", type=flags.resolution, default=None, help="side in pixels that images are resized to")
     add("--data_path", type=flags.a_path, default="data", help="folder that the store is made in")
     add("--own", action="store_true", help="NAME is a new one: class folders, or an .npz file, of one's own")
     return parser

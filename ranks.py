@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from errors import UserError
+
 T = TypeVar("T")
 
 # Networks of one evaluation take as long as each other, but not so classes of one's own: a rank may wait long. A dead
@@ -23,6 +25,8 @@ PATIENCE = timedelta(days=1)
 
 def from_environment() -> tuple[int, int]:
     """(rank, number of ranks), as torchrun says; (0, 1) without it."""
+    if "MASTER_ADDR" not in os.environ or "LOCAL_RANK" not in os.environ:  # some launchers set but a part
+        return 0, 1
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -33,7 +37,12 @@ def on_this_host() -> int:
 
 def local_device(device: str) -> str:
     """'cuda' -> the GPU of this rank."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    if device != "cuda" or from_environment()[1] == 1:
+        return device
+    number = int(os.environ["LOCAL_RANK"])
+    if number >= torch.cuda.device_count():
+        raise UserError(f"{on_this_host()} ranks, but {torch.cuda.device_count()} GPU(s) here: start as many or fewer")
+    return f"cuda:{number}"
 
 
 class Ranks:

@@ -43,7 +43,7 @@ def proxy(data: ImageData, args: Namespace, digest: str) -> Proxy:
     net.tap("none")
     model = untapped(args.model)
     about = (digest, model, args.proxy_epochs, args.seed, args.eval_split, args.dsa_strategy)
-    about += (args.lr_net, args.precision, args.compile)
+    about += (args.lr_net, args.precision, args.compile, args.zca)
     key = hashlib.blake2b(repr(about).encode(), digest_size=6).hexdigest()
     path = cache_folder(args) / f"proxy_{data.name}_{model}_{args.proxy_epochs}epochs_{key}.pt"
     if not path.exists():

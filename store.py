@@ -22,10 +22,15 @@ from torch import Tensor
 
 from errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no lock of this kind
+    fcntl = None
+
 FORMAT = 1
 SUFFIX = ".store"
 KEPT_BYTES = 2**27  # of mapped images that stay in this process once read; the system's cache keeps what it can
-NEEDED = {"format", "name", "class_names", "mean", "std", "digest", "counts"}
+NEEDED = {"format", "name", "class_names", "mean", "std", "digest", "counts", "shape"}
 
 
 class Mapped:
@@ -95,6 +100,11 @@ def read(path: Path) -> tuple[dict, dict[str, Any]]:
         missing = NEEDED - about.keys()
         if missing or about["format"] != FORMAT:
             raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"its format is {about['format']}")
+        if (
+            set(about["counts"]) != {"train", "test"}
+            or not len(about["mean"]) == len(about["std"]) == about["shape"][0]
+        ):
+            raise ValueError("its counts, mean or std do not fit")
         arrays: dict[str, Any] = {}
         for split, count in about["counts"].items():
             arrays[f"x_{split}"] = Mapped(path / f"x_{split}.npy")
@@ -133,6 +143,12 @@ class Writer:
         self.recipe, self.fresh = recipe, True
         self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
         self.partial.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.partial / "lock", "w")  # noqa: SIM115 - until the store is whole, or the process ends
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is making {path}: wait for it") from None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads((self.partial / "state.json").read_text())
             if found["recipe"] == json.loads(json.dumps(recipe)):
@@ -197,5 +213,6 @@ class Writer:
         }
         (self.partial / "store.json").write_text(json.dumps(record, indent=2) + "\n")
         (self.partial / "state.json").unlink()
+        (self.partial / "lock").unlink()
         os.replace(self.partial, self.path)
         return record

@@ -249,7 +249,9 @@ def test_a_folder_given_as_the_dataset(mixed, tmp_path, capsys):
     saved, _ = run("DM_GramMatching", tmp_path / "data", tmp_path / "out", *argv, "--model", "ConvNetW32_gram")
     assert saved["data"][0][0].shape == (4, 3, 16, 16) and saved["class_names"] == ["ants", "bees"]
     assert (tmp_path / "out" / "res_DM_mixed_ConvNetW32_gram_2ipc.pt").exists()
-    assert (tmp_path / "data" / "mixed_16.store").exists() and "a fifth of every class" in capsys.readouterr().out
+    assert (
+        tmp_path / "data" / "own" / "mixed_16.store"
+    ).exists() and "a fifth of every class" in capsys.readouterr().out
     datasets.load(str(mixed), tmp_path / "data", 16)  # is not made again
     picture(mixed / "ants" / "new.png", (1, 2, 3))
     with pytest.raises(UserError, match="made from other files"):
@@ -337,3 +339,63 @@ def test_the_command_and_what_is_said_without_a_store(tmp_path, monkeypatch, cap
     assert "train 1437, test 360, 1x8x8, 10 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"python prepare_data\.py ImageWoof --source"):
         datasets.load("ImageWoof", tmp_path / "data")
+
+
+def test_another_folder_of_the_same_name_and_a_replaced_image_are_noticed(tmp_path):
+    for where, colour in (("a", (9, 9, 9)), ("b", (99, 99, 99))):
+        for name in ("x", "y"):
+            for k in range(3):
+                picture(tmp_path / where / "own" / name / f"{k}.png", colour, (8, 8))
+    datasets.load(str(tmp_path / "a" / "own"), tmp_path / "data")
+    with pytest.raises(UserError, match="made from other files"):
+        datasets.load(str(tmp_path / "b" / "own"), tmp_path / "data")
+    picture(tmp_path / "a" / "own" / "x" / "0.png", (1, 2, 3), (8, 8))
+    with pytest.raises(UserError, match="made from other files"):
+        datasets.load(str(tmp_path / "a" / "own"), tmp_path / "data")
+
+
+def idx(folder, name, seed, images=20, labels=20):
+    rng = np.random.default_rng(seed)
+    for prefix in ("train", "t10k"):
+        x, y = rng.integers(0, 256, (images, 28, 28), dtype=np.uint8), np.arange(labels, dtype=np.uint8) % 10
+        path = folder / name / "raw"
+        path.mkdir(parents=True, exist_ok=True)
+        header = np.array([2051, images, 28, 28], ">i4").tobytes()
+        (path / f"{prefix}-images-idx3-ubyte").write_bytes(header + x.tobytes())
+        (path / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([2049, labels], ">i4").tobytes() + y.tobytes())
+
+
+def test_of_two_families_of_idx_files_the_named_one(tmp_path):
+    idx(tmp_path, "MNIST", 0)
+    idx(tmp_path, "FashionMNIST", 1)
+    for name in ("MNIST", "FashionMNIST"):
+        prepare(name, "--source", tmp_path, "--data_path", tmp_path / "data")
+    stores = [datasets.load(name, tmp_path / "data").x_train[:] for name in ("MNIST", "FashionMNIST")]
+    assert not torch.equal(*stores)
+    first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    assert np.array_equal(stores[0][:, 0].numpy(), first)
+    idx(tmp_path / "short", "MNIST", 0, labels=10)
+    for name, source in (("CIFAR10", tmp_path / "MNIST"), ("MNIST", tmp_path / "short")):
+        with pytest.raises(UserError, match=f"it is not {name}"):
+            prepare(name, "--source", source, "--data_path", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    image = layouts.decoded(tmp_path / "x.png", None)
+    assert np.array_equal(image[0], (grey >> 8).astype(np.uint8)) and image.shape == (3, 8, 8)
+
+
+def test_numbers_of_classes_that_are_called_by_numbers(tmp_path):
+    from experiments import images_per_class
+
+    x = np.zeros((48, 4, 4, 3), np.uint8)
+    names = np.array(sorted(str(c) for c in range(12)))  # 0 1 10 11 2 ..
+    y = np.repeat(np.arange(12), 4)
+    np.savez(tmp_path / "n.npz", x_train=x, y_train=y, x_test=x, y_test=y, classes=names)
+    data = datasets.load(str(tmp_path / "n.npz"), tmp_path)
+    wanted = {str(c): c % 4 + 1 for c in range(12)}
+    (tmp_path / "few.json").write_text(json.dumps(wanted))
+    assert images_per_class(data, str(tmp_path / "few.json")) == [wanted[name] for name in names]
