@@ -87,7 +87,7 @@ def test_iterations_and_classes_draw_differently(data_path):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("recipe", ["DM_DDM", "DM_KNearest"])
+@pytest.mark.parametrize("recipe", ["DM_DDM"])
 def test_two_runs_are_equal_and_an_experiment_can_run_alone(recipe, data_path, tmp_path):
     saved, results = run(recipe, data_path, tmp_path / "a", "--num_exp", "2")
     torch.manual_seed(1234)
