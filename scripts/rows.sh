@@ -19,7 +19,7 @@ run_rows() {
     case $budget in
         cpu) # bf16 where the CPU is fast at it
             method="--preset fast,PRESET --Iteration 300 --eval_every 0" proxy="--proxy_epochs 5"
-            evaluation="--num_exp ${experiments:-3} --num_eval 2 --epoch_eval_train 300 --compile on"
+            evaluation="--num_exp ${experiments:-3} --num_eval ${networks:-3} --epoch_eval_train 300 --compile on"
             ;;
         full)
             method="--preset PRESET --eval_every 0" proxy=""
