@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The class-incremental table and plot of docs/results.md: CIFAR10 in 5 steps of 2 classes, 10 images a class.
+#
+#   scripts/continual_cifar10.sh [OUT] [FLAGS of continual.py]        # results/continual by default
+#
+# Stopped and started again, it goes on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-results/continual}
+${PYTHON:-python} continual.py --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \
+    --Iteration 300 --proxy_epochs 5 --epoch_eval_train 300 --save_path "$out" "${@:2}"

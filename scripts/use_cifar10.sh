@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# What a condensed set is good for, the tables of docs/results.md about one set of CIFAR10, ipc 10: accuracy on four networks,
+# accuracy after every export, ddranking's figures.
+#
+#   scripts/use_cifar10.sh [OUT]        # results/use by default
+#
+# Stopped and started again, it goes on. ddranking is left out where it is not installed (see docs/sets.md).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-results/use} python=${PYTHON:-python}
+set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
+
+$python DM_DDM.py --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
+    --save_path "$out/set"
+
+$python evaluate.py "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --baselines random --save_path "$out/networks"
+
+formats=("$set")
+for format in png npz tensor safetensors dcbench; do
+    path=$out/exports/set_$format
+    case $format in npz | safetensors) path=$path.$format ;; tensor) path=$path.pt ;; esac
+    [[ -e $path ]] || $python export.py "$set" --to $format --out "$path"
+    [[ $format == dcbench ]] && path=$path/DM/CIFAR10/IPC10/res_DM_CIFAR10_ConvNet_10ipc.pt
+    formats+=("$path")
+done
+# The networks of the run itself: seed, experiment and iteration come from the set's own file only.
+$python evaluate.py "${formats[@]}" --num_eval 3 --save_path "$out/round_trip"
+
+if $python -c "import ddranking" 2>/dev/null; then
+    $python score.py "$set" --num_epochs 100 --full_epochs 10 --num_eval 3 --save_path "$out/ddranking"
+fi
