@@ -46,6 +46,7 @@ class Set(NamedTuple):
     std: list[float]
     about: dict  # what its file says
     dataset: str
+    experiment: int  # its number in the file
 
     @property
     def bytes(self) -> np.ndarray:
@@ -61,7 +62,8 @@ def load(args: Namespace) -> Set:
         found = synsets.CondensedDataset(args.file, args.experiment)
         pixels = synsets.CondensedDataset(args.file, args.experiment, pixels=True).images
         known = found.class_names, found.mean, found.std
-        return Set(found.images, pixels, found.labels, *known, about, datasets.short_name(own.get("dataset", "")))
+        name = datasets.short_name(own.get("dataset", ""))
+        return Set(found.images, pixels, found.labels, *known, about, name, args.experiment)
     if args.dataset is None:
         raise UserError(f"{args.file} does not say which data set it is of: say --dataset (and --data_path)")
     data = datasets.load(args.dataset, args.data_path, args.res)
@@ -69,7 +71,8 @@ def load(args: Namespace) -> Set:
     for note in notes:
         print(f"note: {note}")
     pixels = data.denormalise(found.images)
-    return Set(found.images, pixels, found.labels, data.class_names, data.mean, data.std, about, data.name)
+    known = data.class_names, data.mean, data.std
+    return Set(found.images, pixels, found.labels, *known, about, data.name, args.experiment)
 
 
 # --- formats: (set, an empty place to write to) ------------------------------------------------------------
@@ -100,7 +103,10 @@ def to_tensor(found: Set, out: Path) -> None:
 
 def metadata(found: Set) -> dict[str, str]:
     told = {"space": "normalised", "dataset": found.dataset, "mean": found.mean, "std": found.std}
-    told |= {"class_names": found.class_names, "args": found.about.get("args", {})}
+    args = dict(found.about.get("args", {}))
+    if args:  # of this set alone, so that the networks that scored it do so again
+        args |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
+    told |= {"class_names": found.class_names, "args": args}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
 

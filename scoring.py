@@ -48,6 +48,11 @@ PROTOCOL = {
 }
 
 
+# What says which networks scored a set in its run. A file that does not say follows those beside it that do, so that
+# an export is scored by the networks that score the set itself.
+ORIGIN = ("first_exp", "Iteration")
+
+
 class Row(NamedTuple):
     """What is scored: a set, and which run's networks score it."""
 
@@ -112,6 +117,7 @@ def by_network(text: str, flag: str, kind, default) -> dict[str | None, float]:
 def settle(args: Namespace) -> None:
     """Fill in what the sets say of themselves, and the networks to score on."""
     said = [synsets.about(file).get("args", {}) for file in args.files]
+    args.origin = {}
     if args.dataset is None:
         names = {a["dataset"] for a in said if "dataset" in a}
         if len(names) != 1:
@@ -123,6 +129,9 @@ def settle(args: Namespace) -> None:
         values = {a[theirs] for a in said if theirs in a}
         if getattr(args, name) is None:
             setattr(args, name, values.pop() if len(values) == 1 else otherwise)
+    for name in ORIGIN:
+        values = {a[name] for a in said if name in a}
+        args.origin[name] = values.pop() if len(values) == 1 else 0
     wanted = args.model
     args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
     models = [args.model]
@@ -152,7 +161,7 @@ def rows_of(args: Namespace, data: ImageData) -> list[Row]:
         sets, notes = synsets.read(file, data, args.space, args.experiments)
         for note in notes:
             print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
-        first, iteration = own.get("first_exp", 0), own.get("Iteration", 0)
+        first, iteration = (own.get(name, args.origin[name]) for name in ORIGIN)
         chosen = 0 if args.experiments == "all" else int(args.experiments)
         rows += [Row(found, first + chosen + k, iteration) for k, found in enumerate(sets)]
     if "random" in args.baselines:

@@ -3,6 +3,7 @@
 What a file does not say, the pixels must: `read` recognises in which space they are, and says what it took them for.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,7 +201,9 @@ def _safetensors(path: Path) -> Contents:
         raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
     with safe_open(path, "pt") as file:
         sets = [(file.get_tensor("images"), file.get_tensor("labels"))]
-        return Contents(sets, {}, (file.metadata() or {}).get("space"))
+        told = file.metadata() or {}
+    ours = told.keys() & {"mean", "std", "class_names", "args"} if "space" in told else ()
+    return Contents(sets, {name: json.loads(told[name]) for name in ours}, told.get("space"))
 
 
 def _pictures(path: Path, data: ImageData) -> Contents:

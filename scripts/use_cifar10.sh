@@ -23,9 +23,9 @@ for format in png npz tensor safetensors dcbench; do
     [[ $format == dcbench ]] && path=$path/DM/CIFAR10/IPC10/res_DM_CIFAR10_ConvNet_10ipc.pt
     formats+=("$path")
 done
-# The networks of the run itself: seed, experiment and iteration come from the set's own file only.
+# All by the networks that scored the set in its run.
 $python evaluate.py "${formats[@]}" --num_eval 3 --save_path "$out/round_trip"
 
 if $python -c "import ddranking" 2>/dev/null; then
-    $python score.py "$set" --num_epochs 100 --full_epochs 10 --num_eval 3 --save_path "$out/ddranking"
+    $python score.py "$set" --num_epochs 50 --full_epochs 10 --num_eval 1 --save_path "$out/ddranking"
 fi

@@ -157,10 +157,22 @@ def test_exports_come_back(to, made, tmp_path):
         assert torch.equal(found.images, images)
     else:
         assert (data.denormalise(found.images) - pixels).abs().max() < (1e-5 if to == "tensor" else 0.5 / 255 + 1e-5)
+    if to == "safetensors":  # it goes on saying what it is
+        assert synsets.about(out)["args"]["dataset"] == "CIFAR10" and synsets.about(out)["mean"] == data.mean
     if to == "png":
         assert sorted(path.name for path in out.iterdir())[3] == "3_cat" and (out / "3_cat" / "0001.png").exists()
     with pytest.raises(UserError, match="is there already"):
         export.run(export.make_parser().parse_args(line))
+
+
+def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path):
+    data, *_ = contents(made)
+    out = str(tmp_path / "set.npz")
+    export.run(export.make_parser().parse_args([str(made[1]), "--to", "npz", "--out", out]))
+    args = scoring.make_parser().parse_args([str(made[1]), out, "--data_path", str(made[0]), "--experiments", "0"])
+    scoring.settle(args)
+    mine, other = scoring.rows_of(args, data)
+    assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) and mine.iteration > 0
 
 
 def test_the_card(made, tmp_path):
