@@ -13,8 +13,8 @@ From them follow, in points,
     LRS = (exp(a) - exp(-1)) / (exp(1) - exp(-1))           label-robust score, a = w IOR - (1 - w) HLR
 
 with a from fractions, as the formula is meant; the package puts percentages into it, which saturates. Most of the time
-goes into the whole set: --full_epochs shortens it, --full_acc gives its accuracy, say of an earlier run. Stopped, the same
-command goes on with the runs that are left.
+goes into the whole set: --full_epochs shortens it, --full_acc gives its accuracy, say of an earlier run. Stopped, the
+same command goes on with the runs that are left.
 """
 
 import contextlib
