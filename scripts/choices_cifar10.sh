@@ -5,10 +5,10 @@
 #
 # Rows: TERM_WEIGHT (mm, cm, icd, spread, rr); TAP-STATISTICS-SCALE for the two style terms together, TAP among conv, norm,
 # act, pool, STATISTICS image or batch, SCALE abs or rel; k_K neighbours of L_ICD; mm-WEIGHT+cm-WEIGHT for preset style.
-# One condensation a row. Stopped and started again, it goes on.
+# One condensation and one network a row: differences below a point mean little. Stopped and started again, it goes on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-default_out=results/choices experiments=1 networks=2
+default_out=results/choices experiments=1 networks=1
 rows="dm mm_100 mm_1000 mm_10000 mm_100000 cm_100 cm_1000 cm_10000 cm_100000 icd_1 icd_3 icd_10 icd_30 \
 spread_0.3 spread_1 spread_3 spread_10 rr_3 rr_10 rr_30 rr_100 k_1 k_2 k_4 k_9"
 for tap in conv norm act pool; do

@@ -24,7 +24,7 @@ for format in png npz tensor safetensors dcbench; do
     formats+=("$path")
 done
 # All by the networks that scored the set in its run.
-$python evaluate.py "${formats[@]}" --num_eval 3 --save_path "$out/round_trip"
+$python evaluate.py "${formats[@]}" --num_eval 2 --save_path "$out/round_trip"
 
 if $python -c "import ddranking" 2>/dev/null; then
     $python score.py "$set" --num_epochs 50 --full_epochs 10 --num_eval 1 --save_path "$out/ddranking"
