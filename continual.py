@@ -25,6 +25,7 @@ import data as datasets
 import DM_DDM
 import evaluate
 import flags
+import rng
 import selection
 from condense import condensed, prepare
 from data import ImageData, classes_of
@@ -64,7 +65,8 @@ def run(args: Namespace) -> None:
     with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
         record = before(files.results_path, asked)
         data = datasets.load(args.dataset, args.data_path, args.res)
-        data = data.whitened() if args.zca else data
+        if args.eval_split == "val":
+            data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
         if not 1 <= args.steps <= data.num_classes // 2:
             raise UserError(f"--steps {args.steps}: {data.name} has {data.num_classes} classes, two a step at least")
         images_per_class(data, args.ipc)
@@ -72,9 +74,10 @@ def run(args: Namespace) -> None:
         if args.compile == "auto":
             args.compile = "off"  # every step has shapes of its own, which would be compiled again
         args.precision = args.precision or "fp32"
-        files.open()
+        files.open_beside_no_run(again=bool(record["accuracies"]))
         record["num_classes"] = data.num_classes
         record |= {"command": sys.argv, "args": plain(args), "hardware": hardware(args.device), "versions": versions()}
+        files.save_results(record)  # before any memory, so that whose memories these are is known
         files.say(f"{data.name}: {data.num_classes} classes in {args.steps} steps; {args.seeds} order(s)")
         for memory in args.memories:
             for seed in range(args.seeds):
@@ -88,13 +91,13 @@ def one_order(args: Namespace, data: ImageData, memory: str, seed: int, record: 
     steps, images = class_steps(data.num_classes, args.steps, seed), []
     for step, classes in enumerate(steps):
         path = files.folder / "memory" / f"{memory}_seed{seed}_step{step}.pt"
+        labels = torch.tensor(classes).repeat_interleave(args.ipc)
         if path.exists():
-            own = torch.load(path, map_location="cpu", weights_only=True)[0]
+            own = kept_memory(path, labels)
         elif step < len(accs):
             raise UserError(f"{path} is gone: name another --save_path")
         else:
             own = make_memory(classes_of(data, data.name, classes).to(args.device), args, memory, seed, step).cpu()
-            labels = torch.tensor(classes).repeat_interleave(len(own) // len(classes))
             files.save_tensors(path, [own, labels])
         images.append(own)
         if step < len(accs):
@@ -111,6 +114,17 @@ def one_order(args: Namespace, data: ImageData, memory: str, seed: int, record: 
         files.save_results(record)
 
 
+def kept_memory(path: Path, labels: Tensor) -> Tensor:
+    """The images [N, C, H, W] of an earlier step; raises UserError where the file is damaged or of other classes."""
+    try:
+        images, found = torch.load(path, map_location="cpu", weights_only=True)
+        if len(images) == len(labels) and torch.equal(found, labels):
+            return images
+    except Exception as error:  # garbage raises whatever its damage hits
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, or name another --save_path") from None
+    raise UserError(f"{path} has {len(images)} images of other classes: name another --save_path")
+
+
 FREE = {"save_path", "device", "data_path", "resume", "proxy_cache", "memory", "seeds", "class_chunk", "preset", "like"}
 
 
@@ -119,6 +133,8 @@ def before(path: Path, asked: dict) -> dict:
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
+        if (path.parent / "memory").exists():
+            raise UserError(f"{path.parent} has memories, and no results.json that says whose: name another") from None
         return {"asked": asked, "accuracies": {}}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
@@ -163,27 +179,27 @@ def plot(by_memory: dict[str, list[list[float]]], classes: list[int], path: Path
 
 
 def settle(args: Namespace) -> None:
-    flags.resolve(args)
     args.memories = list(dict.fromkeys(args.memory.split(",")))
     for name in args.memories:
         lookup(dict.fromkeys(SELECTED + CONDENSED), name, "memory")
+    for name, default in UNUSED.items():
+        if getattr(args, name) != default:
+            raise UserError(f"continual.py has no use for --{name}: leave it out")
     if not isinstance(args.ipc, int):
         raise UserError("continual.py takes a number as --ipc")
+    flags.resolve(args)
+
+
+# Flags of the recipes that have no meaning here, and their defaults.
+UNUSED = {"num_exp": 5, "first_exp": 0, "eval_mode": "SS", "eval_every": None, "checkpoint_every": 200}
+UNUSED |= {"resume": "auto", "tensorboard": False, "zca": False}  # whitening would look at classes to come
 
 
 def make_parser() -> flags.Parser:
     parser = DM_DDM.make_parser()
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    for action in parser._actions:  # what has no meaning here
-        if action.dest in (
-            "num_exp",
-            "first_exp",
-            "eval_mode",
-            "eval_every",
-            "eval_split",
-            "checkpoint_every",
-            "resume",
-        ):
+    for action in parser._actions:
+        if action.dest in UNUSED:
             action.help = argparse.SUPPRESS
     parser.set_defaults(save_path="result_continual", num_eval=1, ipc=20)
     add = parser.method.add_argument

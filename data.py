@@ -162,6 +162,8 @@ class ImageData:
         n // size or n // size + 1 times.
         """
         own = self.indices[cls]
+        if n == 0:
+            return own[:0]
         rounds = -(-n // len(own))
         order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(rounds)])
         return own[order[:n]]

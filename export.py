@@ -15,6 +15,7 @@
 `python evaluate.py` reads the first four and dcbench back.
 """
 
+import io
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ import flags
 import synsets
 from errors import UserError
 from evaluate import describe
+from files import in_rows
 from layouts import file_name
 
 
@@ -67,6 +69,7 @@ def load(args: Namespace) -> Set:
     if args.dataset is None:
         raise UserError(f"{args.file} does not say which data set it is of: say --dataset (and --data_path)")
     data = datasets.load(args.dataset, args.data_path, args.res)
+    data = data.whitened() if args.zca else data
     (found,), notes = synsets.read(args.file, data, args.space, str(args.experiment))
     for note in notes:
         print(f"note: {note}")
@@ -98,7 +101,14 @@ def to_npz(found: Set, out: Path) -> None:
 
 
 def to_tensor(found: Set, out: Path) -> None:
-    torch.save([found.pixels, found.labels], out)
+    save(out, [found.pixels, found.labels])
+
+
+def save(out: Path, content: object) -> None:
+    """As torch.save, which raises whatever where the disk refuses; a plain write says what it is."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    out.write_bytes(buffer.getbuffer())
 
 
 def metadata(found: Set) -> dict[str, str]:
@@ -110,16 +120,18 @@ def metadata(found: Set) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
 
+def refuse_whitened(found: Set, to: str) -> None:
+    if found.about.get("zca") is not None:
+        raise UserError(f"--to {to}: a whitened set needs its inverse transform; keep its own file, or export png")
+
+
 def to_safetensors(found: Set, out: Path) -> None:
     try:
-        from safetensors.torch import save_file  # optional: only this format needs it
+        from safetensors.torch import save as safetensors_of  # optional: only this format needs it
     except ImportError:
         raise UserError("--to safetensors needs the package safetensors: pip install safetensors") from None
-    if found.about.get("zca") is not None:
-        raise UserError(
-            "--to safetensors: a whitened set needs its inverse transform; keep its own file, or export png"
-        )
-    save_file({"images": found.images.contiguous(), "labels": found.labels}, out, metadata(found))
+    refuse_whitened(found, "safetensors")
+    out.write_bytes(safetensors_of({"images": found.images.contiguous(), "labels": found.labels}, metadata(found)))
 
 
 def to_hf(found: Set, out: Path) -> None:
@@ -135,11 +147,25 @@ def to_hf(found: Set, out: Path) -> None:
 
 
 def to_dcbench(found: Set, out: Path) -> None:
+    refuse_whitened(found, "dcbench")
     ipc = len(found.labels) // len(found.class_names)
     folder = out / "DM" / found.dataset / f"IPC{ipc}"
     folder.mkdir(parents=True)
-    content = {"data": [[found.images, found.labels]], "accs_all_exps": found.about.get("accs_all_exps", {})}
-    torch.save(content, folder / f"res_DM_{found.dataset}_ConvNet_{ipc}ipc.pt")
+    content = {"data": [[found.images, found.labels]], "accs_all_exps": accuracies(found)}
+    save(folder / f"res_DM_{found.dataset}_ConvNet_{ipc}ipc.pt", content)
+
+
+def accuracies(found: Set) -> dict[str, list[float]]:
+    """Of this set alone, by network; of a file that does not say how many experiments it has, all of them."""
+    accs = found.about.get("accs_all_exps")
+    accs = accs if isinstance(accs, dict) else {}
+    sets = found.about.get("args", {}).get("num_exp", 1)
+    own = {}
+    for model, values in accs.items():
+        values = [float(acc) for acc in values] if isinstance(values, list | tuple) else []
+        n = len(values) // sets
+        own[model] = values[n * found.experiment : n * (found.experiment + 1)] if n * sets == len(values) else values
+    return {model: values for model, values in own.items() if values}
 
 
 def to_card(found: Set, out: Path) -> None:
@@ -147,10 +173,9 @@ def to_card(found: Set, out: Path) -> None:
 
     out.mkdir()
     counts = torch.bincount(found.labels, minlength=len(found.class_names)).tolist()
-    enlarge = max(1, 64 // found.pixels.shape[-1])
-    shown = found.pixels.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    save_image(shown, out / "images.png", nrow=max(counts))
-    args, accs = found.about.get("args", {}), found.about.get("accs_all_exps", {})
+    tiles = in_rows(found.pixels[found.labels.argsort(stable=True)], counts, smallest=64)
+    save_image(tiles, out / "images.png", nrow=max(counts))
+    args, whitened = found.about.get("args", {}), found.about.get("zca") is not None
     shape = "x".join(map(str, found.images.shape[1:]))
     each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     lines = [
@@ -161,28 +186,37 @@ def to_card(found: Set, out: Path) -> None:
     ]
     lines += ["| | |", "|---|---|", f"| data set | {found.dataset}, {len(found.class_names)} classes |"]
     lines += [f"| images | {len(found.labels)} of {shape}, {each} a class |"]
+    how = "the file does not say by which protocol"
     if args:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
-        lines += [f"| made by | {args.get('recipe', '?')} ({weights or 'see the arguments'}) |"]
-        lines += [f"| seed | {args.get('seed')} |"]
-    how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
-    lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in accs.items()]
-    lines += [f"| normalisation | (pixel - mean) / std, mean {found.mean}, std {found.std} |", ""]
+        made_by = " ".join(str(args[key]) for key in ("recipe", "method") if key in args) or "?"
+        lines += [f"| made by | {made_by}{f' ({weights})' if weights else ''} |", f"| seed | {args.get('seed')} |"]
+        how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
+    lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in accuracies(found).items()]
+    constants = f"(pixel - mean) / std, mean {found.mean}, std {found.std}"
+    lines += [f"| normalisation | {'ZCA-whitened; its own file has the inverse' if whitened else constants} |", ""]
     if args:
-        given = {key: value for key, value in args.items() if key in MADE and value is not None}
-        flags_text = " ".join(f"--{key} {value}" for key, value in given.items())
-        lines += ["## Made with", "", f"    python {args.get('recipe', '?')}.py {flags_text}", ""]
+        lines += ["## Made with", "", f"    {command(found)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(found.class_names)), ""]
-    lines += ["## Licence", "", LICENCE.format(dataset=found.dataset), ""]
+    starts = "" if args.get("init") == "noise" else " and start from real images of it"
+    lines += ["## Licence", "", LICENCE.format(dataset=found.dataset, starts=starts), ""]
     (out / "README.md").write_text("\n".join(lines))
 
 
+def command(found: Set) -> str:
+    """The command that makes this set again, every flag said, where nothing is of the machine it was made on."""
+    args = found.about["args"]
+    asked = dict(found.about.get("asked", args))
+    asked |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
+    said = {key: value for key, value in asked.items() if key not in flags.NOT_ALIKE and value not in (None, False)}
+    words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in said.items())
+    return f"python {args.get('recipe', '?')}.py {' '.join(words)}"
+
+
 LICENCE = (
-    "These images were computed from {dataset} and start from real images of it: whoever hands them on is bound by the "
-    "terms of {dataset}. The code that made them is under the MIT licence."
+    "These images were computed from {dataset}{starts}: whoever hands them on is bound by the terms of {dataset}. The "
+    "code that made them is under the MIT licence."
 )
-MADE = ("dataset", "model", "ipc", "seed", "preset", "Iteration", "batch_real", "lr_img", "mmd_ratio", "mm_ratio")
-MADE += ("cm_ratio", "icd_ratio", "rr_ratio", "style_ratio")
 
 FORMATS: dict[str, Callable[[Set, Path], None]] = {
     "png": to_png,
@@ -226,6 +260,19 @@ def renormalised(found: Set) -> Tensor:
     return (found.pixels - mean) / std
 
 
+def settle(args: Namespace) -> None:
+    suffix = SUFFIXES.get(args.to, "")
+    if suffix and Path(args.out).suffix != suffix:
+        raise UserError(f"--out {args.out!r}: the name of such a file ends in {suffix}, or others won't read it")
+    if args.dataset is not None:
+        flags.settle_dataset(args)
+    elif args.zca or args.res:
+        raise UserError("--zca and --res are of the data set: say --dataset as well")
+
+
+SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}
+
+
 def make_parser() -> flags.Parser:
     parser = flags.Parser(__doc__)
     parser.formatter_class = RawDescriptionHelpFormatter
@@ -241,4 +288,4 @@ def make_parser() -> flags.Parser:
 
 
 if __name__ == "__main__":
-    flags.main(make_parser(), run, settle=lambda args: None)
+    flags.main(make_parser(), run, settle)

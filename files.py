@@ -86,6 +86,18 @@ class Lazy:
             self._made.close()
 
 
+def in_rows(images: Tensor, counts: list[int], smallest: int = SMALLEST_TILE) -> Tensor:
+    """Images [N, C, H, W], classes one after the other, as tiles of a grid: [classes * max(counts), C, h, w].
+
+    A class that has fewer is filled up with white; images below `smallest` pixels are enlarged.
+    """
+    rows = torch.ones(len(counts), max(counts), *images.shape[1:])
+    for row, own in zip(rows, images.split(counts), strict=True):
+        row[: len(own)] = own
+    enlarge = max(1, smallest // images.shape[-1])
+    return rows.flatten(0, 1).repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
+
+
 class NoFiles:
     """What a rank has that does not write: a RunFiles that does nothing."""
 
@@ -136,6 +148,18 @@ class RunFiles:
                 file.close()
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock
+
+    def open_beside_no_run(self, again: bool) -> None:
+        """`open` for a command that keeps no checkpoint; `again`: it goes on, and so does its log.
+
+        Raises UserError where the folder has a run's checkpoint, whose log would be lost.
+        """
+        with self._refused():
+            if (self.folder / checkpoint.NAME).exists():
+                raise UserError(f"--save_path {self.shown} has the run of a recipe or of coreset.py: name another")
+            log = self.folder / "training.log"
+            size = log.stat().st_size if again and log.exists() else None
+        self.open(size)
 
     def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None:
         """Make the folder and open training.log, cut to its first `log_bytes`: what follows is done, and logged, again.
@@ -237,13 +261,7 @@ class RunFiles:
         )  # imported here: it takes two seconds, and errors come earlier
 
         path = self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
-        ipc, images = max(counts), images.cpu()
-        rows = torch.ones(len(counts), ipc, *images.shape[1:])  # white, where a class has fewer
-        for row, own in zip(rows, images.split(counts), strict=True):
-            row[: len(own)] = own
-        images = rows.flatten(0, 1)
-        enlarge = max(1, SMALLEST_TILE // images.shape[-1])
-        images = images.repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
+        ipc, images = max(counts), in_rows(images.cpu(), counts)
         self._replace(path, lambda file: save_image(images, file, nrow=ipc, format="png"))
         if self.board is not None:
             self.board.add_image(f"images/exp{experiment}", make_grid(images, nrow=ipc), iteration)

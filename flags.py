@@ -89,7 +89,8 @@ def arguments_of(path: str, parser: Parser) -> dict:
         found = dict(found.get("asked", found["args"]))
     except Exception as error:  # garbage raises whatever its damage hits
         parser.error(f"argument --like: {shown} is not a results.json or res_*.pt ({type(error).__name__})")
-    actions = {action.dest: action for action in parser._actions if action.dest not in NOT_ALIKE | {"help"}}
+    hidden = NOT_ALIKE | {action.dest for action in parser._actions if action.help is argparse.SUPPRESS} | {"help"}
+    actions = {action.dest: action for action in parser._actions if action.dest not in hidden}
     for name, value in found.items():
         if name not in actions or value is None:
             continue
@@ -300,12 +301,7 @@ def resolve(args: Namespace) -> Namespace:
 
     Raises UserError with the nearest valid name.
     """
-    if args.subset:
-        if args.dataset != "ImageNet":
-            raise UserError(f"--subset {args.subset} is of --dataset ImageNet, not of {args.dataset}")
-        args.dataset = datasets.SUBSETS[args.subset]
-    if not datasets.is_path(args.dataset):
-        lookup(datasets.NAMES, args.dataset, "dataset")
+    settle_dataset(args)
     lookup(ARCHITECTURES, args.model, "model")
     if args.eval_mode not in EVAL_MODES:
         raise UserError(f"unknown eval_mode {args.eval_mode!r}: choose from {', '.join(EVAL_MODES)}")
@@ -315,6 +311,16 @@ def resolve(args: Namespace) -> Namespace:
     if getattr(args, "eval_every", 0) is None:
         args.eval_every = 2000 if args.eval_mode in ("S", "SS") else 0
     return args
+
+
+def settle_dataset(args: Namespace) -> None:
+    """Check --dataset, and bring --subset into it."""
+    if args.subset:
+        if args.dataset != "ImageNet":
+            raise UserError(f"--subset {args.subset} is of --dataset ImageNet, not of {args.dataset}")
+        args.dataset = datasets.SUBSETS[args.subset]
+    if not datasets.is_path(args.dataset):
+        lookup(datasets.NAMES, args.dataset, "dataset")
 
 
 def find_device(name: str) -> str:

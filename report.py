@@ -15,6 +15,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ import data as datasets
 import flags
 import rng
 import synsets
+from condense import INITS
 from errors import UserError
 from evaluate import summary
 from losses import gram_distance, image_moments, mean_gram, moments_distance
@@ -58,6 +60,8 @@ class RunFolder:
         if not sets:
             raise UserError(f"{folder} has no res_*.pt")
         data = datasets.load(self.args["dataset"], data_path, res or self.args.get("res"))
+        if self.args.get("eval_split") == "val":  # as the run saw it
+            data = data.with_validation(rng.seed_of(self.args["seed"], 0, 0, -1, "validation split"))
         self.data = data.whitened() if self.args.get("zca") else data
         (found,), _ = synsets.read(sets[0], self.data, experiments="0")
         self.images, self.labels = found.images, found.labels
@@ -73,10 +77,14 @@ class RunFolder:
         return self.images[self.labels == c]
 
     def first(self, c: int) -> Tensor:
-        """The real images that a class started from (experiment first_exp)."""
-        n = int((self.labels == c).sum())
-        where = (self.args["seed"], self.args.get("first_exp", 0), 0)
-        return self.data.batch(self.data.draw(c, n, rng.generator(*where, c, "initial images")))
+        """The images that a class started from (experiment first_exp)."""
+        return self.start[c]
+
+    @cached_property
+    def start(self) -> tuple[Tensor, ...]:
+        counts = torch.bincount(self.labels, minlength=self.data.num_classes).tolist()
+        own = Namespace(seed=self.args["seed"], counts=counts, device="cpu")
+        return INITS[self.args.get("init", "real")](self.data, own, self.args.get("first_exp", 0)).split(counts)
 
     def real(self, c: int) -> Tensor:
         n = min(REAL, len(self.data.indices[c]))
@@ -309,7 +317,7 @@ def run_report(run: RunFolder, kind: str) -> str:
     gaps_before, gaps_after = style_gaps(real, before), style_gaps(real, after)
     note = (
         f"Relative distance to {REAL} real images of each class, the mean over classes, under one untrained network: "
-        "of the real images that the run started from, and of the synthetic ones."
+        "of the images that the run started from, and of the synthetic ones."
     )
     bodies = []
     for name, values in gaps_before.items():
@@ -368,6 +376,8 @@ def run(args: Namespace) -> None:
         os.replace(tmp, out)
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror})") from None
+    finally:
+        tmp.unlink(missing_ok=True)
     print(f"report  {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 

@@ -21,7 +21,7 @@ import contextlib
 import math
 import statistics
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -41,6 +41,7 @@ from files import RunFiles, hardware, plain, versions
 from interrupt import Interrupts
 from scoring import before
 from store import Mapped
+from synsets import Synset
 
 VERSION = "0.2.0"
 INSTALL = f"pip install --no-deps ddranking=={VERSION} && pip install pandas timm"
@@ -125,11 +126,15 @@ def make_scorer(args: Namespace, data: ImageData) -> Callable[[Tensor, Tensor, i
     """
     try:
         from ddranking.metrics import hard_label
-        from ddranking.utils import REAL_DATA_ACC_CACHE, REAL_DATA_TRAINING_CONFIG
+        from ddranking.utils import REAL_DATA_ACC_CACHE, REAL_DATA_TRAINING_CONFIG, build_model
         from ddranking.utils.misc import set_seed
     except ImportError as error:
         raise UserError(f"score.py needs the package ddranking ({error}): {INSTALL}") from None
     theirs, key = KNOWN[args.dataset], f"{args.dataset}-{args.model}"
+    try:
+        build_model(args.model, data.num_classes, data.im_size, device="cpu")
+    except Exception as error:  # whatever it raises for a name that it does not know
+        raise UserError(f"--model {args.model}: ddranking can't build it ({error})") from None
     if args.full_acc is not None:
         REAL_DATA_ACC_CACHE[key] = args.full_acc
     elif key not in REAL_DATA_TRAINING_CONFIG:
@@ -188,36 +193,34 @@ def make_scorer(args: Namespace, data: ImageData) -> Callable[[Tensor, Tensor, i
     return score
 
 
+# What a run must have in common with the one that it goes on from.
+KEY = ("experiment", "space", "dataset", "res", "model", "seed", "num_epochs", "full_epochs", "full_acc", "lr_net")
+
+
 def run(args: Namespace) -> None:
-    names = (
-        "file",
-        "experiment",
-        "space",
-        "dataset",
-        "model",
-        "seed",
-        "num_epochs",
-        "full_epochs",
-        "full_acc",
-        "lr_net",
-    )
-    key = {name: getattr(args, name) for name in names}
+    key = {name: getattr(args, name) for name in KEY}
     with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
-        found = [Run(**entry) for entry in before(args, key)]
         data = datasets.load(args.dataset, args.data_path, args.res)
         images, labels = sorted_set(args, data)
+        key |= {"data": data.digest(), "set": synsets.digest(Synset(args.file, images, labels))}
+        found = [Run(**entry) for entry in before(args, key)]
         args.ipc = len(labels) // data.num_classes
         score = make_scorer(args, data) if len(found) < args.num_eval else None
-        files.open()
+        files.open_beside_no_run(again=bool(found))
         record = {"command": sys.argv, "key": key, "args": plain(args), "ddranking": VERSION}
         record |= {"hardware": hardware(args.device), "versions": versions()}
+
+        def keep() -> None:
+            record["evaluations"] = [each._asdict() for each in found]
+            record["scores"] = scores(found, args.lrs_lambda)
+            files.save_results(record)
+
         for k in range(len(found), args.num_eval):
             with open(files.folder / "ddranking.log", "a") as log, contextlib.redirect_stdout(log):
                 found.append(score(images, labels, rng.seed_of(args.seed, args.experiment, 0, -1, f"ddranking {k}")))
             files.say(f"run {k}: " + ", ".join(f"{name} {value:.2f} %" for name, value in found[-1]._asdict().items()))
-            record["evaluations"] = [each._asdict() for each in found]
-            record["scores"] = scores(found, args.lrs_lambda)
-            files.save_results(record)
+            keep()
+        keep()  # --lrs_lambda may be another
         for name, value in scores(found, args.lrs_lambda).items():
             print(f"{name}: mean {value['mean']:.4g}, std {value['std']:.3g}, n {len(found)}")
         print(f"HLR and IOR in points, LRS from fractions; results {files.results_path}")
@@ -233,6 +236,9 @@ def settle(args: Namespace) -> None:
     about = synsets.about(args.file)
     own = about.get("args", {})
     args.dataset = args.dataset or own.get("dataset")
+    if args.dataset is None:
+        raise UserError(f"{args.file} does not say which data set it is of: say --dataset")
+    flags.settle_dataset(args)
     if args.dataset not in KNOWN:
         raise UserError(f"--dataset {args.dataset}: ddranking's score is for {', '.join(KNOWN)}")
     if args.zca or about.get("zca") is not None:
@@ -242,6 +248,14 @@ def settle(args: Namespace) -> None:
     args.full_epochs = args.full_epochs or args.num_epochs
     args.device = flags.find_device(args.device)
     args.method, args.ipc = "ddranking", 0  # what RunFiles reads
+
+
+def weight(text: str) -> float:
+    """An argparse type: a number in [0, 1]."""
+    value = flags.non_negative(text)
+    if value > 1:
+        raise ArgumentTypeError(f"{text} is above 1")
+    return value
 
 
 def make_parser() -> flags.Parser:
@@ -264,7 +278,7 @@ def make_parser() -> flags.Parser:
     text = "its accuracy in %%, in the place of training it"
     add("--full_acc", type=flags.non_negative, default=None, help=text)
     add("--lr_net", type=flags.non_negative, default=0.01, help="learning rate on the condensed set")
-    add("--lrs_lambda", type=flags.non_negative, default=0.5, help="w, the weight of IOR against HLR in LRS")
+    add("--lrs_lambda", type=weight, default=0.5, help="w, the weight of IOR against HLR in LRS")
     add("--seed", type=flags.at_least(0), default=0, help="all randomness follows from it")
     add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
     parser.output.add_argument("--save_path", type=flags.a_path, default="result_score", help="folder for the results")

@@ -34,6 +34,7 @@ from sampling import initial_indices
 from synsets import Synset
 
 BASELINES = ("random", "whole")
+BASELINE_NAMES = ("random real images", "whole training set")  # in tables
 
 
 # Flag -> the argument of a run that it follows, where all sets that say one say the same, and its value otherwise.
@@ -45,6 +46,7 @@ PROTOCOL = {
     "dsa_strategy": ("dsa_strategy", "color_crop_cutout_flip_scale_rotate"),
     "precision": ("precision", None),
     "compile": ("compile", "auto"),
+    "eval_split": ("eval_split", "test"),
 }
 
 
@@ -125,16 +127,23 @@ def settle(args: Namespace) -> None:
         args.dataset = names.pop()
         args.res = args.res or next((a["res"] for a in said if a.get("res")), None)
         args.zca = args.zca or any(a.get("zca") for a in said)
+    followed = {}
     for name, (theirs, otherwise) in PROTOCOL.items():
         values = {a[theirs] for a in said if theirs in a}
+        if len(values) > 1 and getattr(args, name) is None:
+            shown = ", ".join(map(str, sorted(values, key=str)))
+            print(f"note: the files were made with different --{name} ({shown}): {otherwise} is taken", file=sys.stderr)
+        followed[name] = values.pop() if len(values) == 1 else otherwise
         if getattr(args, name) is None:
-            setattr(args, name, values.pop() if len(values) == 1 else otherwise)
+            setattr(args, name, followed[name])
     for name in ORIGIN:
         values = {a[name] for a in said if name in a}
         args.origin[name] = values.pop() if len(values) == 1 else 0
     wanted = args.model
     args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
     models = [args.model]
+    if wanted is not None and args.eval_mode is not None:
+        raise UserError("--model and --eval_mode both choose the networks: leave one out")
     if wanted is not None:
         models = wanted.split(",")
     elif args.eval_mode is not None:
@@ -147,9 +156,15 @@ def settle(args: Namespace) -> None:
     for name in args.baselines:
         lookup(dict.fromkeys(BASELINES), name, "baseline")
     args.lr_net, args.epochs = str(args.lr_net), str(args.epochs)
-    args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, 0.01)
-    args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), 1000)
     args.models = list(dict.fromkeys(models))
+    args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, followed["lr_net"])
+    args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), followed["epochs"])
+    for flag, by in (("lr_net", args.lr_by), ("epochs", args.epochs_by)):
+        unused = by.keys() - {None, *args.models}
+        if unused:
+            raise UserError(
+                f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(args.models)}"
+            )
     args.ipc, args.method = 0, "evaluate"  # what RunFiles reads
     flags.resolve(args)
 
@@ -167,9 +182,9 @@ def rows_of(args: Namespace, data: ImageData) -> list[Row]:
     if "random" in args.baselines:
         counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
         own = initial_indices(data, Namespace(counts=counts, seed=args.seed), 0)
-        rows.append(Row(Synset("random real images", data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
+        rows.append(Row(Synset(BASELINE_NAMES[0], data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
     if "whole" in args.baselines:
-        rows.append(Row(Synset("whole training set", Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
+        rows.append(Row(Synset(BASELINE_NAMES[1], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
     return rows
 
 
@@ -195,32 +210,46 @@ def before(args: Namespace, key: dict) -> list[dict]:
     return record["evaluations"]
 
 
+# What a run must have in common with the one that it goes on from; --num_eval, --model and --baselines may grow.
+KEY = (
+    "files",
+    "dataset",
+    "res",
+    "seed",
+    "space",
+    "experiments",
+    "lr_net",
+    "epochs",
+    "whole_epochs",
+    "eval_split",
+    "zca",
+)
+KEY += ("batch_train", "dsa_strategy", "precision", "compile")
+
+
 def run(args: Namespace) -> None:
     models = args.models
-    key = {
-        name: getattr(args, name) for name in ("files", "dataset", "seed", "space", "experiments", "lr_net", "epochs")
-    }
-    key |= {
-        "whole_epochs": args.whole_epochs,
-        "eval_split": args.eval_split,
-        "zca": args.zca,
-        "batch": args.batch_train,
-    }
     with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
-        evaluations = before(args, key)
+        key = {name: getattr(args, name) for name in KEY}
         data = datasets.load(args.dataset, args.data_path, args.res)
         if args.eval_split == "val":
             data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
+        key["data"] = data.digest()
         data = (data.whitened() if args.zca else data).to(args.device)
         for model in models:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
         rows = rows_of(args, data)
+        key["sets"] = [synsets.digest(row.set) for row in rows if row.set.name not in BASELINE_NAMES]
+        evaluations = before(args, key)
         images = max(len(row.set.images) for row in rows)
         speed.choose(args, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
-        files.open()
+        files.open_beside_no_run(again=bool(evaluations))
         files.log(f"command: {' '.join(sys.argv)}")
-        print(f"evaluation: {evaluate.protocol(settings(args, models[0], False), data)}")
         protocol = {model: evaluate.protocol(settings(args, model, False), data) for model in models}
+        for line in dict.fromkeys(protocol.values()):
+            of = [model for model in models if protocol[model] == line]
+            which = ", ".join(of)
+            print(f"evaluation{f' on {which}' if len(of) < len(models) else ''}: {line}")
         record = {
             "command": sys.argv,
             "key": key,

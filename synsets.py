@@ -3,6 +3,7 @@
 What a file does not say, the pixels must: `read` recognises in which space they are, and says what it took them for.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,16 @@ from data import ImageData
 from errors import UserError
 
 SPACES = ("auto", "normalised", "unit", "bytes")  # as networks see them; in [0, 1]; in 0 .. 255
-# What numpy's floats in a published file's list of accuracies are made of; nothing of it runs code.
+# What numpy's arrays, and its floats in a published file's list of accuracies, are made of; nothing of it runs code.
 SAFE = [
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    *(
+        (getattr(np._core.multiarray, name), f"{package}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for package in ("numpy._core", "numpy.core")
+    ),
+    np.ndarray,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8)),
 ]
 
 
@@ -38,8 +43,8 @@ class Contents(NamedTuple):
     """What a file holds, before its pixels are interpreted."""
 
     sets: list[tuple[Tensor, Tensor]]
-    about: dict  # what else the file says
-    space: str | None  # None: it does not say
+    about: dict  # what else the file says; "args", if there, is a dict
+    space: str | None  # one of SPACES; None: it does not say
 
 
 def about(path: str | Path) -> dict:
@@ -52,8 +57,8 @@ def read(
 ) -> tuple[list[Synset], list[str]]:
     """The sets in a file, or a folder of pictures, as networks on `data` see them, and notes on how they were read.
 
-    `space` says in which space the pixels are, where the file does not and they should not be guessed. `experiments` is
-    'all' or the number of one. Raises UserError for what can't be read or does not fit the data set.
+    `space` says in which space the pixels are of files that don't say it, where it should not be guessed. `experiments`
+    is 'all' or the number of one. Raises UserError for what can't be read or does not fit the data set.
     """
     path = Path(path)
     contents = _contents(path, data)
@@ -65,27 +70,40 @@ def read(
             raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiments}")
     found = []
     for number, (images, labels) in sets:
-        images, labels = torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()
+        _check_labels(path, images, labels)
         _check(path, images, labels, data)
         name = str(path) if len(contents.sets) == 1 else f"{path}[{number}]"
         normalised, note = _normalised(images, contents, data, space)
         if note and note not in notes:
             notes.append(note)
-        warning = suspicious(normalised, data)
+        warning = None if contents.space else suspicious(normalised, data)
         if warning:
             notes.append(f"warning: {name}: {warning}")
         found.append(Synset(name, normalised, labels.long().flatten()))
     return found, notes
 
 
+def digest(found: Synset) -> str:
+    """Of images and labels, to know a set again."""
+    told = hashlib.blake2b(digest_size=16)
+    for tensor in (found.images, found.labels):
+        told.update(tensor.contiguous().numpy())
+    return told.hexdigest()
+
+
+def _check_labels(path: Path, images: Tensor, labels: Tensor) -> None:
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise UserError(f"{path} has soft labels {list(labels.shape)}: hard ones are needed, one number an image")
+    if labels.numel() != len(images) or not len(images):
+        raise UserError(f"{path} has {len(images)} images and {labels.numel()} labels")
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN differs from itself
+        raise UserError(f"{path} has labels that are not whole numbers")
+
+
 def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
     shape = (data.channel, *data.im_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise UserError(f"{path} has images {list(images.shape)}, {data.name} needs [N, {', '.join(map(str, shape))}]")
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise UserError(f"{path} has soft labels {list(labels.shape)}: this evaluation is one of hard labels")
-    if labels.numel() != len(images) or not len(images):
-        raise UserError(f"{path} has {len(images)} images and {labels.numel()} labels")
     if labels.min() < 0 or labels.max() >= data.num_classes:
         found = f"{int(labels.min())} to {int(labels.max())}"
         raise UserError(f"{path} has labels {found}, {data.name} has 0 to {data.num_classes - 1}")
@@ -96,20 +114,21 @@ def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
 def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str) -> tuple[Tensor, str | None]:
     """Images as networks see them, and how their space was found."""
     whitened = contents.about.get("zca") is not None
-    if whitened != (data.whitening is not None):
-        what = "are whitened: evaluate them with --zca" if whitened else "are not whitened: leave --zca out"
-        raise UserError(f"the images {what}")
+    if whitened and data.whitening is None:
+        raise UserError("the images are whitened: evaluate them with --zca")
+    if contents.space and not whitened and data.whitening is not None:
+        raise UserError("the images are not whitened: leave --zca out")
+    if data.whitening is not None and not whitened:  # --zca was said, and the file does not say otherwise
+        return images.float(), "pixels are taken for whitened by the same transform"
     note = None
-    if space == "auto":
+    if contents.space:
         space = contents.space
-        if space is None:
-            space = guessed(images)
-            note = (
-                f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (--space says otherwise)"
-            )
+    elif space == "auto":
+        space = guessed(images)
+        note = f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (--space says otherwise)"
     images = images.float()
     if space == "normalised":
-        if not whitened and "mean" in contents.about and contents.about["mean"] != data.mean:
+        if not whitened and {"mean", "std"} <= contents.about.keys() and contents.about["mean"] != data.mean:
             mean, std = (torch.tensor(contents.about[key]).view(-1, 1, 1) for key in ("mean", "std"))
             note = (
                 f"the file was normalised with other constants ({contents.about['mean']}) and is brought to the data's"
@@ -133,17 +152,28 @@ def guessed(images: Tensor) -> str:
 
 
 def suspicious(images: Tensor, data: ImageData) -> str | None:
-    """What is odd about the statistics of normalised images, which should be near 0 and 1; None where nothing is."""
+    """What is odd about the statistics of normalised images, which should be near 0 and 1; None where nothing is.
+
+    Images in [-1, 1], or in [0, 1] but for a little, pass for normalised ones; as pixels they are grey.
+    """
     if data.whitening is not None:
         return None
     mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
-    if mean.abs().max() < 0.7 and std.min() > 0.4 and std.max() < 2.5:
-        return None
-    shown = ", ".join(f"{m:.2f} +- {s:.2f}" for m, s in zip(mean.tolist(), std.tolist(), strict=True))
-    return (
-        f"after normalisation its channels have {shown}, where images of {data.name} have about 0 +- 1: if it was "
-        "normalised with other constants, or is in [0, 1], accuracy falls to chance; see --space"
-    )
+    if mean.abs().max() >= 0.7 or std.min() <= 0.4 or std.max() >= 2.5:
+        shown = ", ".join(f"{m:.2f} +- {s:.2f}" for m, s in zip(mean.tolist(), std.tolist(), strict=True))
+        return (
+            f"after normalisation its channels have {shown}, where images of {data.name} have about 0 +- 1: if it was "
+            "normalised with other constants, or is in [0, 1], accuracy falls to chance; see --space"
+        )
+    constants = data.constants.cpu()
+    pixels = (images * constants[1] + constants[0]).flatten()
+    low, high = np.percentile(pixels[:: max(1, len(pixels) // 2**20)].numpy(), (0.5, 99.5))
+    if high - low < 0.7:
+        return (
+            f"as pixels, almost all of its values are in [{low:.2f}, {high:.2f}], so that its pictures are grey: if it "
+            "was normalised with other constants, or is in [-1, 1] or [0, 1], accuracy falls; see --space"
+        )
+    return None
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -156,7 +186,12 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         return _pictures(path, data) if data is not None else Contents([], {}, "unit")
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
     try:
-        return reader(path)
+        contents = reader(path)
+        sets = [
+            (torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()) for images, labels in contents.sets
+        ]
+        own = contents.about if isinstance(contents.about.get("args", {}), dict) else contents.about | {"args": {}}
+        return Contents(sets, own, contents.space if contents.space in SPACES[1:] else None)
     except UserError:
         raise
     except Exception as error:  # garbage raises whatever its damage hits
@@ -181,7 +216,7 @@ def _torch_file(path: Path) -> Contents:
     if not sets:
         raise UserError(f"{path} has no images")
     rest = {key: value for key, value in found.items() if key not in ("data", "images", "labels")} if found else {}
-    return Contents(sets, rest, rest.get("space") or ("normalised" if "mean" in rest else None))
+    return Contents(sets, rest, rest.get("space") or ("normalised" if {"mean", "std"} <= rest.keys() else None))
 
 
 def _arrays(path: Path) -> Contents:
@@ -211,9 +246,19 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     groups = layouts.class_folders(path)
     if not groups:
         raise UserError(f"{path} has no class folders with pictures in them")
-    names = [name.partition("_")[2] if name.partition("_")[0].isdecimal() else name for name, _ in groups]
-    by_name = {layouts.file_name(name): label for label, name in enumerate(data.class_names)}
-    if all(name in by_name for name in names):
+    parts = [name.partition("_") for name, _ in groups]
+    names = [
+        name if number.isdecimal() else folder for (number, _, name), (folder, _) in zip(parts, groups, strict=True)
+    ]
+    numbers = [int(number) if number.isdecimal() else data.num_classes for number, *_ in parts]
+    known = [layouts.file_name(name) for name in data.class_names]
+    by_name = {name: label for label, name in enumerate(known)}
+    if all(number < data.num_classes and known[number] == name for number, name in zip(numbers, names, strict=True)):
+        labels = numbers  # as export.py writes them: of two classes with the same name, the number tells
+    elif all(name in by_name for name in names):
+        twice = [name for name in names if known.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}: {data.name} has several classes called {twice[0]!r}: name folders by number")
         labels = [by_name[name] for name in names]
     elif all(name.isdecimal() for name, _ in groups):
         labels = [int(name) for name, _ in groups]
@@ -246,23 +291,35 @@ class CondensedDataset(Dataset):
 
     Images are as they were saved, that is normalised with `train.mean` and `train.std`, or in [0, 1] with
     `pixels=True`. `experiment` is the number of the set in the file; `transform` is called with each image.
+    Raises UserError for what is no condensed set of hard labels, or does not say how its pixels were normalised where
+    they are asked for.
     """
 
     def __init__(self, path: str | Path, experiment: int = 0, pixels: bool = False, transform=None):
         contents = _contents(Path(path), None)
         if not contents.sets:
             raise UserError(f"{path}: pictures have no saved tensors; torchvision's ImageFolder reads them")
+        if not 0 <= experiment < len(contents.sets):
+            raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment}")
         images, labels = contents.sets[experiment]
-        self.images, self.labels = images.detach().float(), labels.detach().long().flatten()
+        _check_labels(Path(path), images, labels)
+        self.images, self.labels = images.float(), labels.long().flatten()
         self.class_names = contents.about.get("class_names")
         self.mean, self.std = contents.about.get("mean"), contents.about.get("std")
         self.transform = transform
-        if pixels and contents.about.get("zca") is not None:
-            zca = contents.about["zca"]
-            self.images = (self.images.flatten(1) @ zca["inverse"] + zca["mean"]).view_as(self.images).clamp(0, 1)
-        elif pixels and self.mean is not None:
-            mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
-            self.images = (self.images * std + mean).clamp(0, 1)
+        if pixels:
+            self.images = self._pixels(contents.about.get("zca"), contents.space or guessed(images), path)
+
+    def _pixels(self, zca: dict | None, space: str, path: str | Path) -> Tensor:
+        images = self.images
+        if zca is not None:
+            return (images.flatten(1) @ zca["inverse"] + zca["mean"]).view_as(images).clamp(0, 1)
+        if space != "normalised":
+            return (images / 255 if space == "bytes" else images).clamp(0, 1)
+        if self.mean is None or self.std is None:
+            raise UserError(f"{path} does not say how its images were normalised: utils.get_dataset has the constants")
+        mean, std = (torch.as_tensor(x).float().view(-1, 1, 1) for x in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -80,7 +80,9 @@ def command_line(recipe: str, *argv: str) -> subprocess.CompletedProcess:
 
 def parse(recipe: str, *argv: str) -> Namespace:
     """The resolved arguments of a recipe's command line."""
-    return flags.resolve(importlib.import_module(recipe).make_parser().parse_args(list(argv)))
+    args = importlib.import_module(recipe).make_parser().parse_args(list(argv))
+    args.asked = vars(args).copy()  # as flags.main does
+    return flags.resolve(args)
 
 
 def matcher(recipe: str, args: Namespace, data: ImageData) -> Matcher:

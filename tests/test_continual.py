@@ -54,12 +54,28 @@ def test_the_command_and_what_it_writes(tmp_path):
         continual.run(parse(tmp_path, "--memory", "herding", "--lr_net", "0.1"))
 
 
+def test_memories_of_another_run_are_not_taken(tmp_path):
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    memory = tmp_path / "out" / "memory" / "random_seed0_step0.pt"
+    images, labels = torch.load(memory)
+    (tmp_path / "out" / "results.json").rename(tmp_path / "results.json")
+    with pytest.raises(UserError, match="says whose"):
+        continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    (tmp_path / "results.json").rename(tmp_path / "out" / "results.json")
+    for content, says in (([images[:4], labels[:4]], "of other classes"), ("nonsense", "is damaged")):
+        torch.save(content, memory)
+        with pytest.raises(UserError, match=says):
+            continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (("--steps", "6"), "two a step at least"),
         (("--memory", "randum"), "did you mean 'random'"),
         (("--ipc", "n.json"), "takes a number"),
+        (("--eval_mode", "M"), "no use for --eval_mode"),
+        (("--tensorboard",), "no use for --tensorboard"),
         (("--ipc", "1000"), "fewer than the 1000"),
     ],
 )

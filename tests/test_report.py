@@ -66,6 +66,15 @@ def test_the_gap_is_that_of_the_losses(folder, data_path):
     assert len(report.spreads(real)) == 10 and min(report.spreads(real)) > 0
 
 
+@pytest.mark.parametrize("init", ["real", "noise"])
+def test_before_is_what_the_run_started_from(init, data_path, tmp_path):
+    """Under --eval_split val and of any init; a learning rate of 0 leaves the images as they were."""
+    line = ("--eval_split", "val", "--init", init, "--lr_img", "0", "--Iteration", "1", "--eval_every", "0")
+    saved, _ = run("DM_KNearest", data_path, tmp_path / "out", *line)
+    found = report.RunFolder(tmp_path / "out", str(data_path), None)
+    assert torch.equal(torch.cat([found.first(c) for c in range(10)]), saved["data"][0][0])
+
+
 def test_what_is_no_run(tmp_path, data_path):
     with pytest.raises(UserError, match="no results"):
         report.RunFolder(tmp_path, str(data_path), None)

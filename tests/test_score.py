@@ -65,7 +65,7 @@ def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, monkeypatch, c
     common = [saved_set, "--data_path", data_path, "--save_path", tmp_path / "out"]
     torch.save([torch.rand(3, 3, 32, 32), torch.tensor([0, 0, 1])], tmp_path / "uneven.pt")
     wrong = [
-        (common, "--dataset None"),
+        (common, "say --dataset"),
         ([*common, "--dataset", "FashionMNIST"], "CIFAR10, CIFAR100, TinyImageNet"),
         ([tmp_path / "uneven.pt", *common[1:], "--dataset", "CIFAR10"], "equal numbers"),
         (

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run, tiny_arrays
+from conftest import ROOT, parse, run, tiny_arrays
 
 import data as datasets
 import export
@@ -51,8 +52,38 @@ def test_an_evaluation_goes_on_where_it_was_stopped(made, tmp_path):
     for a, b in zip(first["evaluations"], more["evaluations"], strict=True):
         assert b["accuracies"][:1] == a["accuracies"] and b["n"] == 2 and b["experiment"] == 4
     assert more["evaluations"][0]["accuracies"] == made[2]["accuracies"][3:5]
+    assert len((tmp_path / "training.log").read_text().splitlines()) == 2 * (1 + 2 * 2)
+    for other in (("--lr_net", "0.1"), ("--dsa_strategy", "none")):
+        with pytest.raises(UserError, match="of another command"):
+            score(made, *argv, *other, save_path=tmp_path)
+
+
+def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
+    saved = torch.load(made[1])
+    torch.save(saved, tmp_path / "set.pt")
+    score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+    saved["data"][0][0] *= 0.5
+    torch.save(saved, tmp_path / "set.pt")
     with pytest.raises(UserError, match="of another command"):
-        score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)
+        score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+
+
+def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes((made[0] / "out" / "checkpoint.pt").read_bytes())
+    (tmp_path / "training.log").write_text("a line\n")
+    with pytest.raises(UserError, match="has the run of a recipe"):
+        score(made, made[1], save_path=tmp_path)
+    assert (tmp_path / "training.log").read_text() == "a line\n"
+
+
+def test_what_is_said_for_one_network_leaves_the_others_as_the_run_had_them(made):
+    args = scoring.make_parser().parse_args([str(made[1]), "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7"])
+    scoring.settle(args)
+    assert [scoring.settings(args, model, False).epoch_eval_train for model in args.models] == [7, 2]
+    for wrong, says in ((["--lr_net", "MLP=1"], "none of the networks"), (["--eval_mode", "M"], "leave one out")):
+        args = scoring.make_parser().parse_args([str(made[1]), "--model", "LeNet", *wrong])
+        with pytest.raises(UserError, match=says):
+            scoring.settle(args)
 
 
 def test_settings_by_network_and_baselines(made, tmp_path):
@@ -178,8 +209,49 @@ def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path
 def test_the_card(made, tmp_path):
     export.run(export.make_parser().parse_args([str(made[1]), "--to", "card", "--out", str(tmp_path / "card")]))
     text = (tmp_path / "card" / "README.md").read_text()
-    assert "CIFAR10, condensed to 20 images" in text and "n 6" in text and "DM_KNearest" in text and "terms" in text
+    assert "CIFAR10, condensed to 20 images" in text and "n 3" in text and "terms" in text  # of the two sets, one
+    (again,) = [line.split() for line in text.splitlines() if line.startswith("    python ")]
+    args = parse("DM_KNearest", *again[2:])
+    assert again[1] == "DM_KNearest.py" and (args.ipc, args.first_exp, args.num_exp) == (2, 3, 1)
     assert (tmp_path / "card" / "images.png").stat().st_size > 1000
+
+
+def test_classes_of_one_name_are_told_by_their_number(made, tmp_path):
+    data, images, labels, _ = contents(made)
+    twins = replace(data, class_names=["crane", *data.class_names[1:9], "crane"])
+    found = export.Set(images, data.denormalise(images), labels, twins.class_names, data.mean, data.std, {}, "x", 0)
+    export.to_png(found, tmp_path / "png")
+    (read,), _ = synsets.read(tmp_path / "png", twins)
+    assert torch.equal(read.labels, labels)
+    (tmp_path / "named" / "crane").mkdir(parents=True)
+    (tmp_path / "png" / "0_crane" / "0000.png").rename(tmp_path / "named" / "crane" / "0.png")
+    with pytest.raises(UserError, match="several classes called 'crane'"):
+        synsets.read(tmp_path / "named", twins)
+
+
+def test_spaces_that_pass_for_normalised_are_noticed(made, tmp_path):
+    """A real image has dark and bright pixels; in [-1, 1], taken for normalised, it has not."""
+    data = contents(made)[0]
+    pixels = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for k, (images, warned) in enumerate(((data.normalise(pixels * 255), False), (2 * pixels - 1, True))):
+        torch.save([images, torch.arange(10).repeat(2)], tmp_path / f"{k}.pt")
+        _, notes = synsets.read(tmp_path / f"{k}.pt", data)
+        assert any(note.startswith("warning") for note in notes) == warned
+    _, notes = synsets.read(made[1], data, "unit")  # the file knows better
+    assert not notes
+
+
+def test_what_a_dataset_refuses(made, tmp_path):
+    _, images, labels, _ = contents(made)
+    torch.save({"data": [[images, labels]]}, tmp_path / "plain.pt")
+    torch.save([images, torch.eye(10).repeat(2, 1)], tmp_path / "soft.pt")
+    for argv, says in (
+        ((made[1], 5), "no number 5"),
+        ((tmp_path / "soft.pt",), "soft labels"),
+        ((tmp_path / "plain.pt", 0, True), "does not say how its images were normalised"),
+    ):
+        with pytest.raises(UserError, match=says):
+            synsets.CondensedDataset(*argv)
 
 
 def test_as_a_dataset_in_one_import(made):
@@ -195,7 +267,7 @@ def test_as_a_dataset_in_one_import(made):
 def test_the_commands(made, tmp_path, monkeypatch, capsys):
     out = tmp_path / "set.npz"
     monkeypatch.setattr(sys, "argv", ["export.py", str(made[1]), "--to", "npz", "--out", str(out)])
-    flags.main(export.make_parser(), export.run, settle=lambda args: None)
+    flags.main(export.make_parser(), export.run, export.settle)
     assert "20 images of 10 classes" in capsys.readouterr().out
     line = [sys.executable, str(ROOT / "evaluate.py"), str(out), "--dataset", "CIFAR10", "--data_path", str(made[0])]
     line += ["--num_eval", "1", "--epochs", "1", "--model", "LeNet", "--save_path", str(tmp_path / "out")]
