@@ -22,8 +22,8 @@ told = json.loads((path.parent / "results.json").read_text())
 args = told["args"]
 
 # %% [markdown]
-# Condensed images are normalised already; test images must be, with the same constants. `get_dataset` does that. (It does
-# not whiten: a set made with `--zca` is for `evaluate.py`.)
+# Condensed images are normalised already; test images must be, with the same constants. `get_dataset` does that. (It
+# does not whiten: a set made with `--zca` is for `evaluate.py`.)
 
 # %%
 torch.manual_seed(0)

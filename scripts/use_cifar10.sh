@@ -13,7 +13,7 @@ set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
 $python DM_DDM.py --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
     --save_path "$out/set"
 
-$python evaluate.py "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --baselines random --save_path "$out/networks"
+$python evaluate.py "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_path "$out/networks"
 
 formats=("$set")
 for format in png npz tensor safetensors dcbench; do
@@ -27,5 +27,5 @@ done
 $python evaluate.py "${formats[@]}" --num_eval 2 --save_path "$out/round_trip"
 
 if $python -c "import ddranking" 2>/dev/null; then
-    $python score.py "$set" --num_epochs 50 --full_epochs 10 --num_eval 1 --save_path "$out/ddranking"
+    $python score.py "$set" --num_epochs 40 --full_epochs 10 --num_eval 1 --save_path "$out/ddranking"
 fi

@@ -196,6 +196,16 @@ def test_exports_come_back(to, made, tmp_path):
         export.run(export.make_parser().parse_args(line))
 
 
+def test_the_hugging_face_folder(made, tmp_path):
+    package = pytest.importorskip("datasets")
+    data, _, labels, pixels = contents(made)
+    export.run(export.make_parser().parse_args([str(made[1]), "--to", "hf", "--out", str(tmp_path / "hf")]))
+    found = package.load_from_disk(str(tmp_path / "hf"))
+    assert found["label"][:] == labels.tolist() and found.features["label"].names == data.class_names
+    image = torch.from_numpy(np.array(found[7]["image"])).permute(2, 0, 1) / 255
+    assert (image - pixels[7]).abs().max() < 0.5 / 255 + 1e-5
+
+
 def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path):
     data, *_ = contents(made)
     out = str(tmp_path / "set.npz")
