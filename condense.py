@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import evaluate
 import memory
 import rng
 import speed
+import training
 from augment import augment_classes
 from data import ImageData
 from errors import UserError
@@ -156,7 +156,7 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
     args.counts = images_per_class(data, args.ipc)
     args.batch_real = min(args.batch_real, max(len(own) for own in data.indices))
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
-    for model in evaluate.get_eval_pool(args.eval_mode, args.model):
+    for model in training.get_eval_pool(args.eval_mode, args.model):
         try:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
         except UserError as error:

@@ -11,7 +11,6 @@ results.json, curves.png and every memory into --save_path; stopped, the same co
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 from argparse import Namespace
@@ -23,10 +22,10 @@ from torch import Tensor
 
 import data as datasets
 import DM_DDM
-import evaluate
 import flags
 import rng
 import selection
+import training
 from condense import condensed, prepare
 from data import ImageData, classes_of
 from errors import UserError, lookup
@@ -63,7 +62,12 @@ def run(args: Namespace) -> None:
     args.method = "continual"
     asked = {key: value for key, value in plain(args).items() if key not in FREE}
     with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
-        record = before(files.results_path, asked)
+        record = files.earlier("asked", asked)
+        if record is None and (files.folder / "memory").exists():
+            raise UserError(
+                f"{files.shown} has memories, and no results.json that says whose: name another --save_path"
+            )
+        record = record or {"asked": asked, "accuracies": {}}
         data = datasets.load(args.dataset, args.data_path, args.res)
         if args.eval_split == "val":
             data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
@@ -105,12 +109,12 @@ def one_order(args: Namespace, data: ImageData, memory: str, seed: int, record: 
         seen = [c for part in steps[: step + 1] for c in part]
         now = classes_of(data, data.name, seen).to(args.device)
         labels = torch.arange(len(seen), device=args.device).repeat_interleave(args.ipc)
-        evaluator = evaluate.Evaluator(now, args)
+        evaluator = training.Evaluator(now, args)
         whole = torch.cat(images).to(args.device)
         nets = range(args.num_eval)
         found = [evaluator.accuracy(args.model, whole, labels, seed, step, k, files.log) for k in nets]
         accs.append(statistics.fmean(found))
-        files.say(f"{memory}, order {seed}, {len(seen)} classes: {evaluate.describe(found)}")
+        files.say(f"{memory}, order {seed}, {len(seen)} classes: {training.describe(found)}")
         files.save_results(record)
 
 
@@ -126,21 +130,6 @@ def kept_memory(path: Path, labels: Tensor) -> Tensor:
 
 
 FREE = {"save_path", "device", "data_path", "resume", "proxy_cache", "memory", "seeds", "class_chunk", "preset", "like"}
-
-
-def before(path: Path, asked: dict) -> dict:
-    """What a run of the same settings has found; --memory and --seeds may differ. Raises UserError for another's."""
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        if (path.parent / "memory").exists():
-            raise UserError(f"{path.parent} has memories, and no results.json that says whose: name another") from None
-        return {"asked": asked, "accuracies": {}}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
-    if record.get("asked") != asked:
-        raise UserError(f"{path} is of other arguments: repeat them, or name another --save_path")
-    return record
 
 
 def conclude(args: Namespace, record: dict, files: RunFiles) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import evaluate
 import flags
 import selection
 import speed
+import training
 from data import ImageData, Normalised, subset
 from errors import UserError
 from experiments import Experiments, carry_out, images_per_class
@@ -84,7 +84,7 @@ def prepare(data: ImageData, args: Namespace) -> None:
     selection.cache_folder(args)
     if args.subset_size > len(data.x_train):
         raise UserError(f"--subset_size {args.subset_size}: {data.name} has {len(data.x_train)} training images")
-    for model in {args.model, *evaluate.get_eval_pool(args.eval_mode, args.model)}:
+    for model in {args.model, *training.get_eval_pool(args.eval_mode, args.model)}:
         empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
     images = (args.epoch_eval_train + 1) * (sum(args.counts) or args.subset_size or len(data.x_train))
     speed.choose(args, 3 * images * data.im_size[0] * data.im_size[1])

@@ -1,236 +1,291 @@
-"""How good is a small training set? Train fresh networks on it, test them on the whole test set.
+"""Score saved sets on networks of one's choice.
 
-The protocol is the one of DC/DSA/DM, to the letter: epochs 0 .. E of SGD (momentum 0.9, weight decay 5e-4) over
-shuffled batches with DSA, a new optimizer with a tenth of the learning rate after epoch E // 2 + 1, and the
-accuracy after the **last** epoch, never the best one.
+    python evaluate.py result/res_DM_CIFAR10_ConvNet_10ipc.pt --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
 
-    python evaluate.py FILE [FILE...] --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
-
-scores saved sets, see scoring.py.
+Files may be ours, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz with
+x_train and y_train, .safetensors, or a folder of class folders with pictures. Prints a table, a row a set and a column
+a network, with mean, (population) standard deviation and n, and writes it with every accuracy and learning curve into
+--save_path. Stopped, the same command goes on. A set of ours is scored by the networks that its run would have scored
+it with, trained as they were (epochs, learning rate, seed, ... unless flags say others), so that its own number comes
+out again.
 """
 
-import statistics
-import time
-from argparse import Namespace
-from collections.abc import Callable, Iterable
+import copy
+import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
+import data as datasets
+import flags
 import rng
-from augment import DiffAugment, augment
-from data import Batches, ImageData, Normalised
-from networks import empty_network, initialise
-from speed import autocast, compiled, laid_out, laid_out_net
+import speed
+import synsets
+import training
+from data import ImageData, Normalised
+from errors import UserError, lookup
+from files import RunFiles, hardware, plain, versions
+from interrupt import Interrupts
+from networks import ARCHITECTURES, empty_network, untapped
+from sampling import initial_indices
+from synsets import Synset
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-TEST_BATCH = 256
+BASELINES = ("random", "whole")
+BASELINE_NAMES = ("random real images", "whole training set")  # in tables
 
-POOLS = {  # evaluation mode -> networks; S and SS follow the model and are answered by get_eval_pool
-    "M": ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"],
-    "B": ["ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"],
-    "W": ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"],
-    "D": ["ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4"],
-    "A": ["ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"],
-    "P": ["ConvNetNP", "ConvNetMP", "ConvNetAP"],
-    "N": ["ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"],
+
+# Flag -> the argument of a run that it follows, where all sets that say one say the same, and its value otherwise.
+PROTOCOL = {
+    "epochs": ("epoch_eval_train", 1000),
+    "lr_net": ("lr_net", 0.01),
+    "batch_train": ("batch_train", 256),
+    "seed": ("seed", 0),
+    "dsa_strategy": ("dsa_strategy", "color_crop_cutout_flip_scale_rotate"),
+    "precision": ("precision", None),
+    "compile": ("compile", "auto"),
+    "eval_split": ("eval_split", "test"),
 }
-EVAL_MODES = ("S", "SS", *POOLS)
 
 
-def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> list[str]:
-    """Names of the networks an evaluation mode trains.
-
-    SS: the model itself; S: the same without its BatchNorm (too few images to measure statistics on); M, B, W, D,
-    A, P, N: architectures, BatchNorm ones, widths, depths, activations, poolings, norms. Any other mode gives
-    [model_eval], as published.
-    """
-    if eval_mode == "SS":
-        return [model]
-    if eval_mode == "S":
-        return [model.split("BN")[0]]
-    return list(POOLS.get(eval_mode, [model_eval]))
+# What says which networks scored a set in its run. A file that does not say follows those beside it that do, so that
+# an export is scored by the networks that score the set itself.
+ORIGIN = ("first_exp", "Iteration")
 
 
-def train_step(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    criterion: nn.Module,
-    img: Tensor,
-    lab: Tensor,
-    precision: str = "fp32",
-) -> Tensor:
-    """One batch: [loss sum, correct] on the device, without a host sync; optimizer None only tests."""
-    with torch.set_grad_enabled(optimizer is not None):
-        with autocast(img.device, precision):
-            output = net(img)
-        output = output.float()
-        loss = criterion(output, lab)
-    if optimizer is not None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    return torch.stack([loss.detach() * lab.shape[0], (output.argmax(1) == lab).sum()])
+class Row(NamedTuple):
+    """What is scored: a set, and which run's networks score it."""
+
+    set: Synset
+    experiment: int
+    iteration: int
+    whole: bool = False
 
 
-def epoch(
-    mode: str,
-    dataloader: Iterable[tuple[Tensor, Tensor]],
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    criterion: nn.Module,
-    args: Namespace,
-    aug: bool,
-    generator: torch.Generator | None = None,
-) -> tuple[float, float]:
-    """One pass in mode 'train' or 'test': mean loss and accuracy in [0, 1].
-
-    Reads args.device and, where `aug`, args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param.
-    Per-image augmentation is drawn from `generator` (CPU; None is torch's global one, as published).
-    """
-    net.train(mode == "train")
-    precision = getattr(args, "precision", "fp32")  # of other code's args: none
-    total, n = torch.zeros(2, device=args.device), 0
-    for img, lab in dataloader:
-        img, lab = img.to(args.device).float(), lab.to(args.device).long()
-        if aug and args.dsa:
-            img = DiffAugment(img, args.dsa_strategy, param=args.dsa_param, generator=generator)
-        elif aug:
-            img = augment(img, getattr(args, "dc_aug_param", None), device=args.device)
-        img = laid_out(img, args)
-        total += train_step(net, optimizer if mode == "train" else None, criterion, img, lab, precision)
-        n += lab.shape[0]
-    loss_sum, correct = total.tolist()
-    return loss_sum / n, correct / n
-
-
-def evaluate_synset(
-    it_eval: int,
-    net: nn.Module,
-    images_train: Tensor | Normalised,
-    labels_train: Tensor,
-    testloader: Iterable[tuple[Tensor, Tensor]],
-    args: Namespace,
-    seed: int | None = None,
-    log: Callable[[str], None] = print,
-    curve: list[list[float]] | None = None,
-) -> tuple[nn.Module, float, float]:
-    """Train `net` on images [N, C, H, W] (normalised) and labels [N], test it: net, last train and test accuracy.
-
-    Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. With a `seed`, batch order
-    and augmentation are a function of it; without, they come from torch's global generator, as published. Each epoch's
-    training loss and accuracy are added to `curve`.
-    """
-    net = net.to(args.device)
-    labels_train = labels_train.to(args.device)
-    if isinstance(images_train, Tensor):
-        images_train = images_train.to(args.device)
-    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
-    trainloader = Batches(images_train, labels_train, args.batch_train, shuffle=True, generator=generator)
-    criterion = nn.CrossEntropyLoss().to(args.device)
-    E, lr = int(args.epoch_eval_train), float(args.lr_net)
-
-    def fresh_optimizer(lr: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(net.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-
-    start, optimizer = time.perf_counter(), fresh_optimizer(lr)
-    for ep in range(E + 1):
-        loss_train, acc_train = epoch(
-            "train", trainloader, net, optimizer, criterion, args, aug=True, generator=generator
-        )
-        if curve is not None:
-            curve.append([loss_train, acc_train])
-        if ep == E // 2 + 1:
-            optimizer = fresh_optimizer(lr / 10)  # momentum starts afresh
-    seconds = time.perf_counter() - start
-    _, acc_test = epoch("test", testloader, net, None, criterion, args, aug=False)
-    log(
-        f"Evaluate_{it_eval:02d}: last epoch {E}, {seconds:.0f} s, train loss {loss_train:.6f}, "
-        f"train acc {acc_train:.4f}, test acc {acc_test:.4f}"
+def make_parser() -> flags.Parser:
+    parser = flags.Parser(__doc__)
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a saved set, or a folder of pictures")
+    flags.add_data_flags(parser, dataset=None)
+    flags.add_machine_flags(parser)
+    flags.add_evaluation_flags(parser, num_eval=5)
+    add = parser.data.add_argument
+    add(
+        "--space",
+        choices=synsets.SPACES,
+        default="auto",
+        help="of the pixels, where a file does not say: " + SPACES_HELP,
     )
-    return net, acc_train, acc_test
+    add("--experiments", default="all", help="which of the sets in a file: all, or a number from 0")
+    text = "random: as many random real images; whole: the whole training set; joined by commas"
+    add("--baselines", default="", metavar="NAMES", help=text)
+    add = parser.evaluation.add_argument
+    add("--model", default=None, help="networks, joined by commas; unset: the one that a set was made with, or ConvNet")
+    add(
+        "--eval_mode",
+        default=None,
+        help=f"networks by their mode, in the place of --model: {', '.join(training.EVAL_MODES)}",
+    )
+    text = "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas"
+    add("--epochs", "--epoch_eval_train", dest="epochs", default=None, help=text)
+    add("--whole_epochs", type=flags.at_least(0), default=20, help="E of --baselines whole")
+    add("--lr_net", default=None, help="learning rate; a number, or NETWORK=NUMBER joined by commas")
+    parser.set_defaults(**dict.fromkeys(PROTOCOL))
+    parser.output.add_argument(
+        "--save_path", type=flags.a_path, default="result_evaluate", help="folder for the results"
+    )
+    return parser
 
 
-class Evaluator:
-    """Scores sets on one data set, with the fresh networks of args.eval_mode.
+SPACES_HELP = "as networks see them, in [0, 1], or in 0 .. 255; auto looks at them"
 
-    A network of each architecture is built, and compiled, once; every evaluation initialises it afresh.
-    """
 
-    def __init__(self, data: ImageData, args: Namespace):
-        self.data, self.args = data, args
-        self.testloader = Batches(Normalised(data, data.x_test), data.y_test, TEST_BATCH)
-        self.nets: dict[str, nn.Module] = {}
+def by_network(text: str, flag: str, kind, default) -> dict[str | None, float]:
+    """'0.01' or 'ConvNet=0.01,0.02' as network -> number; None stands for all others."""
+    found = {None: default}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            found[name or None] = kind(number)
+        except (ValueError, flags.argparse.ArgumentTypeError) as error:
+            raise UserError(f"--{flag} {text!r}: {error}") from None
+        if name:
+            lookup(ARCHITECTURES, name, f"model in --{flag}")
+    return found
 
-    def _net(self, model: str) -> nn.Module:
-        if model not in self.nets:
-            data, args = self.data, self.args
-            net = empty_network(model, data.channel, data.num_classes, data.im_size, args.device)
-            self.nets[model] = compiled(laid_out_net(net, args), args)
-        return self.nets[model]
 
-    def __call__(
-        self, images: Tensor | Normalised, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
-    ) -> dict[str, list[float]]:
-        """Test accuracies in [0, 1] of args.num_eval fresh networks of each architecture.
+def settle(args: Namespace) -> None:
+    """Fill in what the sets say of themselves, and the networks to score on."""
+    said = [synsets.about(file).get("args", {}) for file in args.files]
+    args.origin = {}
+    if args.dataset is None:
+        names = {a["dataset"] for a in said if "dataset" in a}
+        if len(names) != 1:
+            raise UserError("the files do not say which data set they are of, or say different ones: say --dataset")
+        args.dataset = names.pop()
+        args.res = args.res or next((a["res"] for a in said if a.get("res")), None)
+        args.zca = args.zca or any(a.get("zca") for a in said)
+    followed = {}
+    for name, (theirs, otherwise) in PROTOCOL.items():
+        values = {a[theirs] for a in said if theirs in a}
+        if len(values) > 1 and getattr(args, name) is None:
+            shown = ", ".join(map(str, sorted(values, key=str)))
+            print(f"note: the files were made with different --{name} ({shown}): {otherwise} is taken", file=sys.stderr)
+        followed[name] = values.pop() if len(values) == 1 else otherwise
+        if getattr(args, name) is None:
+            setattr(args, name, followed[name])
+    for name in ORIGIN:
+        values = {a[name] for a in said if name in a}
+        args.origin[name] = values.pop() if len(values) == 1 else 0
+    wanted = args.model
+    args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
+    models = [args.model]
+    if wanted is not None and args.eval_mode is not None:
+        raise UserError("--model and --eval_mode both choose the networks: leave one out")
+    if wanted is not None:
+        models = wanted.split(",")
+    elif args.eval_mode is not None:
+        lookup(dict.fromkeys(training.EVAL_MODES), args.eval_mode, "eval_mode")
+        models = training.get_eval_pool(args.eval_mode, args.model)
+    for model in models:
+        lookup(ARCHITECTURES, model, "model")
+    args.eval_mode = "SS"
+    args.baselines = [name for name in args.baselines.split(",") if name]
+    for name in args.baselines:
+        lookup(dict.fromkeys(BASELINES), name, "baseline")
+    args.lr_net, args.epochs = str(args.lr_net), str(args.epochs)
+    args.models = list(dict.fromkeys(models))
+    args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, followed["lr_net"])
+    args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), followed["epochs"])
+    for flag, by in (("lr_net", args.lr_by), ("epochs", args.epochs_by)):
+        unused = by.keys() - {None, *args.models}
+        if unused:
+            raise UserError(
+                f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(args.models)}"
+            )
+    args.ipc, args.method = 0, "evaluate"  # what RunFiles reads
+    flags.resolve(args)
 
-        Every network's weights, batches and augmentation follow from (args.seed, experiment, iteration, its number),
-        so that the results of different recipes are paired, network by network.
-        """
-        args = self.args
-        return {
-            model: [
-                self.accuracy(model, images, labels, experiment, iteration, it_eval, log)
-                for it_eval in range(args.num_eval)
-            ]
-            for model in get_eval_pool(args.eval_mode, args.model)
+
+def rows_of(args: Namespace, data: ImageData) -> list[Row]:
+    rows = []
+    for file in args.files:
+        own = synsets.about(file).get("args", {})
+        sets, notes = synsets.read(file, data, args.space, args.experiments)
+        for note in notes:
+            print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
+        first, iteration = (own.get(name, args.origin[name]) for name in ORIGIN)
+        chosen = 0 if args.experiments == "all" else int(args.experiments)
+        rows += [Row(found, first + chosen + k, iteration) for k, found in enumerate(sets)]
+    if "random" in args.baselines:
+        counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
+        own = initial_indices(data, Namespace(counts=counts, seed=args.seed), 0)
+        rows.append(Row(Synset(BASELINE_NAMES[0], data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
+    if "whole" in args.baselines:
+        rows.append(Row(Synset(BASELINE_NAMES[1], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
+    return rows
+
+
+def settings(args: Namespace, model: str, whole: bool) -> Namespace:
+    """The arguments that one network is trained with."""
+    own = copy.copy(args)
+    own.model, own.lr_net = model, args.lr_by.get(model, args.lr_by[None])
+    own.epoch_eval_train = args.whole_epochs if whole else args.epochs_by.get(model, args.epochs_by[None])
+    return own
+
+
+# What a run must have in common with the one that it goes on from; --num_eval, --model and --baselines may grow.
+KEY = (
+    "files",
+    "dataset",
+    "res",
+    "seed",
+    "space",
+    "experiments",
+    "lr_net",
+    "epochs",
+    "whole_epochs",
+    "eval_split",
+    "zca",
+)
+KEY += ("batch_train", "dsa_strategy", "precision", "compile")
+
+
+def run(args: Namespace) -> None:
+    models = args.models
+    with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
+        key = {name: getattr(args, name) for name in KEY}
+        data = datasets.load(args.dataset, args.data_path, args.res)
+        if args.eval_split == "val":
+            data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
+        key["data"] = data.digest()
+        data = (data.whitened() if args.zca else data).to(args.device)
+        for model in models:
+            empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+        rows = rows_of(args, data)
+        key["sets"] = [synsets.digest(row.set) for row in rows if row.set.name not in BASELINE_NAMES]
+        earlier = files.earlier("key", key)
+        evaluations = earlier["evaluations"] if earlier else []
+        images = max(len(row.set.images) for row in rows)
+        speed.choose(args, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
+        files.open_beside_no_run(again=bool(evaluations))
+        files.log(f"command: {' '.join(sys.argv)}")
+        protocol = {model: training.protocol(settings(args, model, False), data) for model in models}
+        for line in dict.fromkeys(protocol.values()):
+            of = [model for model in models if protocol[model] == line]
+            which = ", ".join(of)
+            print(f"evaluation{f' on {which}' if len(of) < len(models) else ''}: {line}")
+        record = {
+            "command": sys.argv,
+            "key": key,
+            "args": plain(args),
+            "protocol": protocol,
+            "evaluations": evaluations,
         }
-
-    def accuracy(
-        self,
-        model: str,
-        images: Tensor | Normalised,
-        labels: Tensor,
-        experiment: int,
-        iteration: int,
-        it_eval: int,
-        log: Callable[[str], None],
-        curve: list[list[float]] | None = None,
-    ) -> float:
-        """Test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
-        where = (self.args.seed, experiment, iteration, -1)
-        net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
-        seed = rng.seed_of(*where, f"evaluation training {it_eval}")
-        *_, acc = evaluate_synset(it_eval, net, images, labels, self.testloader, self.args, seed, log, curve)
-        return acc
+        record |= {"hardware": hardware(args.device), "versions": versions()}
+        for model in models:
+            for row in rows:
+                score(args, data, row, model, evaluations, files, record)
+        text = table(rows, models, evaluations)
+        print(text)
+        (files.folder / "table.md").write_text(text + "\n")
+        print(f"results {files.results_path}")
 
 
-def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
-    """Mean and (population, as published) deviation over networks, their number, and the accuracies, in [0, 1]."""
-    return {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs), "accuracies": accs}
+def score(
+    args: Namespace, data: ImageData, row: Row, model: str, evaluations: list[dict], files: RunFiles, record: dict
+) -> None:
+    """Train and test the networks of one architecture that have not scored a set yet; `record` is kept after each."""
+    where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+    entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
+    if entry is None:
+        entry = {**where, "accuracies": [], "curves": []}
+        evaluations.append(entry)
+    evaluator = None
+    for it_eval in range(len(entry["accuracies"]), args.num_eval):
+        evaluator = evaluator or training.Evaluator(data, settings(args, model, row.whole))
+        curve: list[list[float]] = []
+        at = (row.experiment, row.iteration, it_eval)
+        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, files.log, curve)
+        entry["accuracies"].append(accuracy)
+        entry["curves"].append([[round(x, 5) for x in point] for point in curve])
+        entry.update(training.summary(entry["accuracies"]))
+        files.save_results(record)
+    files.say(f"{row.set.name}, {model}: {training.describe(entry['accuracies'])}")
 
 
-def describe(accs: list[float]) -> str:
-    """'mean 48.90 %, std 0.60, n 5'."""
-    s = summary(accs)
-    return f"mean {100 * s['mean']:.2f} %, std {100 * s['std']:.2f}, n {s['n']}"
-
-
-def protocol(args: Namespace, data: ImageData) -> str:
-    """The evaluation in one line, to stand beside its numbers."""
-    E = args.epoch_eval_train
-    drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
-    pixels = "ZCA-whitened pixels, " if data.whitening is not None else ""
-    augmentation = f"DSA {args.dsa_strategy}" if args.dsa else "no augmentation"
-    return (
-        f"fresh networks, {E + 1} epochs of SGD lr {args.lr_net}{drop}, "
-        f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {args.batch_train}, {args.precision}, "
-        f"{augmentation}, {pixels}hard labels; "
-        f"accuracy after the last epoch on all {len(data.x_test)} {args.eval_split} images"
-    )
+def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
+    """Markdown: a row a set, a column a network, in %."""
+    lines = [["set", *models], ["---"] * (len(models) + 1)]
+    for row in rows:
+        cells = []
+        for model in models:
+            where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+            entry = next(entry for entry in evaluations if where.items() <= entry.items())
+            cells.append(f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})")
+        lines.append([row.set.name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
-    import scoring  # imported here: it imports this module
-
-    scoring.main()
+    flags.main(make_parser(), run, settle)

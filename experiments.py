@@ -17,11 +17,11 @@ from torch import Tensor
 
 import checkpoint
 import data as datasets
-import evaluate
 import memory
 import ranks
 import resume
 import rng
+import training
 from data import ImageData, Normalised
 from errors import UserError
 from files import NoFiles, RunFiles, hardware, plain, versions
@@ -132,7 +132,7 @@ def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Cal
     kinds = dict.fromkeys(entry["images"] for entry in reversed(evaluations))
     for kind in kinds:
         for model, accs in accuracies(evaluations, kind, 0 if kind == "random real" else args.Iteration).items():
-            say(f"{kind + ',':<12} {model}: {evaluate.describe(accs)}")
+            say(f"{kind + ',':<12} {model}: {training.describe(accs)}")
     last = args.first_exp + args.num_exp - 1
     grid = files.folder / f"vis_{files.stem}_exp{last}_iter{args.Iteration}.png"
     if grid.exists():
@@ -160,7 +160,7 @@ class Experiments:
     ):
         self.args, self.data, self.files, self.interrupts = args, data, files, interrupts
         self.identity, self.ranks = identity, getattr(args, "ranks", Ranks())
-        self.evaluator = evaluate.Evaluator(data, args)
+        self.evaluator = training.Evaluator(data, args)
         counts = torch.tensor(args.counts, device=args.device)
         self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(counts)
         self.started = self.saved = time.perf_counter()
@@ -208,7 +208,7 @@ class Experiments:
                     f"classes have {sizes[0]} to {sizes[-1]} training images; all weigh the same, and one smaller than "
                     "the batch is gone through again within it"
                 )
-            files.say(f"evaluation: {evaluate.protocol(args, self.data)}")
+            files.say(f"evaluation: {training.protocol(args, self.data)}")
             self.checkpoint()  # from here on, there is something to go on from
             files.wait()
         else:
@@ -228,7 +228,7 @@ class Experiments:
             self.checkpoint()
         if self.ranks.first:
             conclude(args, files, self.evaluations, files.say)
-            files.hyper_parameters(plain(args), evaluate.summary(next(iter(self.accuracies().values()))))
+            files.hyper_parameters(plain(args), training.summary(next(iter(self.accuracies().values()))))
         self.concluded = [args.num_exp, args.num_eval]
         self.checkpoint()
         files.wait()
@@ -249,7 +249,7 @@ class Experiments:
     def evaluate(self, images: Tensor | Normalised, kind: str, experiment: int, iteration: int) -> None:
         """Score images [N, C, H, W] on the networks that have not done so; a checkpoint after each (of every rank)."""
         args = self.args
-        for model in evaluate.get_eval_pool(args.eval_mode, args.model):
+        for model in training.get_eval_pool(args.eval_mode, args.model):
             entry = self.entry(experiment, iteration, kind, model)
             accs = entry.get("accuracies", [])
             for it_first in range(len(accs), args.num_eval, self.ranks.world):
@@ -259,10 +259,10 @@ class Experiments:
                         where = (experiment, iteration, it_eval)
                         own = [self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)]
                     accs = [*accs, *(acc for accs in self.ranks.all(own) for acc in accs)]
-                entry.update(evaluate.summary(accs))
+                entry.update(training.summary(accs))
                 if len(accs) == args.num_eval:
-                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {evaluate.describe(accs)}")
-                    values = {f"{model}, {kind}": evaluate.summary(accs)["mean"]}
+                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {training.describe(accs)}")
+                    values = {f"{model}, {kind}": training.summary(accs)["mean"]}
                     self.files.metrics("accuracy", experiment, iteration, values)
                 self.checkpoint()
 
@@ -330,10 +330,10 @@ class Experiments:
             "command": sys.argv,
             "args": plain(args),
             "asked": getattr(args, "asked", plain(args)),
-            "protocol": evaluate.protocol(args, self.data),
-            **evaluate.summary(first),
-            "models": {model: evaluate.summary(accs) for model, accs in made.items()},
-            "random_real": {model: evaluate.summary(accs) for model, accs in random_real.items()},
+            "protocol": training.protocol(args, self.data),
+            **training.summary(first),
+            "models": {model: training.summary(accs) for model, accs in made.items()},
+            "random_real": {model: training.summary(accs) for model, accs in random_real.items()},
             "evaluations": self.evaluations,
             "skipped": self.skipped,
             "images_per_class": self.args.counts,

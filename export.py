@@ -32,9 +32,9 @@ import data as datasets
 import flags
 import synsets
 from errors import UserError
-from evaluate import describe
 from files import in_rows
 from layouts import file_name
+from training import describe
 
 
 class Set(NamedTuple):

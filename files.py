@@ -149,6 +149,22 @@ class RunFiles:
         if self._lock is not None:
             os.close(self._lock)  # and with it the lock
 
+    def earlier(self, name: str, key: object) -> dict | None:
+        """The results.json of a stopped run of the same command, whose record[name] is `key`; None if there is none.
+
+        Raises UserError where it is another command's.
+        """
+        try:
+            record = json.loads(self.results_path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            what = f"{self.results_path} can't be read ({type(error).__name__})"
+            raise UserError(f"{what}: name another --save_path") from None
+        if record.get(name) != key:
+            raise UserError(f"{self.results_path} is of other arguments: repeat them, or name another --save_path")
+        return record
+
     def open_beside_no_run(self, again: bool) -> None:
         """`open` for a command that keeps no checkpoint; `again`: it goes on, and so does its log.
 

@@ -13,11 +13,11 @@ import data as datasets
 import ranks
 from augment import ParamDiffAug, operations_of
 from errors import UserError, lookup, nearest
-from evaluate import EVAL_MODES
 from interrupt import Stopped
 from networks import ARCHITECTURES
 from sampling import SAMPLERS
 from schedules import SCHEDULES
+from training import EVAL_MODES
 
 # Settings that go together, by name: flag -> value. A flag that is given as well wins. Recipes may have more.
 PRESETS = {

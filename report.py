@@ -28,10 +28,10 @@ import rng
 import synsets
 from condense import INITS
 from errors import UserError
-from evaluate import summary
 from losses import gram_distance, image_moments, mean_gram, moments_distance
 from matching import features
 from networks import empty_network, initialise
+from training import summary
 
 REAL = 64  # images of each class that are compared
 STATISTICS = {"moments": image_moments, "grams": mean_gram}

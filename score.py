@@ -39,7 +39,6 @@ from data import ImageData
 from errors import UserError
 from files import RunFiles, hardware, plain, versions
 from interrupt import Interrupts
-from scoring import before
 from store import Mapped
 from synsets import Synset
 
@@ -131,10 +130,6 @@ def make_scorer(args: Namespace, data: ImageData) -> Callable[[Tensor, Tensor, i
     except ImportError as error:
         raise UserError(f"score.py needs the package ddranking ({error}): {INSTALL}") from None
     theirs, key = KNOWN[args.dataset], f"{args.dataset}-{args.model}"
-    try:
-        build_model(args.model, data.num_classes, data.im_size, device="cpu")
-    except Exception as error:  # whatever it raises for a name that it does not know
-        raise UserError(f"--model {args.model}: ddranking can't build it ({error})") from None
     if args.full_acc is not None:
         REAL_DATA_ACC_CACHE[key] = args.full_acc
     elif key not in REAL_DATA_TRAINING_CONFIG:
@@ -142,6 +137,10 @@ def make_scorer(args: Namespace, data: ImageData) -> Callable[[Tensor, Tensor, i
         raise UserError(
             f"--model {args.model}: ddranking trains {', '.join(known)} on the whole set; or say --full_acc"
         )
+    try:
+        build_model(args.model, data.num_classes, data.im_size, device="cpu")
+    except Exception as error:  # whatever it raises for a name that it does not know
+        raise UserError(f"--model {args.model}: ddranking can't build it ({error})") from None
     real = [Real(x, y, theirs) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
     same = {c: c for c in range(data.num_classes)}
 
@@ -203,7 +202,8 @@ def run(args: Namespace) -> None:
         data = datasets.load(args.dataset, args.data_path, args.res)
         images, labels = sorted_set(args, data)
         key |= {"data": data.digest(), "set": synsets.digest(Synset(args.file, images, labels))}
-        found = [Run(**entry) for entry in before(args, key)]
+        earlier = files.earlier("key", key)
+        found = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
         args.ipc = len(labels) // data.num_classes
         score = make_scorer(args, data) if len(found) < args.num_eval else None
         files.open_beside_no_run(again=bool(found))

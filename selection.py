@@ -23,9 +23,9 @@ import speed
 from augment import DiffAugment
 from data import ImageData
 from errors import UserError
-from evaluate import MOMENTUM, WEIGHT_DECAY
 from networks import Network, empty_network, initialise, untapped
 from sampling import herd, initial_indices
+from training import MOMENTUM, WEIGHT_DECAY
 
 BATCH = 256
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from augment import DiffAugment, ParamDiffAug, augment, get_daparam
 from data import TensorDataset, get_dataset
 from errors import UserError, lookup
-from evaluate import epoch, evaluate_synset, get_eval_pool
 from files import get_time
 from networks import get_network
 from synsets import CondensedDataset
+from training import epoch, evaluate_synset, get_eval_pool
 
 __all__ = [
     "CondensedDataset",

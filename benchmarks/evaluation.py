@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import evaluate
 import flags
 import memory
 import speed
+import training
 from augment import DiffAugment
 from data import Batches, TensorDataset
 from networks import get_network
@@ -64,14 +64,14 @@ def main() -> None:
     net = speed.compiled(speed.laid_out_net(get_network("ConvNet", 3, 10), args), args)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     train = Batches(images, labels, 256, shuffle=True)
-    testloader = Batches(test, test_labels, evaluate.TEST_BATCH)
+    testloader = Batches(test, test_labels, training.TEST_BATCH)
 
     found = timing.medians(
         {
             "plain epoch": lambda: plain_epoch(plain_train, plain_net, plain_optimizer, criterion, args),
-            "our epoch": lambda: evaluate.epoch("train", train, net, optimizer, criterion, args, aug=True),
+            "our epoch": lambda: training.epoch("train", train, net, optimizer, criterion, args, aug=True),
             "plain test": lambda: plain_epoch(plain_test, plain_net, None, criterion, args),
-            "our test": lambda: evaluate.epoch("test", testloader, net, None, criterion, args, aug=False),
+            "our test": lambda: training.epoch("test", testloader, net, None, criterion, args, aug=False),
         },
         options.repeats,
     )

@@ -8,9 +8,9 @@ from torch import nn
 import data as datasets
 from augment import DiffAugment
 from condense import Synthetic, condensation_step, real_images
-from evaluate import train_step
 from networks import empty_network
 from sampling import Random
+from training import train_step
 
 EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "

@@ -162,9 +162,9 @@ def test_a_finished_runs_damaged_file_is_named_and_written_again(damaged, whole,
 
 
 def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
-    import evaluate
+    import training
 
-    trained, original = [], evaluate.Evaluator.accuracy
+    trained, original = [], training.Evaluator.accuracy
 
     def counting(self, model, images, labels, experiment, iteration, it_eval, log):
         trained.append((iteration, it_eval))
@@ -172,7 +172,7 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
             raise KeyboardInterrupt
         return original(self, model, images, labels, experiment, iteration, it_eval, log)
 
-    monkeypatch.setattr(evaluate.Evaluator, "accuracy", counting)
+    monkeypatch.setattr(training.Evaluator, "accuracy", counting)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     run(tmp_path)

@@ -78,6 +78,11 @@ def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, monkeypatch, c
             run_score(monkeypatch, *argv)
         error = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2 and error.startswith("error:") and says in error
+    if INSTALLED:
+        wrong_name = [*common, "--dataset", "CIFAR10", "--model", "Nonsense", "--full_acc", 80]
+        with pytest.raises(SystemExit):
+            run_score(monkeypatch, *wrong_name)
+        assert "can't build it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -18,10 +18,10 @@ from condense import (
     real_images,
 )
 from errors import UserError
-from evaluate import Evaluator
 from losses import correlation_matching, mean_matching, moments_matching
 from networks import empty_network
 from sampling import Random
+from training import Evaluator
 
 needs_compiler = pytest.mark.skipif(
     speed._compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"

@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT, parse, run, tiny_arrays
 
 import data as datasets
+import evaluate
 import export
 import flags
-import scoring
 import synsets
 from errors import UserError
 
@@ -30,9 +30,9 @@ def made(tmp_path_factory):
 
 def score(made, *argv, save_path):
     line = [*map(str, argv), "--data_path", str(made[0]), "--save_path", str(save_path)]
-    args = scoring.make_parser().parse_args(line)
-    scoring.settle(args)
-    scoring.run(args)
+    args = evaluate.make_parser().parse_args(line)
+    evaluate.settle(args)
+    evaluate.run(args)
     return json.loads((save_path / "results.json").read_text())
 
 
@@ -54,7 +54,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(made, tmp_path):
     assert more["evaluations"][0]["accuracies"] == made[2]["accuracies"][3:5]
     assert len((tmp_path / "training.log").read_text().splitlines()) == 2 * (1 + 2 * 2)
     for other in (("--lr_net", "0.1"), ("--dsa_strategy", "none")):
-        with pytest.raises(UserError, match="of another command"):
+        with pytest.raises(UserError, match="of other arguments"):
             score(made, *argv, *other, save_path=tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
     score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
     saved["data"][0][0] *= 0.5
     torch.save(saved, tmp_path / "set.pt")
-    with pytest.raises(UserError, match="of another command"):
+    with pytest.raises(UserError, match="of other arguments"):
         score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
 
 
@@ -77,13 +77,13 @@ def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):
 
 
 def test_what_is_said_for_one_network_leaves_the_others_as_the_run_had_them(made):
-    args = scoring.make_parser().parse_args([str(made[1]), "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7"])
-    scoring.settle(args)
-    assert [scoring.settings(args, model, False).epoch_eval_train for model in args.models] == [7, 2]
+    args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7"])
+    evaluate.settle(args)
+    assert [evaluate.settings(args, model, False).epoch_eval_train for model in args.models] == [7, 2]
     for wrong, says in ((["--lr_net", "MLP=1"], "none of the networks"), (["--eval_mode", "M"], "leave one out")):
-        args = scoring.make_parser().parse_args([str(made[1]), "--model", "LeNet", *wrong])
+        args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", *wrong])
         with pytest.raises(UserError, match=says):
-            scoring.settle(args)
+            evaluate.settle(args)
 
 
 def test_settings_by_network_and_baselines(made, tmp_path):
@@ -210,9 +210,9 @@ def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path
     data, *_ = contents(made)
     out = str(tmp_path / "set.npz")
     export.run(export.make_parser().parse_args([str(made[1]), "--to", "npz", "--out", out]))
-    args = scoring.make_parser().parse_args([str(made[1]), out, "--data_path", str(made[0]), "--experiments", "0"])
-    scoring.settle(args)
-    mine, other = scoring.rows_of(args, data)
+    args = evaluate.make_parser().parse_args([str(made[1]), out, "--data_path", str(made[0]), "--experiments", "0"])
+    evaluate.settle(args)
+    mine, other = evaluate.rows_of(args, data)
     assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) and mine.iteration > 0
 
 
@@ -284,6 +284,6 @@ def test_the_commands(made, tmp_path, monkeypatch, capsys):
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0 and "| LeNet |" in done.stdout and "taken for bytes" in done.stderr, done.stderr
     assert (tmp_path / "out" / "table.md").exists()
-    args = scoring.make_parser().parse_args([str(out)])
+    args = evaluate.make_parser().parse_args([str(out)])
     with pytest.raises(UserError, match="say --dataset"):
-        scoring.settle(args)
+        evaluate.settle(args)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-import evaluate
+import training
 from augment import DiffAugment, ParamDiffAug
 from data import Batches, TensorDataset, load
-from evaluate import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
 from networks import get_network
+from training import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
 
 
 def settings(**change) -> Namespace:
@@ -66,8 +66,8 @@ def test_evaluate_synset_equals_the_protocol_written_out(model):
 
 
 def test_the_last_epoch_counts_and_the_test_set_is_seen_once(monkeypatch):
-    modes, real_epoch = [], evaluate.epoch
-    monkeypatch.setattr(evaluate, "epoch", lambda mode, *a, **k: modes.append(mode) or real_epoch(mode, *a, **k))
+    modes, real_epoch = [], training.epoch
+    monkeypatch.setattr(training, "epoch", lambda mode, *a, **k: modes.append(mode) or real_epoch(mode, *a, **k))
     images, labels = small_set()
     net = get_network("ConvNetW32", 3, 5, (8, 8))
     evaluate_synset(0, net, images, labels, Batches(images, labels, 16), settings(), seed=1, log=lambda line: None)
@@ -126,6 +126,6 @@ def test_summary():
 
 def test_the_protocol_line_says_what_is_done(data_path):
     data = load("CIFAR10", data_path)
-    line = evaluate.protocol(settings(epoch_eval_train=1000), data)
+    line = training.protocol(settings(epoch_eval_train=1000), data)
     assert "1001 epochs" in line and "a tenth after epoch 501" in line and "all 30 test images" in line
-    assert "a tenth" not in evaluate.protocol(settings(epoch_eval_train=0), data)
+    assert "a tenth" not in training.protocol(settings(epoch_eval_train=0), data)
