@@ -60,14 +60,14 @@ def make_memory(data: ImageData, args: Namespace, memory: str, seed: int, step: 
 
 def run(args: Namespace) -> None:
     args.method = "continual"
-    asked = {key: value for key, value in plain(args).items() if key not in FREE}
+    key = {name: value for name, value in plain(args).items() if name not in FREE}
     with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
-        record = files.earlier("asked", asked)
+        record = files.earlier("key", key)
         if record is None and (files.folder / "memory").exists():
             raise UserError(
                 f"{files.shown} has memories, and no results.json that says whose: name another --save_path"
             )
-        record = record or {"asked": asked, "accuracies": {}}
+        record = record or {"key": key, "accuracies": {}}
         data = datasets.load(args.dataset, args.data_path, args.res)
         if args.eval_split == "val":
             data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
@@ -80,6 +80,7 @@ def run(args: Namespace) -> None:
         args.precision = args.precision or "fp32"
         files.open_beside_no_run(again=bool(record["accuracies"]))
         record["num_classes"] = data.num_classes
+        record |= {"asked": getattr(args, "asked", plain(args))}
         record |= {"command": sys.argv, "args": plain(args), "hardware": hardware(args.device), "versions": versions()}
         files.save_results(record)  # before any memory, so that whose memories these are is known
         files.say(f"{data.name}: {data.num_classes} classes in {args.steps} steps; {args.seeds} order(s)")

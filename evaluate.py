@@ -69,6 +69,7 @@ def make_parser() -> flags.Parser:
     flags.add_data_flags(parser, dataset=None)
     flags.add_machine_flags(parser)
     flags.add_evaluation_flags(parser, num_eval=5)
+    flags.add_like_flag(parser)
     add = parser.data.add_argument
     add(
         "--space",
@@ -239,6 +240,7 @@ def run(args: Namespace) -> None:
             "command": sys.argv,
             "key": key,
             "args": plain(args),
+            "asked": getattr(args, "asked", plain(args)),
             "protocol": protocol,
             "evaluations": evaluations,
         }

@@ -71,7 +71,7 @@ def preset_values(parser: Parser, names: str | None) -> dict:
 
 
 # Arguments of a run that say where it ran, not what it computed.
-NOT_ALIKE = {"save_path", "resume", "device", "data_path", "proxy_cache", "like", "preset"}
+NOT_ALIKE = {"save_path", "resume", "device", "data_path", "proxy_cache", "like", "preset", "file", "files"}
 
 
 def arguments_of(path: str, parser: Parser) -> dict:
@@ -181,6 +181,11 @@ def add_data_flags(parser: Parser, dataset: str | None = "CIFAR10") -> None:
     add("--zca", action="store_true", help="whiten images (ZCA, eps 0.1) in the place of normalising them")
 
 
+def add_like_flag(parser: Parser) -> None:
+    text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
+    parser.data.add_argument("--like", default=None, metavar="FILE", help=text)
+
+
 def add_machine_flags(parser: Parser) -> None:
     """Where and how networks are computed, and the seed."""
     add = parser.method.add_argument
@@ -223,9 +228,8 @@ def common_parser(description: str, model: str, presets: dict[str, dict] | None 
     parser.presets = presets or {}
 
     add_data_flags(parser)
+    add_like_flag(parser)
     add = parser.data.add_argument
-    text = "take all arguments from a results.json or res_*.pt, but where it ran; flags given as well win"
-    add("--like", default=None, metavar="FILE", help=text)
     if presets:
         text = f"settings that go together, of {', '.join(presets)}; join with commas; flags given as well win"
         add("--preset", default=None, help=text)

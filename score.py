@@ -208,6 +208,7 @@ def run(args: Namespace) -> None:
         score = make_scorer(args, data) if len(found) < args.num_eval else None
         files.open_beside_no_run(again=bool(found))
         record = {"command": sys.argv, "key": key, "args": plain(args), "ddranking": VERSION}
+        record["asked"] = getattr(args, "asked", plain(args))
         record |= {"hardware": hardware(args.device), "versions": versions()}
 
         def keep() -> None:
@@ -263,6 +264,7 @@ def make_parser() -> flags.Parser:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("file", metavar="FILE", help="a saved set, or a folder of pictures")
     flags.add_data_flags(parser, dataset=None)
+    flags.add_like_flag(parser)
     add = parser.data.add_argument
     add("--space", choices=synsets.SPACES, default="auto", help="of the pixels, if FILE is not ours")
     add("--experiment", type=flags.at_least(0), default=0, help="which of the sets in FILE")

@@ -31,6 +31,7 @@ def made(tmp_path_factory):
 def score(made, *argv, save_path):
     line = [*map(str, argv), "--data_path", str(made[0]), "--save_path", str(save_path)]
     args = evaluate.make_parser().parse_args(line)
+    args.asked = vars(args).copy()
     evaluate.settle(args)
     evaluate.run(args)
     return json.loads((save_path / "results.json").read_text())
@@ -56,6 +57,13 @@ def test_an_evaluation_goes_on_where_it_was_stopped(made, tmp_path):
     for other in (("--lr_net", "0.1"), ("--dsa_strategy", "none")):
         with pytest.raises(UserError, match="of other arguments"):
             score(made, *argv, *other, save_path=tmp_path)
+
+
+def test_an_evaluation_like_another(made, tmp_path):
+    argv = (made[1], "--experiments", "1", "--num_eval", "1", "--model", "LeNet", "--epochs", "1")
+    first = score(made, *argv, save_path=tmp_path / "a")
+    again = score(made, made[1], "--like", tmp_path / "a" / "results.json", save_path=tmp_path / "b")
+    assert [e["accuracies"] for e in first["evaluations"]] == [e["accuracies"] for e in again["evaluations"]]
 
 
 def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
