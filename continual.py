@@ -25,6 +25,7 @@ import DM_DDM
 import flags
 import rng
 import selection
+import speed
 import training
 from condense import condensed, prepare
 from data import ImageData, classes_of
@@ -77,7 +78,7 @@ def run(args: Namespace) -> None:
         empty_network(args.model, data.channel, data.num_classes, data.im_size, "meta")
         if args.compile == "auto":
             args.compile = "off"  # every step has shapes of its own, which would be compiled again
-        args.precision = args.precision or "fp32"
+        speed.choose(args, 0)
         files.open_beside_no_run(again=bool(record["accuracies"]))
         record["num_classes"] = data.num_classes
         record |= {"asked": getattr(args, "asked", plain(args))}
@@ -107,6 +108,7 @@ def one_order(args: Namespace, data: ImageData, memory: str, seed: int, record: 
         images.append(own)
         if step < len(accs):
             continue
+        torch.compiler.reset()  # what was compiled for the shapes of another step is of no use, and there is a limit
         seen = [c for part in steps[: step + 1] for c in part]
         now = classes_of(data, data.name, seen).to(args.device)
         labels = torch.arange(len(seen), device=args.device).repeat_interleave(args.ipc)

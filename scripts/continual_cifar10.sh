@@ -8,4 +8,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-results/continual}
 ${PYTHON:-python} continual.py --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \
-    --Iteration 300 --proxy_epochs 5 --epoch_eval_train 300 --save_path "$out" "${@:2}"
+    --Iteration 200 --proxy_epochs 3 --epoch_eval_train 200 --compile on --save_path "$out" "${@:2}"
