@@ -241,10 +241,19 @@ def bars(groups: dict[str, list[float]], labels: list[str], ylabel: str, errors:
     def draw(axes) -> None:
         width = 0.8 / len(groups)
         for k, (name, values) in enumerate(groups.items()):
-            axes.bar([i + k * width for i in range(len(values))], values, width, label=name, yerr=errors, capsize=4)
+            axes.bar(
+                [i + k * width for i in range(len(values))],
+                values,
+                width,
+                label=name,
+                yerr=errors,
+                capsize=4,
+                ecolor=GREY,
+            )
         middle = [i + 0.4 - width / 2 for i in range(len(labels))]
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 5 else {}
         axes.set_xticks(middle, labels, **turned)
+        axes.set_xlim(-0.6, max(len(labels), 4) - 0.2)  # one bar alone would be a wall
         axes.set_ylabel(ylabel)
         if len(groups) > 1:
             axes.legend(ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1))
