@@ -53,15 +53,18 @@ class Synthetic(NamedTuple):
     optimizer: torch.optim.Optimizer
     velocity: Tensor  # the optimizer's momentum buffer, of the images' shape
     finite: Tensor  # boolean scalar: whether the last step was finite; the images then are, too
+    bounds: Tensor | None = None  # [2, C, 1, 1]: what the images are clipped to after each step
 
     @classmethod
-    def start(cls, images: Tensor, args: Namespace, velocity: Tensor | None = None) -> "Synthetic":
+    def start(
+        cls, images: Tensor, args: Namespace, velocity: Tensor | None = None, bounds: Tensor | None = None
+    ) -> "Synthetic":
         images.requires_grad_(True)
         velocity = torch.zeros_like(images) if velocity is None else velocity
         optimizer = torch.optim.SGD([images], lr=args.lr_img, momentum=args.momentum_img)
         if args.momentum_img:
             optimizer.state[images]["momentum_buffer"] = velocity
-        return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device))
+        return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
 
 
 class Step(NamedTuple):
@@ -82,7 +85,7 @@ def condensation_step(
     After it all later steps leave them so too, unless args.on_nonfinite is 'skip'. Raises whatever the device raises
     where memory is out, before anything has changed.
     """
-    image_syn, optimizer, velocity, finite = syn_set
+    image_syn, optimizer, velocity, finite, bounds = syn_set
     where = (args.seed, experiment, iteration)
     initialise(matcher.net, rng.generator(*where, -1, "network"))
     optimizer.param_groups[0]["lr"] = args.lr_img * SCHEDULES[args.lr_schedule](iteration - 1, args.Iteration)
@@ -111,6 +114,8 @@ def condensation_step(
         good = ranks_of(args).everywhere(good)
         finite.copy_(good if args.on_nonfinite == "skip" else finite & good)
         image_syn.copy_(torch.where(finite, image_syn, before))
+        if bounds is not None:
+            image_syn.clamp_(*bounds)
         velocity.copy_(torch.where(finite, velocity, velocity_before))
     return Step(terms, gradient_finite, finite.clone(), done)
 
@@ -145,6 +150,11 @@ def noise_images(data: ImageData, args: Namespace, experiment: int) -> Tensor:
 INITS = {"real": real_images, "noise": noise_images}
 
 
+def pixel_bounds(data: ImageData, args: Namespace) -> Tensor | None:
+    """What --clip_pixels clips to, [2, C, 1, 1]; None without it."""
+    return data.bounds() if args.clip_pixels else None
+
+
 def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: Statistics) -> Matcher:
     """Refuse what can't work, before anything is written; give what matches under a network.
 
@@ -153,6 +163,8 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
     """
     if ranks_of(args).world > data.num_classes:
         raise UserError(f"{ranks_of(args).world} ranks for {data.num_classes} classes: start as many or fewer")
+    if args.clip_pixels and data.whitening is not None:
+        raise UserError("--clip_pixels: whitened images have no [0, 1] to stay in: leave it or --zca out")
     args.counts = images_per_class(data, args.ipc)
     args.batch_real = min(args.batch_real, max(len(own) for own in data.indices))
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
@@ -220,7 +232,7 @@ def condensed(matcher: Matcher, data: ImageData, args: Namespace, experiment: in
 
     Raises UserError where a loss stops being finite.
     """
-    syn_set = Synthetic.start(INITS[args.init](data, args, experiment), args)
+    syn_set = Synthetic.start(INITS[args.init](data, args, experiment), args, bounds=pixel_bounds(data, args))
     sampler = SAMPLERS[args.real_sampling](data, args)
     for iteration in tqdm(range(1, args.Iteration + 1), desc="condensing", unit="it", dynamic_ncols=True, leave=False):
         step = condensation_step(matcher, syn_set, sampler, experiment, iteration, args)
@@ -260,7 +272,7 @@ class Run(Experiments):
             self.files.save_grid(self.data.denormalise(images), args.counts, experiment, 0)
         own = rows_of(own_classes(args), args)
         images, velocity = (None if x is None else x[own].to(args.device) for x in (images, velocity))
-        self.syn_set = Synthetic.start(images, args, velocity)
+        self.syn_set = Synthetic.start(images, args, velocity, pixel_bounds(self.data, args))
         self.evaluate_baseline(experiment)
         self.evaluate_if_due()
         pending: list[Step] = []

@@ -146,6 +146,11 @@ class ImageData:
         mean, std = self.constants
         return (images * std + mean).clamp(0, 1)
 
+    def bounds(self) -> Tensor:
+        """What pixels 0 and 1 are as networks see them: [2, C, 1, 1]. Whitened images have none."""
+        mean, std = self.constants
+        return torch.stack([(0 - mean) / std, (1 - mean) / std])
+
     def digest(self) -> str:
         """Of all images, labels and class names, to know them again."""
         if self.known_digest is not None:

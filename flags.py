@@ -269,6 +269,8 @@ def recipe_parser(description: str, model: str, presets: dict[str, dict] | None 
     add("--lr_img", type=non_negative, default=1.0, help="learning rate of the pixels")
     add("--lr_schedule", choices=tuple(SCHEDULES), default="constant", help="of lr_img over the iterations")
     add("--momentum_img", type=below_one, default=0.5, help="of the pixels' SGD")
+    text = "keep the pixels in [0, 1], so that pictures (export.py --to png) lose nothing but rounding"
+    add("--clip_pixels", action="store_true", help=text)
     add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
     add(
         "--real_sampling",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,22 @@ def test_a_run_equals_a_plain_loop_over_iterations_and_classes(recipe, class_chu
     assert error.norm() < 1e-3 * moved.norm()
     logged = (tmp_path / "training.log").read_text().split("iter 3: loss ")[1].split()[0]
     assert float(logged) == pytest.approx(loss.item() / 10, rel=1e-3)  # the mean over classes of the last iteration
+
+
+def test_clipped_pixels_are_the_nearest_in_range(data_path, tmp_path):
+    """One step is the step without it, clipped; after more, all pixels are in [0, 1]."""
+    line = ("--lr_img", "30", "--eval_every", "0", "--num_eval", "1")
+    free, clipped = (
+        run("DM_DDM", data_path, tmp_path / str(flag), "--Iteration", "1", *line, *flag)[0]["data"][0][0]
+        for flag in ((), ("--clip_pixels",))
+    )
+    data = datasets.load("CIFAR10", data_path)
+    assert torch.equal(clipped, free.clamp(*data.bounds())) and not torch.equal(clipped, free)
+    images = run("DM_DDM", data_path, tmp_path / "more", *line, "--clip_pixels")[0]["data"][0][0]
+    assert (data.denormalise(images) - (images * data.constants[1] + data.constants[0])).abs().max() < 1e-6
+    args = parse("DM_DDM", *QUICK, "--clip_pixels")
+    with pytest.raises(UserError, match="whitened images have no"):
+        condense.prepare(replace(data, whitening="any"), args, None, {})
 
 
 def test_iterations_and_classes_draw_differently(data_path):
