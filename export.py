@@ -208,7 +208,8 @@ def command(found: Set) -> str:
     args = found.about["args"]
     asked = dict(found.about.get("asked", args))
     asked |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
-    said = {key: value for key, value in asked.items() if key not in flags.NOT_ALIKE and value not in (None, False)}
+    said = {key: value for key, value in asked.items() if key not in flags.NOT_ALIKE}
+    said = {key: value for key, value in said.items() if value is not None and value is not False}  # a seed of 0 stays
     words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in said.items())
     return f"python {args.get('recipe', '?')}.py {' '.join(words)}"
 

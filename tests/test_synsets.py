@@ -230,7 +230,7 @@ def test_the_card(made, tmp_path):
     assert "CIFAR10, condensed to 20 images" in text and "n 3" in text and "terms" in text  # of the two sets, one
     (again,) = [line.split() for line in text.splitlines() if line.startswith("    python ")]
     args = parse("DM_KNearest", *again[2:])
-    assert again[1] == "DM_KNearest.py" and (args.ipc, args.first_exp, args.num_exp) == (2, 3, 1)
+    assert again[1] == "DM_KNearest.py" and (args.ipc, args.first_exp, args.num_exp, args.eval_every) == (2, 3, 1, 0)
     assert (tmp_path / "card" / "images.png").stat().st_size > 1000
 
 
