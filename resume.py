@@ -57,6 +57,8 @@ def accept(state: dict, requested: dict) -> None:
     """Raise UserError where arguments that change the result differ from the checkpoint's; say which others do."""
     before = state["requested"]
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
+    # A flag that is newer than the checkpoint, and off, leaves all as it was.
+    differing -= {k for k in differing if k not in before and requested[k] is False}
     grown = {k for k in MAY_GROW & differing if requested[k] > before[k]}
     refused = sorted(differing - FREE - grown, key=lambda name: (name != "recipe", name))  # what matters most first
     if refused:

@@ -21,6 +21,7 @@ import condense
 import DM_KNearest
 import files
 import memory
+import resume
 from errors import UserError
 
 # Seconds of work: three experiments with evaluations between, a checkpoint after every step.
@@ -229,6 +230,15 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
     assert "--class_chunk was 0, is 10" in capsys.readouterr().err
     for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flag_newer_than_the_checkpoint_is_accepted_while_it_is_off(whole):
+    state = checkpoint.read(whole / checkpoint.NAME)
+    del state["requested"]["clip_pixels"]
+    requested = dict(state["requested"])
+    resume.accept(state, requested | {"clip_pixels": False})
+    with pytest.raises(UserError, match="--clip_pixels None there, True now"):
+        resume.accept(state, requested | {"clip_pixels": True})
 
 
 DAMAGE = {
