@@ -7,7 +7,8 @@ difference to the plain-DM run of the same data set, ipc and evaluation split wi
 are experiments of the same number and seed, which start from the same images: of each the mean over its networks counts
 once (Student's t). Where there is only one experiment, pairs are its networks (of recipes with as many iterations),
 which says nothing of other condensations; the table names what was paired, and with which run. Herding and the other
-rules that look at a network choose the same images in every experiment.
+rules that look at a network choose the same images in every experiment. Runs that differ in their experiments alone
+(`--first_exp`) are one row.
 """
 
 import argparse
@@ -20,12 +21,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError
-from flags import Parser
+from flags import NOT_ALIKE, Parser
 from networks import untapped
 
 COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
-NEEDED = {"dataset", "ipc", "seed", "model", "recipe", "Iteration"}
-BUDGET = ("Iteration", "batch_real", "real_sampling")  # what recipes must have in common; coresets have none
+TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
+NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
+NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # of a record or of its arguments
+ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
+TERMS = {"mm_ratio", "cm_ratio", "icd_ratio"}
+BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # what recipes must have in common; coresets have none
+STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # what may differ, and is said then
+ALONE = NOT_ALIKE | {"first_exp", "num_exp", "class_chunk", "checkpoint_every", "on_nonfinite", "tensorboard"}
 
 
 class Result(NamedTuple):
@@ -42,17 +49,30 @@ class Result(NamedTuple):
     def group(self) -> tuple:
         """Runs that may be compared have these in common."""
         a = self.args
-        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"])
+        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"]), a.get("res")
+
+    @property
+    def settings(self) -> str:
+        """All but the numbers of its experiments, where it ran, and switches that are off, as older files lack newer ones."""
+        found = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
+        return json.dumps([self.record["protocol"], found], sort_keys=True)
 
     def comparable(self, base: "Result") -> bool:
         """With a run of plain DM: the same group and, if it condensed too, the same budget."""
         same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
         return base.is_dm and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
 
+    def other_steps(self, base: "Result") -> list[str]:
+        """Settings of the optimisation that another run, of a recipe too, has otherwise."""
+        if self.args["recipe"] == "coreset":
+            return []
+        return [name for name in STEPS if (self.args.get(name) or None) != (base.args.get(name) or None)]
+
     @property
     def is_dm(self) -> bool:
-        weights = [value for name, value in self.args.items() if name.endswith("_ratio") and name != "mmd_ratio"]
-        return bool(weights) and not any(weights) and self.args.get("mmd_ratio", 1) > 0
+        weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
+        mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # the single-term recipes have it
+        return bool(weights) and not any(weights.values()) and mean_matching > 0
 
     @property
     def made_by(self) -> str:
@@ -66,13 +86,23 @@ class Result(NamedTuple):
                 found.setdefault(entry["iteration"], {})[entry["experiment"]] = entry["accuracies"]
         return found
 
+    @property
+    def model(self) -> str:
+        """The network of `mean`: the one that made the set, or the pool's first where it has not that one."""
+        models = [e["model"] for e in self.record["evaluations"] if e["iteration"] == self.args["Iteration"]]
+        return self.args["model"] if self.args["model"] in models or not models else models[0]
+
     def final(self) -> dict[int, list[float]]:
-        """Experiment -> accuracies after the last iteration, of the network that made the set."""
-        return self.curve(self.args["model"]).get(self.args["Iteration"], {})
+        """Experiment -> accuracies after the last iteration, of `model`."""
+        return self.curve(self.model).get(self.args["Iteration"], {})
 
 
 def load(folders: list[str]) -> list[Result]:
-    """All results below some folders, in the order of their paths; raises UserError where there are none."""
+    """All results below some folders, in the order of their paths, those of one run with other experiments as one.
+
+    Files of other commands below a folder are passed over with a note. Raises UserError where there are none, or a file
+    that was named is another's.
+    """
     results = []
     for folder in map(Path, folders):
         paths = sorted(folder.rglob("results.json")) if folder.is_dir() else [folder]
@@ -80,15 +110,49 @@ def load(folders: list[str]) -> list[Result]:
             raise UserError(f"no results.json in {str(folder)!r}: name folders that recipes or coreset.py wrote")
         for path in paths:
             try:
-                record = json.loads(path.read_text())
-                missing = {"args", "protocol", "evaluations", "mean", "std", "n"} - record.keys()
-                missing = missing or NEEDED - dict(record["args"]).keys()
-            except (OSError, ValueError, AttributeError, TypeError) as error:
-                raise UserError(f"{path}: not a results.json ({type(error).__name__})") from None
-            if missing:
-                raise UserError(f"{path}: not a results.json, it has no {', '.join(sorted(missing))}")
-            results.append(Result(path.resolve().parent.name, record))
-    return results
+                results.append(Result(path.resolve().parent.name, read(path)))
+            except UserError as error:
+                if not folder.is_dir():
+                    raise
+                print(f"note: passed over, {error}", file=sys.stderr)
+    if not results:
+        raise UserError(f"no results.json of a recipe or of coreset.py in {', '.join(map(repr, folders))}")
+    return merged(results)
+
+
+def read(path: Path) -> dict:
+    """The record in a results.json; raises UserError where it is not one of a recipe or coreset.py."""
+    try:
+        record = json.loads(path.read_text())
+        values = dict(record["args"]) | record
+        missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
+        entries = record.get("evaluations")
+        if not missing and not all(isinstance(e.get(name), kind) for e in entries for name, kind in ENTRY.items()):
+            missing = ["good evaluations"]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
+    if missing:
+        raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")
+    return record
+
+
+def merged(results: list[Result]) -> list[Result]:
+    """Runs with the same settings and different experiments as one, under the name of the first."""
+    found: list[Result] = []
+    for result in results:
+        twin = next((k for k, r in enumerate(found) if r.settings == result.settings), None)
+        if twin is None or not result.final() or found[twin].final().keys() & result.final().keys():
+            found.append(result)
+            continue
+        one = found[twin]
+        entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
+        whole = Result(one.name, one.record | {"evaluations": entries})
+        accs = [acc for _, own in sorted(whole.final().items()) for acc in own]
+        numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
+        found[twin] = Result(one.name, whole.record | numbers)
+        experiments = ", ".join(map(str, sorted(whole.final())))
+        print(f"note: {one.name} and {result.name} are one run, of experiments {experiments}", file=sys.stderr)
+    return found
 
 
 def paired(result: Result, base: Result) -> tuple[list[float], str]:
@@ -118,18 +182,26 @@ def table(results: list[Result]) -> list[dict[str, str]]:
         row = dict.fromkeys(COLUMNS, "")
         row |= {"dataset": a["dataset"], "ipc": str(a["ipc"]), "run": result.name, "made by": result.made_by}
         row |= {"accuracy %": f"{100 * r['mean']:.2f}", "std": f"{100 * r['std']:.2f}", "n": str(r["n"])}
+        if result.model != a["model"]:
+            print(f"note: {result.name} was made on {a['model']}, its accuracy is of {result.model}", file=sys.stderr)
         bases = [base for base in results if result.comparable(base)]
         near = [base.name for base in results if base.is_dm and base.group[:2] == result.group[:2]]
         if near and not bases and not result.is_dm:
-            why = "other budget, network, seed or protocol"
+            why = "other budget, start, network, seed, resolution or protocol"
             print(f"note: {result.name} is not compared with {near[0]}: {why}", file=sys.stderr)
         if bases and not result.is_dm:
-            differences, unit = paired(result, bases[0])
+            base = min(bases, key=lambda base: len(result.other_steps(base)))  # the likest; of several the first
+            if result.other_steps(base):
+                other = ", ".join(f"--{name}" for name in result.other_steps(base))
+                print(f"note: {result.name} and {base.name}, its DM run, have another {other}", file=sys.stderr)
+            differences, unit = paired(result, base)
             if differences:
                 half = interval(differences)
                 row["minus DM"] = f"{statistics.fmean(differences):+.2f}"
                 row["95 % interval"] = "" if half is None else f"± {half:.2f}"
-                row["pairs"], row["DM run"] = f"{len(differences)} {unit}", bases[0].name
+                row["pairs"], row["DM run"] = f"{len(differences)} {unit}", base.name
+            else:
+                print(f"note: {result.name} has no experiment and network in common with {base.name}", file=sys.stderr)
         rows.append(row)
     return rows
 
@@ -148,7 +220,7 @@ def plot(results: list[Result], path: str) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for result in results:
-        curve = result.curve(result.args["model"])
+        curve = result.curve(result.model)
         at = sorted(curve)
         accs = [[100 * acc for own in curve[i].values() for acc in own] for i in at]
         means, stds = ([f(a) for a in accs] for f in (statistics.fmean, statistics.pstdev))

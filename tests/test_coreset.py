@@ -168,14 +168,14 @@ def test_scores_of_a_known_network(data_path):
 # --- collect_results.py --------------------------------------------------------------------------------------------
 
 
-def write_results(folder, accs, recipe="DM_DDM", **args):
+def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
     """A results.json of experiments with the accuracies given, [experiment][network]."""
     folder.mkdir(parents=True)
     args = {"dataset": "CIFAR10", "ipc": 10, "seed": 0, "model": "ConvNet", "recipe": recipe, "Iteration": 5} | args
     flat = [acc for own in accs for acc in own]
     evaluations = [
         {"experiment": e, "iteration": i, "images": "condensed", "model": "ConvNet", "accuracies": own}
-        for e, own in enumerate(accs)
+        for e, own in enumerate(accs, first)
         for i in (2, 5)
     ]
     record = {"args": args, "protocol": "p", "evaluations": evaluations}
@@ -212,16 +212,62 @@ def test_the_table_pairs_experiments_with_dm(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
-def test_the_table_refuses_what_is_not_a_result(tmp_path):
+ZERO = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
+
+
+def rows_of(folder):
+    return {row["run"]: row for row in collect_results.table(collect_results.load([str(folder)]))}
+
+
+def test_experiments_run_apart_are_one_row(tmp_path, capsys):
+    dm, other = [[0.40, 0.42], [0.44, 0.46]], [[0.43, 0.45], [0.45, 0.47]]
+    write_results(tmp_path / "dm", dm, **ZERO, num_exp=2)
+    for e in (1, 0):  # the folder of experiment 0 comes second
+        write_results(tmp_path / f"best_{1 - e}", other[e : e + 1], first=e, **ZERO | {"rr_ratio": 30}, first_exp=e)
+    write_results(tmp_path / "best_again", other, **ZERO | {"rr_ratio": 30})  # the same experiments: not merged
+    rows = rows_of(tmp_path)
+    assert rows.keys() == {"dm", "best_0", "best_again"}
+    assert {k: v for k, v in rows["best_0"].items() if k != "run"} == {
+        k: v for k, v in rows["best_again"].items() if k != "run"
+    }
+    assert "best_0 and best_1 are one run, of experiments 0, 1" in capsys.readouterr().err
+
+
+def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
+    accs = [[0.4], [0.5]]
+    write_results(tmp_path / "a_noise", accs, **ZERO, init="noise")
+    write_results(tmp_path / "b_other_lr", accs, **ZERO, init="real", lr_img=1.0)
+    write_results(tmp_path / "c_dm", accs, **ZERO, init="real", lr_img=5.0)
+    write_results(tmp_path / "own_term", accs, cosine_ratio=0, init="real", lr_img=5.0)  # without L_MMD
+    write_results(tmp_path / "style", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0)
+    write_results(tmp_path / "style_lr", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=9.0)
+    write_results(tmp_path / "style_res", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, res=64)
+    write_results(tmp_path / "pool", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, model="ConvNetBN")
+    rows = rows_of(tmp_path)
+    assert rows["style"]["DM run"] == "c_dm" and rows["style_lr"]["DM run"] == "b_other_lr"
+    assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
+    said = capsys.readouterr().err
+    assert "style_lr and b_other_lr, its DM run, have another --lr_img" in said and "note: style and" not in said
+    assert "style_res is not compared with a_noise" in said
+    assert "pool was made on ConvNetBN, its accuracy is of ConvNet" in said
+
+
+def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text("{}")
     (tmp_path / "worse").mkdir()
     record = {"args": {}, "protocol": "", "evaluations": [], "mean": 0, "std": 0, "n": 1}
     (tmp_path / "worse" / "results.json").write_text(json.dumps(record))
-    refused = {"empty": "no results.json", "gone": "no results.json", "bad": "has no args", "worse": "has no Iteration"}
+    refused = {"empty": "no results.json", "gone": "no results.json", "bad": "no results.json of a recipe"}
+    refused |= {"worse": "no results.json of a recipe"}
     for name, text in refused.items():
         with pytest.raises(UserError, match=text):
             collect_results.load([str(tmp_path / name)])
+    with pytest.raises(UserError, match="it has no .*Iteration"):
+        collect_results.load([str(tmp_path / "worse" / "results.json")])
+    write_results(tmp_path / "good", [[0.4]])
+    assert [result.name for result in collect_results.load([str(tmp_path)])] == ["good"]
+    assert capsys.readouterr().err.count("passed over") == 2 + 2
     done = command_line("collect_results", str(tmp_path / "gone"))
     assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1
