@@ -18,7 +18,13 @@ from losses import mean_matching, readout_matching
 from matching import Features, Statistics
 
 DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
-AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute", "icd_form": "kl"}
+AS_PUBLISHED = {
+    "style_tap": "published",
+    "style_stats": "batch",
+    "style_scale": "absolute",
+    "icd_form": "kl",
+    "k": None,
+}
 PRESETS = {
     "dm": DM,
     "published": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "icd_ratio": 10.0},  # k = 2 at ipc 10
@@ -63,8 +69,10 @@ def make_parser() -> flags.Parser:
 
 def settle(args: Namespace) -> Statistics:
     """Check the weights, set k; what the objective reads of feature maps."""
-    if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or args.icd_ratio or args.rr_ratio):
-        raise UserError("every weight is 0, so that there is nothing to match: set --mmd_ratio or another")
+    alone = args.ipc == 1  # its L_ICD is 0
+    if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or (args.icd_ratio and not alone) or args.rr_ratio):
+        why = "L_ICD is 0 at --ipc 1 and every other" if args.icd_ratio else "every"
+        raise UserError(f"{why} weight is 0, so that there is nothing to match: set --mmd_ratio or another")
     args.k, args.needs_all_classes = terms.neighbours(args), bool(args.rr_ratio)
     return terms.reading(args, mm=args.mm_ratio, cm=args.cm_ratio)
 

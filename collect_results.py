@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """All but the numbers of its experiments, where it ran, and switches that are off, as older files lack newer ones."""
+        """All but its experiments' numbers, where it ran, and switches that are off, as older files lack newer ones."""
         found = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
         return json.dumps([self.record["protocol"], found], sort_keys=True)
 

@@ -81,12 +81,14 @@ def make_parser() -> flags.Parser:
     text = "random: as many random real images; whole: the whole training set; joined by commas"
     add("--baselines", default="", metavar="NAMES", help=text)
     add = parser.evaluation.add_argument
+    add = parser.evaluation.add_mutually_exclusive_group().add_argument
     add("--model", default=None, help="networks, joined by commas; unset: the one that a set was made with, or ConvNet")
     add(
         "--eval_mode",
         default=None,
         help=f"networks by their mode, in the place of --model: {', '.join(training.EVAL_MODES)}",
     )
+    add = parser.evaluation.add_argument
     text = "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas"
     add("--epochs", "--epoch_eval_train", dest="epochs", default=None, help=text)
     add("--whole_epochs", type=flags.at_least(0), default=20, help="E of --baselines whole")
@@ -138,11 +140,11 @@ def settle(args: Namespace) -> None:
     for name in ORIGIN:
         values = {a[name] for a in said if name in a}
         args.origin[name] = values.pop() if len(values) == 1 else 0
+    if args.eval_split == "val":
+        check_held_out(args, said)
     wanted = args.model
     args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
     models = [args.model]
-    if wanted is not None and args.eval_mode is not None:
-        raise UserError("--model and --eval_mode both choose the networks: leave one out")
     if wanted is not None:
         models = wanted.split(",")
     elif args.eval_mode is not None:
@@ -166,6 +168,22 @@ def settle(args: Namespace) -> None:
             )
     args.ipc, args.method = 0, "evaluate"  # what RunFiles reads
     flags.resolve(args)
+
+
+def check_held_out(args: Namespace, said: list[dict]) -> None:
+    """Raise UserError where a set was made from images that it would be scored on; a note where a file does not say."""
+    for file, own in zip(args.files, said, strict=True):
+        if not {"eval_split", "seed"} <= own.keys():
+            print(
+                f"note: --eval_split val: {file} does not say whether it was made without that tenth", file=sys.stderr
+            )
+        elif own["eval_split"] != "val":
+            raise UserError(f"--eval_split val: {file} was made from all training images, those held out here too")
+        elif own["seed"] != args.seed:
+            raise UserError(
+                f"--eval_split val: {file} was made with --seed {own['seed']}, which holds out another tenth than "
+                f"--seed {args.seed}: score files of one seed, with that seed"
+            )
 
 
 def rows_of(args: Namespace, data: ImageData) -> list[Row]:

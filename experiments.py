@@ -127,6 +127,8 @@ def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, 
 def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Callable[[str], None]) -> None:
     """Say what a finished run came to and where it is."""
     ipc = f"images as {args.ipc} says" if isinstance(args.ipc, str) else f"{args.ipc} image(s) per class"
+    if not args.ipc:  # coreset.py --method full
+        ipc = f"{args.subset_size or 'all'} training images"
     of = f"{args.num_exp} experiment(s) of {ipc}"
     say(f"=== {of}, accuracy on the {args.eval_split} set ===")
     kinds = dict.fromkeys(entry["images"] for entry in reversed(evaluations))
@@ -190,6 +192,10 @@ class Experiments:
 
     def all_experiments(self) -> None:
         args, files = self.args, self.files
+        with self.interrupts.anywhere():  # before anything is written: it may refuse
+            began = time.perf_counter()
+            self.begin()
+            self.step_seconds += time.perf_counter() - began
         files.open(self.log_bytes, (self.experiment, self.iteration))
         if self.concluded == [args.num_exp, args.num_eval] and self.ranks.first:
             damaged = files.damaged(self.sets)
@@ -213,10 +219,6 @@ class Experiments:
             files.wait()
         else:
             files.say(f"going on from the checkpoint of experiment {self.experiment}, iteration {self.iteration}")
-        with self.interrupts.anywhere():
-            began = time.perf_counter()
-            self.begin()
-            self.step_seconds += time.perf_counter() - began
         for number in range(args.num_exp):
             experiment = args.first_exp + number
             if number < len(self.sets):  # finished; there may be more networks to evaluate it with than before

@@ -31,6 +31,8 @@ PRESETS = {
     },
 }
 
+SWITCH = {"action": argparse.BooleanOptionalAction, "default": False}  # --name and, against a file's, --no-name
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, with presets, and the flag groups of a recipe as attributes."""
@@ -51,7 +53,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None, namespace: Namespace | None = None) -> Namespace:
         known, unknown = self.parse_known_args(args, namespace)
         if getattr(known, "like", None):
-            self.set_defaults(**arguments_of(known.like, self))
+            values = arguments_of(known.like, self)
+            for group in self._mutually_exclusive_groups:  # what is given leaves out what the file has, then the last
+                dests = [action.dest for action in group._group_actions]
+                given = [dest for dest in dests if getattr(known, dest) is not None]
+                having = [dest for dest in dests if values.get(dest) is not None]
+                for dest in set(having) - set(given or having[-1:]):
+                    del values[dest]
+            self.set_defaults(**values)
         self.set_defaults(**preset_values(self, getattr(known, "preset", None)))
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -85,18 +94,26 @@ def arguments_of(path: str, parser: Parser) -> dict:
             found = json.loads(Path(path).read_text())
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        # What was asked for, not what it came to: a k that follows ipc goes on following it.
-        found = dict(found.get("asked", found["args"]))
+        ran, asked = found["args"], dict(found.get("asked", found["args"]))
+        # What was asked for, not what it came to: a k that follows ipc goes on following it. What followed from the
+        # machine is part of the number, though.
+        if "precision" in ran and asked.get("precision") is None:
+            asked["precision"] = ran["precision"]
+        found = asked
     except Exception as error:  # garbage raises whatever its damage hits
         parser.error(f"argument --like: {shown} is not a results.json or res_*.pt ({type(error).__name__})")
     hidden = NOT_ALIKE | {action.dest for action in parser._actions if action.help is argparse.SUPPRESS} | {"help"}
     actions = {action.dest: action for action in parser._actions if action.dest not in hidden}
+    spelt = {option[2:]: action.dest for action in actions.values() for option in action.option_strings}
+    found = {spelt.get(name, name): value for name, value in found.items()}  # of flags with two names
     for name, value in found.items():
         if name not in actions or value is None:
             continue
         try:
             if not isinstance(value, str | int | float):
                 raise argparse.ArgumentError(actions[name], f"{value!r} is no value of a flag")
+            if isinstance(value, bool) != (actions[name].nargs == 0):
+                raise argparse.ArgumentError(actions[name], f"{value!r} is no value of this flag")
             if actions[name].nargs != 0:
                 parser._check_value(actions[name], parser._get_value(actions[name], str(value)))
         except argparse.ArgumentError as error:
@@ -178,7 +195,11 @@ def add_data_flags(parser: Parser, dataset: str | None = "CIFAR10") -> None:
     )
     text = f"of --dataset ImageNet: {', '.join(datasets.SUBSETS)}"
     add("--subset", choices=tuple(datasets.SUBSETS), default=None, help=text)
-    add("--zca", action="store_true", help="whiten images (ZCA, eps 0.1) in the place of normalising them")
+    add(
+        "--zca",
+        **SWITCH,
+        help="whiten images (ZCA, eps 0.1) in the place of normalising them",
+    )
 
 
 def add_like_flag(parser: Parser) -> None:
@@ -270,7 +291,7 @@ def recipe_parser(description: str, model: str, presets: dict[str, dict] | None 
     add("--lr_schedule", choices=tuple(SCHEDULES), default="constant", help="of lr_img over the iterations")
     add("--momentum_img", type=below_one, default=0.5, help="of the pixels' SGD")
     text = "keep the pixels in [0, 1], so that pictures (export.py --to png) lose nothing but rounding"
-    add("--clip_pixels", action="store_true", help=text)
+    add("--clip_pixels", **SWITCH, help=text)
     add("--batch_real", type=at_least(1), default=256, help="real images per class and step, if the class has as many")
     add(
         "--real_sampling",
@@ -297,7 +318,11 @@ def recipe_parser(description: str, model: str, presets: dict[str, dict] | None 
     )
 
     add = parser.output.add_argument
-    add("--tensorboard", action="store_true", help="losses, accuracies and images for TensorBoard, too")
+    add(
+        "--tensorboard",
+        **SWITCH,
+        help="losses, accuracies and images for TensorBoard, too",
+    )
     add("--checkpoint_every", type=at_least(1), default=200, help="steps; a checkpoint is taken every 5 minutes too")
     return parser
 

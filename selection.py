@@ -54,9 +54,10 @@ def proxy(data: ImageData, args: Namespace, digest: str) -> Proxy:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
+        forgetting = saved["forgetting"].view(len(data.x_train))
     except Exception as error:  # garbage raises whatever its damage hits
         raise UserError(f"the proxy network in {str(path)!r} is damaged ({type(error).__name__}): delete it") from None
-    return look(speed.laid_out_net(net, args), data, args, saved["forgetting"])
+    return look(speed.laid_out_net(net, args), data, args, forgetting)
 
 
 def cache_folder(args: Namespace) -> Path:

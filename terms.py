@@ -95,7 +95,7 @@ def add_style_flags(parser: flags.Parser) -> None:
     text = "relative: each style term is divided by the squared magnitude of its real statistic, layer by layer"
     add("--style_scale", choices=("absolute", "relative"), default="absolute", help=text)
     text = "weight classes as the published scripts do by never resetting their sum (early classes count more)"
-    add("--published_accumulator", action="store_true", help=text)
+    add("--published_accumulator", **flags.SWITCH, help=text)
 
 
 def add_diversity_flags(parser: flags.Parser) -> None:

@@ -6,6 +6,7 @@
 # Stopped and started again, it goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ ${1:-} == -* ]]; then set -- results/continual "$@"; fi # flags alone
 out=${1:-results/continual}
 ${PYTHON:-python} continual.py --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \
     --Iteration 200 --proxy_epochs 3 --epoch_eval_train 200 --compile on --save_path "$out" "${@:2}"

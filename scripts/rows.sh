@@ -5,7 +5,8 @@
 run_rows() {
     local ipc=10 budget=cpu out=$default_out evaluation
     while (($#)); do
-        if [[ $1 != -- && $# -lt 2 ]]; then echo "error: $1 wants a value" >&2 && return 2; fi
+        if [[ $1 == --help || $1 == -h ]]; then sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" && return; fi
+        if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 wants a value" >&2 && return 2; fi
         case $1 in
             --ipc) ipc=$2 ;;
             --budget) budget=$2 ;;
@@ -27,13 +28,18 @@ run_rows() {
             ;;
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
-    local row command
+    local row command status failed=""
+    for row in $rows; do flags_of "$row" >/dev/null || return 2; done # before hours of work
     for row in $rows; do
-        command=$(flags_of "$row") || return 2
+        command=$(flags_of "$row")
         echo "== $row: $command"
+        status=0
         # Words on purpose: every flag is one.
         # shellcheck disable=SC2086
-        "${PYTHON:-python}" "$here"/$command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@"
+        "${PYTHON:-python}" "$here"/$command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@" || status=$?
+        ((status < 128)) || return "$status" # stopped by a signal
+        ((status == 0)) || failed+=" $row"
     done
-    "${PYTHON:-python}" "$here/collect_results.py" "$out/ipc$ipc"
+    "${PYTHON:-python}" "$here/collect_results.py" "$out/ipc$ipc" || return
+    if [[ $failed ]]; then echo "error: these rows failed, see above:$failed" >&2 && return 2; fi
 }

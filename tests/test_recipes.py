@@ -180,6 +180,14 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     args = importlib.import_module("DM_DDM").make_parser().parse_args([*like, "--cm_ratio", "2", "--ipc", "5"])
     assert (args.cm_ratio, args.style_tap, args.seed, args.save_path) == (2, "conv", 5, "result")
     assert args.k is None and args.class_chunk == 0 and not capsys.readouterr().err  # they follow ipc again
+    assert args.precision == "fp32" and not args.clip_pixels  # what the machine of the file took
+    path = tmp_path / "a" / "results.json"
+    record = json.loads(path.read_text())
+    for name, value in {"clip_pixels": True, "zca": True}.items():
+        record["asked"][name] = value
+    path.write_text(json.dumps(record))
+    args = importlib.import_module("DM_DDM").make_parser().parse_args([*like, "--no-zca"])
+    assert args.clip_pixels and not args.zca
     importlib.import_module("DM_GramMatching").make_parser().parse_args(like)
     err = capsys.readouterr().err
     assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
@@ -187,7 +195,16 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"args": 1}', '{"args": {"ipc": "many"}}', '{"args": {"ipc": [2]}}', '{"args": {"init": "x"}}'],
+    [
+        '{"args": {"zca": "no"}}',
+        '{"args": {"ipc": true}}',
+        "",
+        "[]",
+        '{"args": 1}',
+        '{"args": {"ipc": "many"}}',
+        '{"args": {"ipc": [2]}}',
+        '{"args": {"init": "x"}}',
+    ],
 )
 def test_like_refuses_what_is_not_a_result(content, tmp_path, capsys):
     (tmp_path / "results.json").write_text(content)

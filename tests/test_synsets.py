@@ -1,5 +1,6 @@
 """Saved sets: every format is read as it was written, recognised, scored as its run scored it, and exported."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -66,6 +67,17 @@ def test_an_evaluation_like_another(made, tmp_path):
     assert [e["accuracies"] for e in first["evaluations"]] == [e["accuracies"] for e in again["evaluations"]]
 
 
+def test_an_evaluation_like_a_run(made, tmp_path):
+    """--epoch_eval_train, which evaluate.py calls --epochs, and --eval_mode; --model is another thing there."""
+    like = ("--like", made[0] / "out" / "results.json")
+    record = score(made, made[1], *like, save_path=tmp_path / "a")
+    assert [acc for entry in record["evaluations"] for acc in entry["accuracies"]] == made[2]["accuracies"]
+    assert record["asked"]["epochs"] == made[2]["args"]["epoch_eval_train"] == 2
+    args = evaluate.make_parser().parse_args([str(made[1]), *map(str, like), "--model", "LeNet", "--epochs", "1"])
+    evaluate.settle(args)
+    assert args.models == ["LeNet"] and args.epochs_by == {None: 1}
+
+
 def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
     saved = torch.load(made[1])
     torch.save(saved, tmp_path / "set.pt")
@@ -88,10 +100,32 @@ def test_what_is_said_for_one_network_leaves_the_others_as_the_run_had_them(made
     args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7"])
     evaluate.settle(args)
     assert [evaluate.settings(args, model, False).epoch_eval_train for model in args.models] == [7, 2]
-    for wrong, says in ((["--lr_net", "MLP=1"], "none of the networks"), (["--eval_mode", "M"], "leave one out")):
-        args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", *wrong])
-        with pytest.raises(UserError, match=says):
-            evaluate.settle(args)
+    args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", "--lr_net", "MLP=1"])
+    with pytest.raises(UserError, match="none of the networks"):
+        evaluate.settle(args)
+    with pytest.raises(SystemExit):  # both choose the networks
+        evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", "--eval_mode", "M"])
+
+
+def test_a_set_is_not_scored_on_what_it_was_made_from(made, tmp_path, capsys):
+    """A tenth that was held out of one set is in another's training images."""
+
+    def refused(says, **args):
+        saved = torch.load(made[1])
+        saved["args"].update(args)
+        torch.save(saved, tmp_path / "set.pt")
+        settled = evaluate.make_parser().parse_args([str(tmp_path / "set.pt"), "--eval_split", "val", "--seed", "1"])
+        with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+            evaluate.settle(settled)
+
+    refused("from all training images", eval_split="test", seed=1)
+    refused("--seed 0, which holds out another tenth", eval_split="val", seed=0)
+    refused("", eval_split="val", seed=1)
+    assert "does not say" not in capsys.readouterr().err
+    np.savez(tmp_path / "set.npz", **tiny_arrays())
+    argv = [str(tmp_path / "set.npz"), "--dataset", "CIFAR10", "--eval_split", "val"]
+    evaluate.settle(evaluate.make_parser().parse_args(argv))
+    assert "does not say whether it was made without" in capsys.readouterr().err
 
 
 def test_settings_by_network_and_baselines(made, tmp_path):

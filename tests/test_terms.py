@@ -78,6 +78,8 @@ def test_a_weight_of_0_removes_its_term_and_what_it_reads(data_path):
     assert DM_DDM.settle(args).keys() == {"mean_gram"}
     with pytest.raises(UserError, match="every weight is 0"):
         DM_DDM.settle(parse("DM_DDM", "--preset", "dm", "--mmd_ratio", "0"))
+    with pytest.raises(UserError, match="L_ICD is 0 at --ipc 1"):
+        DM_DDM.settle(parse("DM_DDM", "--preset", "dm", "--mmd_ratio", "0", "--icd_ratio", "1", "--ipc", "1"))
 
 
 def test_terms_are_weighted_and_sums_over_classes(data_path):
