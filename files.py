@@ -1,6 +1,7 @@
 """What a run writes into its save_path: training.log, image grids, the condensed set, results.json."""
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -299,6 +300,8 @@ class RunFiles:
         self._replace(path, lambda file: torch.save(content, file))
 
     def save_results(self, record: dict) -> None:
+        """Write a record, with the day it was written on."""
+        record = {**record, "date": datetime.date.today().isoformat()}
         self._replace(self.results_path, lambda file: file.write((json.dumps(record, indent=2) + "\n").encode()))
 
     def damaged(self, sets: list[Tensor]) -> Path | None:

@@ -1,5 +1,6 @@
 """Each recipe through its real command line, and the files it leaves."""
 
+import datetime
 import importlib
 import json
 import re
@@ -42,6 +43,7 @@ def test_the_command_runs_and_writes_its_files(recipe, data_path, tmp_path):
     assert saved["accs_all_exps"] == {model: results["accuracies"]} and results["n"] == 2
     assert saved["mean"] == [0.4914, 0.4822, 0.4465] and len(saved["class_names"]) == 10 and saved["seed"] == 3
     assert saved["args"] == results["args"] and saved["args"]["Iteration"] == 3 and "torch" in saved["versions"]
+    assert abs((datetime.date.today() - datetime.date.fromisoformat(results["date"])).days) <= 1
     assert results["mean"] == pytest.approx(sum(results["accuracies"]) / 2) and results["std"] >= 0
     for key in ("seconds", "iterations_per_second", "peak_memory_bytes"):
         assert results[key] > 0

@@ -31,7 +31,7 @@ DIGITS = [
     *("--checkpoint_every", "1", "--device", "cpu"),
 ]
 SMALL = [*DIGITS, "--num_exp", "1", "--Iteration", "6", "--eval_every", "3", "--epoch_eval_train", "1"]
-TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path"}
+TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path", "date"}
 
 
 def run(folder, *argv, base=SMALL):
