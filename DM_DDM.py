@@ -25,6 +25,7 @@ AS_PUBLISHED = {
     "icd_form": "kl",
     "k": None,
 }
+RR_RATIO = 300.0  # times 1 / ipc
 PRESETS = {
     "dm": DM,
     "published": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "icd_ratio": 10.0},  # k = 2 at ipc 10
@@ -33,7 +34,7 @@ PRESETS = {
     "style": DM
     | {"style_tap": "conv", "style_stats": "image", "style_scale": "relative", "mm_ratio": 180.0, "cm_ratio": 700.0},
     # Won on CIFAR10's validation split at ipc 10: docs/results.md.
-    "best": DM | {"rr_ratio": 30.0, "rr_ridge": 0.1},
+    "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # follows --ipc
 }
 
 
@@ -68,7 +69,13 @@ def make_parser() -> flags.Parser:
 
 
 def settle(args: Namespace) -> Statistics:
-    """Check the weights, set k; what the objective reads of feature maps."""
+    """Check the weights, set those that follow ipc, and k; what the objective reads of feature maps."""
+    if args.rr_ratio is None:
+        if isinstance(args.ipc, str):
+            raise UserError(
+                f"--preset best takes its weight from a number as --ipc, not from {args.ipc}: say --rr_ratio"
+            )
+        args.rr_ratio = RR_RATIO / args.ipc
     alone = args.ipc == 1  # its L_ICD is 0
     if not (args.mmd_ratio or args.mm_ratio or args.cm_ratio or (args.icd_ratio and not alone) or args.rr_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if args.icd_ratio else "every"
@@ -82,4 +89,4 @@ def run(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    flags.main(make_parser(), run)
+    flags.main(make_parser(), run, lambda args: settle(flags.resolve(args)))

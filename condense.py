@@ -28,7 +28,7 @@ from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
 from networks import Network, empty_network, initialise
 from ranks import Ranks, on_this_host
 from sampling import SAMPLERS, Random, initial_indices
-from schedules import SCHEDULES
+from schedules import SCHEDULES, lr_of
 from speed import laid_out, laid_out_net
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
@@ -166,6 +166,8 @@ def prepare(data: ImageData, args: Namespace, objective: Objective, statistics: 
     if args.clip_pixels and data.whitening is not None:
         raise UserError("--clip_pixels: whitened images have no [0, 1] to stay in: leave it or --zca out")
     args.counts = images_per_class(data, args.ipc)
+    if args.lr_img is None:
+        args.lr_img = lr_of(sum(args.counts) / len(args.counts))
     args.batch_real = min(args.batch_real, max(len(own) for own in data.indices))
     net = empty_network(args.model, data.channel, data.num_classes, data.im_size, args.device)
     for model in training.get_eval_pool(args.eval_mode, args.model):

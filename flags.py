@@ -16,16 +16,16 @@ from errors import UserError, lookup, nearest
 from interrupt import Stopped
 from networks import ARCHITECTURES
 from sampling import SAMPLERS
-from schedules import SCHEDULES
+from schedules import SCHEDULES, lr_of
 from training import EVAL_MODES
 
 # Settings that go together, by name: flag -> value. A flag that is given as well wins. Recipes may have more.
 PRESETS = {
-    # Found on CIFAR10's validation split at ipc 10; what it is worth: README, "Speed".
+    # Found on CIFAR10's validation split; what it is worth: README, "Speed".
     "fast": {
         "real_sampling": "balanced",
         "batch_real": 32,
-        "lr_img": 5.0,
+        "lr_img": None,  # follows --ipc
         "lr_schedule": "cosine",
         "Iteration": 1000,
     },
@@ -339,6 +339,8 @@ def resolve(args: Namespace) -> Namespace:
     args.dsa = bool(operations_of(args.dsa_strategy))
     args.dsa_param = ParamDiffAug()
     args.device = ranks.local_device(find_device(args.device))
+    if getattr(args, "lr_img", 0) is None and isinstance(args.ipc, int):  # of a file: once the classes are known
+        args.lr_img = lr_of(args.ipc)
     if getattr(args, "eval_every", 0) is None:
         args.eval_every = 2000 if args.eval_mode in ("S", "SS") else 0
     return args

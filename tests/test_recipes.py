@@ -105,7 +105,7 @@ def test_a_preset_sets_its_flags_and_a_given_flag_wins(recipe):
     assert given == fast | {"batch_real": 7}
     types = {action.dest: action.type for action in parser()._actions}
     for name, value in flags.PRESETS["fast"].items():
-        assert types[name] is None or types[name](str(value)) == value
+        assert types[name] is None or value is None or types[name](str(value)) == value
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,31 @@ def test_the_headline_is_of_the_model_that_condensed(data_path, tmp_path):
 def test_k_is_a_fifth_of_ipc(ipc, k):
     recipe = importlib.import_module("DM_KNearest")
     assert terms.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
+
+
+@pytest.mark.parametrize(("ipc", "lr_img", "rr_ratio"), [(1, 0.5, 300), (10, 5, 30), (50, 25, 6)])
+def test_presets_leave_the_step_and_the_readout_to_ipc(ipc, lr_img, rr_ratio, tmp_path):
+    argv = ("--preset", "fast,best", "--ipc", str(ipc))
+    args = parse("DM_DDM", *argv)
+    importlib.import_module("DM_DDM").settle(args)
+    assert (args.lr_img, args.rr_ratio, args.needs_all_classes) == (lr_img, rr_ratio, True)
+    args = parse("DM_DDM", *argv, "--lr_img", "2", "--rr_ratio", "0")
+    importlib.import_module("DM_DDM").settle(args)
+    assert (args.lr_img, args.rr_ratio, args.needs_all_classes) == (2, 0, False)
+
+
+def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path, tmp_path, capsys):
+    (tmp_path / "ipc.json").write_text('{"3": 3, "*": 1}')
+    argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--preset", "dm,fast", "--Iteration", "1"]
+    for ipc, lr_img in (("2", 1.0), (str(tmp_path / "ipc.json"), 0.6)):
+        done = command_line("DM_DDM", *argv, "--ipc", ipc, "--save_path", str(tmp_path / f"{lr_img}"))
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / f"{lr_img}" / "results.json").read_text())["args"]["lr_img"] == lr_img
+        assert ("--lr_img 1.0" in done.stdout) == (ipc == "2")
+    like = ["--like", str(tmp_path / "1.0" / "results.json"), "--ipc", "4"]
+    assert parse("DM_DDM", *like).lr_img == 2.0
+    with pytest.raises(UserError, match="say --rr_ratio"):
+        importlib.import_module("DM_DDM").settle(parse("DM_DDM", "--preset", "best", "--ipc", "some.json"))
 
 
 def test_a_users_error_in_a_process_of_its_own(tmp_path):
