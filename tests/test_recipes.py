@@ -132,7 +132,9 @@ def test_k_is_a_fifth_of_ipc(ipc, k):
     assert terms.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
 
 
-@pytest.mark.parametrize(("ipc", "lr_img", "rr_ratio"), [(1, 0.5, 300), (10, 5, 30), (50, 25, 6)])
+@pytest.mark.parametrize(
+    ("ipc", "lr_img", "rr_ratio"), [(1, 0.5, 1000), (10, 5, 30), (22, 11, 12.5), (50, 25, 5), (100, 50, 5)]
+)
 def test_presets_leave_the_step_and_the_readout_to_ipc(ipc, lr_img, rr_ratio, tmp_path):
     argv = ("--preset", "fast,best", "--ipc", str(ipc))
     args = parse("DM_DDM", *argv)
