@@ -5,7 +5,7 @@
 run_rows() {
     local ipc=10 budget=cpu out=$default_out evaluation
     while (($#)); do
-        if [[ $1 == --help || $1 == -h ]]; then sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" && return; fi
+        if [[ $1 == --help || $1 == -h ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && return; fi
         if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 wants a value" >&2 && return 2; fi
         case $1 in
             --ipc) ipc=$2 ;;
