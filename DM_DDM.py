@@ -19,13 +19,8 @@ from losses import mean_matching, readout_matching
 from matching import Features, Statistics
 
 DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
-AS_PUBLISHED = {
-    "style_tap": "published",
-    "style_stats": "batch",
-    "style_scale": "absolute",
-    "icd_form": "kl",
-    "k": None,
-}
+AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}
+AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k follows --ipc
 RR_RATIOS = {1: 1000.0, 10: 30.0, 50: 5.0}  # by ipc, as found on CIFAR10's validation split
 PRESETS = {
     "dm": DM,
@@ -35,7 +30,7 @@ PRESETS = {
     "style": DM
     | {"style_tap": "conv", "style_stats": "image", "style_scale": "relative", "mm_ratio": 180.0, "cm_ratio": 700.0},
     # Won on CIFAR10's validation split at ipc 10: docs/results.md.
-    "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # follows --ipc
+    "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # rr_ratio follows --ipc
 }
 
 

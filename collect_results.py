@@ -29,6 +29,7 @@ TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
 NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
 NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # of a record or of its arguments
 ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
+# Weights of the terms that recipes add to L_MMD.
 TERMS = {"mm_ratio", "cm_ratio", "icd_ratio"}
 BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # what recipes must have in common; coresets have none
 STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # what may differ, and is said then

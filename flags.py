@@ -195,11 +195,7 @@ def add_data_flags(parser: Parser, dataset: str | None = "CIFAR10") -> None:
     )
     text = f"of --dataset ImageNet: {', '.join(datasets.SUBSETS)}"
     add("--subset", choices=tuple(datasets.SUBSETS), default=None, help=text)
-    add(
-        "--zca",
-        **SWITCH,
-        help="whiten images (ZCA, eps 0.1) in the place of normalising them",
-    )
+    add("--zca", **SWITCH, help="whiten images (ZCA, eps 0.1) in the place of normalising them")
 
 
 def add_like_flag(parser: Parser) -> None:
@@ -318,11 +314,7 @@ def recipe_parser(description: str, model: str, presets: dict[str, dict] | None 
     )
 
     add = parser.output.add_argument
-    add(
-        "--tensorboard",
-        **SWITCH,
-        help="losses, accuracies and images for TensorBoard, too",
-    )
+    add("--tensorboard", **SWITCH, help="losses, accuracies and images for TensorBoard, too")
     add("--checkpoint_every", type=at_least(1), default=200, help="steps; a checkpoint is taken every 5 minutes too")
     return parser
 

@@ -1,7 +1,8 @@
-"""How a learning rate changes over a run: (iterations done, iterations in all) -> factor in [0, 1]."""
+"""Learning rates of the pixels: how one changes over a run, and how it follows the number of images."""
 
 import math
 
+# (iterations done, iterations in all) -> factor in [0, 1]
 SCHEDULES = {
     "constant": lambda done, total: 1.0,
     "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
