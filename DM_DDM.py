@@ -11,12 +11,12 @@ from argparse import Namespace
 import numpy as np
 from torch import Tensor
 
-import flags
-import terms
-from condense import condense
-from errors import UserError
-from losses import mean_matching, readout_matching
-from matching import Features, Statistics
+from ddm import flags
+from ddm.methods import terms
+from ddm.methods.condense import condense
+from ddm.errors import UserError
+from ddm.losses import mean_matching, readout_matching
+from ddm.methods.matching import Features, Statistics
 
 DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}

@@ -8,11 +8,11 @@ from argparse import Namespace
 
 from torch import Tensor
 
-import flags
-import terms
-from condense import condense
-from losses import mean_matching
-from matching import Features, Statistics
+from ddm import flags
+from ddm.methods import terms
+from ddm.methods.condense import condense
+from ddm.losses import mean_matching
+from ddm.methods.matching import Features, Statistics
 
 
 def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:

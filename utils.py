@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from augment import DiffAugment, ParamDiffAug, augment, get_daparam
-from data import TensorDataset, get_dataset
-from errors import UserError, lookup
-from files import get_time
-from networks import get_network
-from synsets import CondensedDataset
-from training import epoch, evaluate_synset, get_eval_pool
+from ddm.augment import DiffAugment, ParamDiffAug, augment, get_daparam
+from ddm.data.data import TensorDataset, get_dataset
+from ddm.errors import UserError, lookup
+from ddm.runs.files import get_time
+from ddm.networks import get_network
+from ddm.evaluation.synsets import CondensedDataset
+from ddm.evaluation.training import epoch, evaluate_synset, get_eval_pool
 
 __all__ = [
     "CondensedDataset",

@@ -17,16 +17,16 @@ import numpy as np
 import timing
 import torch
 
-import data as datasets
+from ddm.data import data as datasets
 import DM_KNearest
-import flags
-import memory
-import rng
-import store
-from augment import augment_classes
-from condense import prepare
-from networks import initialise
-from sampling import Random
+from ddm import flags
+from ddm import memory
+from ddm import rng
+from ddm.data import store
+from ddm.augment import augment_classes
+from ddm.methods.condense import prepare
+from ddm.networks import initialise
+from ddm.methods.sampling import Random
 
 
 def make(path: Path, count: int, classes: int, size: int) -> None:

@@ -15,12 +15,12 @@ import step
 import timing
 
 import DM_KNearest
-import flags
-import memory
-from condense import Run, Synthetic, condensation_step, prepare
-from files import RunFiles, plain
-from interrupt import Interrupts
-from sampling import Random
+from ddm import flags
+from ddm import memory
+from ddm.methods.condense import Run, Synthetic, condensation_step, prepare
+from ddm.runs.files import RunFiles, plain
+from ddm.interrupt import Interrupts
+from ddm.methods.sampling import Random
 
 
 def main() -> None:

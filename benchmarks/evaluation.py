@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import flags
-import memory
-import speed
-import training
-from augment import DiffAugment
-from data import Batches, TensorDataset
-from networks import get_network
+from ddm import flags
+from ddm import memory
+from ddm import speed
+from ddm.evaluation import training
+from ddm.augment import DiffAugment
+from ddm.data.data import Batches, TensorDataset
+from ddm.networks import get_network
 
 
 def plain_epoch(loader, net, optimizer, criterion, args) -> float:

@@ -13,10 +13,10 @@ import sys
 import step
 import timing
 
-import flags
-import memory
-from condense import Synthetic, condensation_step, prepare
-from sampling import Random
+from ddm import flags
+from ddm import memory
+from ddm.methods.condense import Synthetic, condensation_step, prepare
+from ddm.methods.sampling import Random
 
 
 def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:

@@ -21,8 +21,8 @@ import numpy as np
 import timing
 import torch
 
-import memory
-from networks import empty_network
+from ddm import memory
+from ddm.networks import empty_network
 
 ROOT = Path(__file__).resolve().parents[1]
 

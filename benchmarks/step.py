@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import flags
-import memory
-import rng
-from augment import DiffAugment
-from condense import Synthetic, condensation_step, prepare
-from data import ImageData
-from networks import get_network
-from sampling import Random
+from ddm import flags
+from ddm import memory
+from ddm import rng
+from ddm.augment import DiffAugment
+from ddm.methods.condense import Synthetic, condensation_step, prepare
+from ddm.data.data import ImageData
+from ddm.networks import get_network
+from ddm.methods.sampling import Random
 
 CPU = ["--device", "cpu"]  # where the images and the plain loop are
 CASES = {  # term -> recipe, its flags

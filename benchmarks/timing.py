@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files import hardware, versions
+from ddm.runs.files import hardware, versions
 
 
 def settings(device: str = "cpu") -> str:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-import flags
-from condense import prepare
-from data import ImageData
-from matching import Matcher
+from ddm import flags
+from ddm.methods.condense import prepare
+from ddm.data.data import ImageData
+from ddm.methods.matching import Matcher
 
 # pytest runs two processes; and results are equal bit for bit only where the number of threads is, too.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, augment_classes, get_daparam
-from errors import UserError
+from ddm.augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, augment_classes, get_daparam
+from ddm.errors import UserError
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 

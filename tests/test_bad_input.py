@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import QUICK, tiny_arrays
 
-import checkpoint
-import flags
+from ddm.runs import checkpoint
+from ddm import flags
 
 
 def tree(folder):

@@ -10,16 +10,16 @@ import torch
 from conftest import QUICK, RECIPES, matcher, parse, quick_model, run, tiny_arrays
 from PIL import Image
 
-import condense
-import data as datasets
-import matching
-import rng
-from augment import DiffAugment
-from condense import real_images
-from errors import UserError
-from losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
-from networks import get_network, initialise
-from schedules import SCHEDULES
+from ddm.methods import condense
+from ddm.data import data as datasets
+from ddm.methods import matching
+from ddm import rng
+from ddm.augment import DiffAugment
+from ddm.methods.condense import real_images
+from ddm.errors import UserError
+from ddm.losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
+from ddm.networks import get_network, initialise
+from ddm.methods.schedules import SCHEDULES
 
 
 def ready(recipe, data_path, *argv):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-import continual
-import data as datasets
-from errors import UserError
+from ddm.commands import continual
+from ddm.data import data as datasets
+from ddm.errors import UserError
 
 SMALL = "--dataset Digits --steps 2 --ipc 3 --batch_real 8 --Iteration 2 --epoch_eval_train 40 --model ConvNetW32"
 LINE = [*SMALL.split(), "--proxy_epochs", "1", "--preset", "dm", "--lr_img", "1"]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import command_line
 
-import collect_results
-import coreset
-import data as datasets
-import flags
-import selection
-from condense import real_images
-from errors import UserError
-from experiments import images_per_class
+from ddm.commands import collect_results
+from ddm.commands import coreset
+from ddm.data import data as datasets
+from ddm import flags
+from ddm.methods import selection
+from ddm.methods.condense import real_images
+from ddm.errors import UserError
+from ddm.runs.experiments import images_per_class
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
 COMMON += ["--proxy_epochs", "2"]

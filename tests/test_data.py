@@ -8,9 +8,9 @@ import torch
 import torchvision
 from conftest import tiny_arrays
 
-import data as datasets
-from data import DATASETS, Batches, get_dataset, load
-from errors import UserError
+from ddm.data import data as datasets
+from ddm.data.data import DATASETS, Batches, get_dataset, load
+from ddm.errors import UserError
 
 
 def test_npz_gives_the_same_images_channels_first(data_path):

@@ -5,12 +5,12 @@ import torch
 from conftest import QUICK, RECIPES, matcher, parse
 from torch import nn
 
-import data as datasets
-from augment import DiffAugment
-from condense import Synthetic, condensation_step, real_images
-from networks import empty_network
-from sampling import Random
-from training import train_step
+from ddm.data import data as datasets
+from ddm.augment import DiffAugment
+from ddm.methods.condense import Synthetic, condensation_step, real_images
+from ddm.networks import empty_network
+from ddm.methods.sampling import Random
+from ddm.evaluation.training import train_step
 
 EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "

@@ -9,9 +9,9 @@ import sys
 import torch
 from conftest import QUICK, ROOT, parse
 
-import data as datasets
-from condense import prepare
-from networks import get_network, initialise
+from ddm.data import data as datasets
+from ddm.methods.condense import prepare
+from ddm.networks import get_network, initialise
 
 
 def test_the_example_of_a_new_loss_network_data_set_and_selector(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import (
+from ddm.losses import (
     correlation_matching,
     intra_class_diversity,
     mean_matching,

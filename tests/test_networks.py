@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import networks
-from errors import UserError
-from networks import ARCHITECTURES, TAPPABLE, get_network, initialise
+from ddm import networks
+from ddm.errors import UserError
+from ddm.networks import ARCHITECTURES, TAPPABLE, get_network, initialise
 
 
 def fill(net: torch.nn.Module) -> None:

@@ -12,11 +12,11 @@ import torch
 from conftest import run, tiny_arrays
 from PIL import Image
 
-import data as datasets
-import layouts
-import prepare_data
-import store
-from errors import UserError
+from ddm.data import data as datasets
+from ddm.data import layouts
+from ddm.commands import prepare_data
+from ddm.data import store
+from ddm.errors import UserError
 
 WNIDS = [f"n{number:08d}" for number in range(10_000, 10_000 + 7 * 1000, 7)]
 
@@ -389,7 +389,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 
 def test_numbers_of_classes_that_are_called_by_numbers(tmp_path):
-    from experiments import images_per_class
+    from ddm.runs.experiments import images_per_class
 
     x = np.zeros((48, 4, 4, 3), np.uint8)
     names = np.array(sorted(str(c) for c in range(12)))  # 0 1 10 11 2 ..

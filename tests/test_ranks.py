@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, matcher, parse, run
 
-import checkpoint
-import data as datasets
-from errors import UserError
-from ranks import Ranks
+from ddm.runs import checkpoint
+from ddm.data import data as datasets
+from ddm.errors import UserError
+from ddm.ranks import Ranks
 
 LINE = [*QUICK, "--model", "ConvNetW32", "--lr_img", "0.01", "--class_chunk", "5", "--num_eval", "3"]
 

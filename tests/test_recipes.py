@@ -12,9 +12,9 @@ import torch
 from conftest import QUICK, RECIPES, command_line, parse, quick_model
 from PIL import Image
 
-import flags
-import terms
-from errors import UserError
+from ddm import flags
+from ddm.methods import terms
+from ddm.errors import UserError
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

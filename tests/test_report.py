@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import run
 
-import report
-from errors import UserError
-from losses import correlation_matching
+from ddm.commands import report
+from ddm.errors import UserError
+from ddm.losses import correlation_matching
 
 
 class Page(html.parser.HTMLParser):

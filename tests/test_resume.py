@@ -16,13 +16,13 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, command_line, parse, tiny_arrays
 
-import checkpoint
-import condense
+from ddm.runs import checkpoint
+from ddm.methods import condense
 import DM_KNearest
-import files
-import memory
-import resume
-from errors import UserError
+from ddm.runs import files
+from ddm import memory
+from ddm.runs import resume
+from ddm.errors import UserError
 
 # Seconds of work: three experiments with evaluations between, a checkpoint after every step.
 DIGITS = [
@@ -163,7 +163,7 @@ def test_a_finished_runs_damaged_file_is_named_and_written_again(damaged, whole,
 
 
 def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
-    import training
+    from ddm.evaluation import training
 
     trained, original = [], training.Evaluator.accuracy
 

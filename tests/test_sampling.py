@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import QUICK, parse
 
-import data as datasets
-import rng
-from networks import get_network, initialise
-from sampling import SAMPLERS, herd
+from ddm.data import data as datasets
+from ddm import rng
+from ddm.networks import get_network, initialise
+from ddm.methods.sampling import SAMPLERS, herd
 
 
 def generator(cls, iteration=1):

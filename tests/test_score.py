@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import tiny_arrays
 
-import data as datasets
-import flags
-import score
+from ddm.data import data as datasets
+from ddm import flags
+from ddm.commands import score
 
 INSTALLED = importlib.util.find_spec("ddranking") is not None
 

@@ -7,21 +7,21 @@ import pytest
 import torch
 from conftest import QUICK, RECIPES, matcher, parse
 
-import data as datasets
-import memory
-import speed
-from condense import (
+from ddm.data import data as datasets
+from ddm import memory
+from ddm import speed
+from ddm.methods.condense import (
     Synthetic,
     choose_chunk,
     condensation_step,
     condensing_pixels,
     real_images,
 )
-from errors import UserError
-from losses import correlation_matching, mean_matching, moments_matching
-from networks import empty_network
-from sampling import Random
-from training import Evaluator
+from ddm.errors import UserError
+from ddm.losses import correlation_matching, mean_matching, moments_matching
+from ddm.networks import empty_network
+from ddm.methods.sampling import Random
+from ddm.evaluation.training import Evaluator
 
 needs_compiler = pytest.mark.skipif(
     speed._compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, parse, run, tiny_arrays
 
-import data as datasets
-import evaluate
-import export
-import flags
-import synsets
-from errors import UserError
+from ddm.data import data as datasets
+from ddm.commands import evaluate
+from ddm.commands import export
+from ddm import flags
+from ddm.evaluation import synsets
+from ddm.errors import UserError
 
 
 @pytest.fixture(scope="module")

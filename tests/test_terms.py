@@ -6,13 +6,13 @@ import torch
 from conftest import QUICK, matcher, parse
 from torch import nn
 
-import data as datasets
+from ddm.data import data as datasets
 import DM_DDM
-import rng
-from errors import UserError
-from matching import accumulator_weights
-from networks import empty_network, get_network, initialise
-from speed import laid_out
+from ddm import rng
+from ddm.errors import UserError
+from ddm.methods.matching import accumulator_weights
+from ddm.networks import empty_network, get_network, initialise
+from ddm.speed import laid_out
 
 TINY = [*QUICK, "--model", "ConvNetW32", "--compile", "off", "--class_chunk", "4"]
 

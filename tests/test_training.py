@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-import training
-from augment import DiffAugment, ParamDiffAug
-from data import Batches, TensorDataset, load
-from networks import get_network
-from training import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
+from ddm.evaluation import training
+from ddm.augment import DiffAugment, ParamDiffAug
+from ddm.data.data import Batches, TensorDataset, load
+from ddm.networks import get_network
+from ddm.evaluation.training import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
 
 
 def settings(**change) -> Namespace:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from errors import UserError
+from ddm.errors import UserError
 from utils import get_loops, get_time, match_loss
 
 

@@ -8,9 +8,9 @@ from argparse import Namespace
 
 from torch import Tensor
 
-import flags
-from errors import UserError
-from losses import (
+from ddm import flags
+from ddm.errors import UserError
+from ddm.losses import (
     MOMENTS,
     gram_distance,
     intra_class_diversity,
@@ -18,7 +18,7 @@ from losses import (
     moments_distance,
     spread_matching,
 )
-from matching import Features, Statistics
+from ddm.methods.matching import Features, Statistics
 
 TAPS = ("published", "conv", "norm", "act", "pool")
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-import rng
-from augment import DiffAugment, augment
-from data import Batches, ImageData, Normalised
-from networks import empty_network, initialise
-from speed import autocast, compiled, laid_out, laid_out_net
+from ddm import rng
+from ddm.augment import DiffAugment, augment
+from ddm.data.data import Batches, ImageData, Normalised
+from ddm.networks import empty_network, initialise
+from ddm.speed import autocast, compiled, laid_out, laid_out_net
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import store
-from errors import UserError
+from ddm.data import store
+from ddm.errors import UserError
 
 PART = 512  # images between two points where an interrupted preparation can go on
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}

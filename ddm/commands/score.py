@@ -31,16 +31,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-import data as datasets
-import flags
-import rng
-import synsets
-from data import ImageData
-from errors import UserError
-from files import RunFiles, hardware, plain, versions
-from interrupt import Interrupts
-from store import Mapped
-from synsets import Synset
+from ddm.data import data as datasets
+from ddm import flags
+from ddm import rng
+from ddm.evaluation import synsets
+from ddm.data.data import ImageData
+from ddm.errors import UserError
+from ddm.runs.files import RunFiles, hardware, plain, versions
+from ddm.interrupt import Interrupts
+from ddm.data.store import Mapped
+from ddm.evaluation.synsets import Synset
 
 VERSION = "0.2.0"
 INSTALL = f"pip install --no-deps ddranking=={VERSION} && pip install pandas timm"

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import rng
-import speed
-from augment import DiffAugment
-from data import ImageData
-from errors import UserError
-from networks import Network, empty_network, initialise, untapped
-from sampling import herd, initial_indices
-from training import MOMENTUM, WEIGHT_DECAY
+from ddm import rng
+from ddm import speed
+from ddm.augment import DiffAugment
+from ddm.data.data import ImageData
+from ddm.errors import UserError
+from ddm.networks import Network, empty_network, initialise, untapped
+from ddm.methods.sampling import herd, initial_indices
+from ddm.evaluation.training import MOMENTUM, WEIGHT_DECAY
 
 BATCH = 256
 

@@ -20,9 +20,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import UserError
-from flags import NOT_ALIKE, Parser
-from networks import untapped
+from ddm.errors import UserError
+from ddm.flags import NOT_ALIKE, Parser
+from ddm.networks import untapped
 
 COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
 TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from networks import Network
-from speed import autocast, compiled
+from ddm.networks import Network
+from ddm.speed import autocast, compiled
 
 
 def pass_pixels(device: str | torch.device) -> int:

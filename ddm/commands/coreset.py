@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import flags
-import selection
-import speed
-import training
-from data import ImageData, Normalised, subset
-from errors import UserError
-from experiments import Experiments, carry_out, images_per_class
-from networks import empty_network
+from ddm import flags
+from ddm.methods import selection
+from ddm import speed
+from ddm.evaluation import training
+from ddm.data.data import ImageData, Normalised, subset
+from ddm.errors import UserError
+from ddm.runs.experiments import Experiments, carry_out, images_per_class
+from ddm.networks import empty_network
 
 
 class Run(Experiments):

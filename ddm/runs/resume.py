@@ -5,10 +5,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import checkpoint
-from data import ImageData
-from errors import UserError
-from files import versions
+from ddm.runs import checkpoint
+from ddm.data.data import ImageData
+from ddm.errors import UserError
+from ddm.runs.files import versions
 
 # Arguments that leave the result as it is, but for rounding.
 FREE = {"device", "data_path", "save_path", "resume", "checkpoint_every", "on_nonfinite", "class_chunk"}

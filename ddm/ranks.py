@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from errors import UserError
+from ddm.errors import UserError
 
 T = TypeVar("T")
 

@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data as datasets
+from ddm.data import data as datasets
 import DM_DDM
-import flags
-import rng
-import selection
-import speed
-import training
-from condense import condensed, prepare
-from data import ImageData, classes_of
-from errors import UserError, lookup
-from experiments import images_per_class
-from files import RunFiles, hardware, plain, versions
-from interrupt import Interrupts
-from networks import empty_network
+from ddm import flags
+from ddm import rng
+from ddm.methods import selection
+from ddm import speed
+from ddm.evaluation import training
+from ddm.methods.condense import condensed, prepare
+from ddm.data.data import ImageData, classes_of
+from ddm.errors import UserError, lookup
+from ddm.runs.experiments import images_per_class
+from ddm.runs.files import RunFiles, hardware, plain, versions
+from ddm.interrupt import Interrupts
+from ddm.networks import empty_network
 
 SELECTED, CONDENSED = ("random", "herding", "kmeans"), ("dm", "ddm")
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errors import UserError
+from ddm.errors import UserError
 
 try:
     import fcntl

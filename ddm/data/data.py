@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import layouts
-import store
-from errors import UserError, lookup
-from memory import free_memory
-from rng import to_device
-from store import Mapped
+from ddm.data import layouts
+from ddm.data import store
+from ddm.errors import UserError, lookup
+from ddm.memory import free_memory
+from ddm.rng import to_device
+from ddm.data.store import Mapped
 
 
 class Arrays(NamedTuple):

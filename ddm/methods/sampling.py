@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import rng
-from data import ImageData
-from networks import empty_network, initialise
+from ddm import rng
+from ddm.data.data import ImageData
+from ddm.networks import empty_network, initialise
 
 CANDIDATES = 4  # images looked at for each one picked
 DIRECTIONS = 128  # principal directions of a class's embeddings that picks are balanced along

@@ -12,12 +12,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import data as datasets
-import flags
-import layouts
-import store
-from errors import UserError, nearest
-from layouts import Array, Listing
+from ddm.data import data as datasets
+from ddm import flags
+from ddm.data import layouts
+from ddm.data import store
+from ddm.errors import UserError, nearest
+from ddm.data.layouts import Array, Listing
 
 
 def find(args: Namespace, source: Path, where: Path) -> Listing:

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data as datasets
-import flags
-import synsets
-from errors import UserError
-from files import in_rows
-from layouts import file_name
-from training import describe
+from ddm.data import data as datasets
+from ddm import flags
+from ddm.evaluation import synsets
+from ddm.errors import UserError
+from ddm.runs.files import in_rows
+from ddm.data.layouts import file_name
+from ddm.evaluation.training import describe
 
 
 class Set(NamedTuple):

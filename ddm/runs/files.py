@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
-from data import short_name
-from errors import UserError
+from ddm.runs import checkpoint
+from ddm.data.data import short_name
+from ddm.errors import UserError
 
 try:
     import fcntl

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import memory
-import rng
-import speed
-import training
-from augment import augment_classes
-from data import ImageData
-from errors import UserError
-from experiments import Experiments, carry_out, images_per_class
-from matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
-from networks import Network, empty_network, initialise
-from ranks import Ranks, on_this_host
-from sampling import SAMPLERS, Random, initial_indices
-from schedules import SCHEDULES, lr_of
-from speed import laid_out, laid_out_net
+from ddm import memory
+from ddm import rng
+from ddm import speed
+from ddm.evaluation import training
+from ddm.augment import augment_classes
+from ddm.data.data import ImageData
+from ddm.errors import UserError
+from ddm.runs.experiments import Experiments, carry_out, images_per_class
+from ddm.methods.matching import Matcher, Objective, Statistics, has_batch_norm, pass_pixels
+from ddm.networks import Network, empty_network, initialise
+from ddm.ranks import Ranks, on_this_host
+from ddm.methods.sampling import SAMPLERS, Random, initial_indices
+from ddm.methods.schedules import SCHEDULES, lr_of
+from ddm.speed import laid_out, laid_out_net
 
 CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
 CHECKPOINT_SECONDS = 300  # at most, between two checkpoints while it condenses

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from ddm.errors import UserError
 
 F = TypeVar("F", bound=Callable)
 

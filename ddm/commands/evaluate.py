@@ -17,19 +17,19 @@ from typing import NamedTuple
 
 import torch
 
-import data as datasets
-import flags
-import rng
-import speed
-import synsets
-import training
-from data import ImageData, Normalised
-from errors import UserError, lookup
-from files import RunFiles, hardware, plain, versions
-from interrupt import Interrupts
-from networks import ARCHITECTURES, empty_network, untapped
-from sampling import initial_indices
-from synsets import Synset
+from ddm.data import data as datasets
+from ddm import flags
+from ddm import rng
+from ddm import speed
+from ddm.evaluation import synsets
+from ddm.evaluation import training
+from ddm.data.data import ImageData, Normalised
+from ddm.errors import UserError, lookup
+from ddm.runs.files import RunFiles, hardware, plain, versions
+from ddm.interrupt import Interrupts
+from ddm.networks import ARCHITECTURES, empty_network, untapped
+from ddm.methods.sampling import initial_indices
+from ddm.evaluation.synsets import Synset
 
 BASELINES = ("random", "whole")
 BASELINE_NAMES = ("random real images", "whole training set")  # in tables

@@ -22,16 +22,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import data as datasets
-import flags
-import rng
-import synsets
-from condense import INITS
-from errors import UserError
-from losses import gram_distance, image_moments, mean_gram, moments_distance
-from matching import features
-from networks import empty_network, initialise
-from training import summary
+from ddm.data import data as datasets
+from ddm import flags
+from ddm import rng
+from ddm.evaluation import synsets
+from ddm.methods.condense import INITS
+from ddm.errors import UserError
+from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
+from ddm.methods.matching import features
+from ddm.networks import empty_network, initialise
+from ddm.evaluation.training import summary
 
 REAL = 64  # images of each class that are compared
 STATISTICS = {"moments": image_moments, "grams": mean_gram}

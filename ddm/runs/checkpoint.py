@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errors import UserError
+from ddm.errors import UserError
 
 FORMAT = 2  # raised when an older program could not go on from the state, or this one from an older state
 CONTENT = {

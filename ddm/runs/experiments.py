@@ -15,19 +15,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-import checkpoint
-import data as datasets
-import memory
-import ranks
-import resume
-import rng
-import training
-from data import ImageData, Normalised
-from errors import UserError
-from files import NoFiles, RunFiles, hardware, plain, versions
-from interrupt import Interrupts, Stopped
-from networks import described
-from ranks import Ranks
+from ddm.runs import checkpoint
+from ddm.data import data as datasets
+from ddm import memory
+from ddm import ranks
+from ddm.runs import resume
+from ddm import rng
+from ddm.evaluation import training
+from ddm.data.data import ImageData, Normalised
+from ddm.errors import UserError
+from ddm.runs.files import NoFiles, RunFiles, hardware, plain, versions
+from ddm.interrupt import Interrupts, Stopped
+from ddm.networks import described
+from ddm.ranks import Ranks
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import layouts
-from data import ImageData
-from errors import UserError
+from ddm.data import layouts
+from ddm.data.data import ImageData
+from ddm.errors import UserError
 
 SPACES = ("auto", "normalised", "unit", "bytes")  # as networks see them; in [0, 1]; in 0 .. 255
 # What numpy's arrays, and its floats in a published file's list of accuracies, are made of; nothing of it runs code.

@@ -1,0 +1,280 @@
+"""Differentiable Siamese Augmentation (Zhao & Bilen, ICML 2021, arXiv 2102.08259), batched.
+
+Parameters are drawn on the CPU, so that every device augments alike, and applied on the images' device without
+a loop over images. `augment`, at the end, is the older augmentation of Dataset Condensation.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import rotate as scipy_rotate
+from torch import Tensor
+
+from ddm.errors import UserError, lookup
+from ddm.rng import to_device
+
+
+@dataclass
+class ParamDiffAug:
+    """How strong each operation is; the values are the published ones."""
+
+    aug_mode: str = "S"  # 'S': one operation of the strategy per call; 'M': all of them, in order
+    prob_flip: float = 0.5
+    ratio_scale: float = 1.2
+    ratio_rotate: float = 15.0  # degrees
+    ratio_crop_pad: float = 0.125  # of the image size
+    ratio_cutout: float = 0.5  # of the image size
+    brightness: float = 1.0
+    saturation: float = 2.0
+    contrast: float = 0.5
+    # Kept for code that reads them; DiffAugment takes both from its own `seed` and changes neither.
+    Siamese: bool = False
+    latestseed: int = -1
+
+
+class Draws:
+    """Where operations get the parameters of N images.
+
+    Each parameter is drawn `each` times from every generator that `sources` then gives, and every draw serves
+    `images` images: N = generators * each * images.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        sources: Callable[[], list[torch.Generator | None]],
+        each: int = 1,
+        images: int = 1,
+    ):
+        self.device, self.sources, self.each, self.images = device, sources, each, images
+
+    def uniform(self) -> Tensor:
+        """[N, 1, 1, 1] in [0, 1)."""
+        return self._spread([torch.rand(self.each, 1, 1, 1, generator=g, device="cpu") for g in self.sources()])
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """[N, 1] in [low, high)."""
+        return self._spread(
+            [torch.randint(low, high, (self.each, 1), generator=g, device="cpu") for g in self.sources()]
+        )
+
+    def _spread(self, draws: list[Tensor]) -> Tensor:
+        return to_device(torch.cat(draws), self.device).repeat_interleave(self.images, dim=0)
+
+
+# --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
+
+
+def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    b, t, k = draws.uniform(), draws.uniform(), draws.uniform()
+    x = x + (b - 0.5) * param.brightness
+    gray = x.mean(dim=1, keepdim=True)
+    x = (x - gray) * (t * param.saturation) + gray
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) * (k + param.contrast) + mean
+
+
+def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    for dim in (2, 3):  # shift along rows, then columns
+        size = x.shape[dim]
+        most = int(size * param.ratio_crop_pad + 0.5)
+        source = torch.arange(size, device=x.device) + draws.integers(-most, most + 1)  # [n, size]
+        inside = (source >= 0) & (source < size)
+        shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)
+        source, inside = source.clamp(0, size - 1).view(shape), inside.view(shape)
+        x = torch.take_along_dim(x, source, dim=dim) * inside
+    return x
+
+
+def _cutout(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    covered = []
+    for size in x.shape[2:]:
+        cut = int(size * param.ratio_cutout + 0.5)
+        first = draws.integers(0, size + (1 - cut % 2)) - cut // 2  # [n, 1]
+        at = torch.arange(size, device=x.device)
+        covered.append((at >= first) & (at < first + cut))  # [n, size]
+    rows, columns = covered
+    return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def _flip(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    return torch.where(draws.uniform() < param.prob_flip, x.flip(3), x)
+
+
+def _scale(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    low, high = 1 / param.ratio_scale, param.ratio_scale
+    sx, sy = (draws.uniform().flatten() * (high - low) + low for _ in range(2))
+    zero = torch.zeros_like(sx)
+    return _affine(x, [[sx, zero, zero], [zero, sy, zero]])
+
+
+def _rotate(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+    angle = (draws.uniform().flatten() - 0.5) * 2 * math.radians(param.ratio_rotate)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _affine(x, [[cos, -sin, zero], [sin, cos, zero]])
+
+
+def _affine(x: Tensor, rows: list[list[Tensor]]) -> Tensor:
+    theta = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # [n, 2, 3]
+    grid = F.affine_grid(theta, [theta.shape[0], *x.shape[1:]], align_corners=False)
+    return F.grid_sample(x, grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
+
+
+OPERATIONS = {
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}
+
+
+def operations_of(strategy: str) -> list[Callable[[Tensor, ParamDiffAug, Draws], Tensor]]:
+    """The operations a strategy string names, [] for 'none'; raises UserError for an unknown part."""
+    if strategy in ("", "none", "None"):
+        return []
+    return [lookup(OPERATIONS, name, "part of the DSA strategy") for name in strategy.split("_")]
+
+
+def DiffAugment(
+    x: Tensor,
+    strategy: str = "",
+    seed: int = -1,
+    param: ParamDiffAug | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Augment a batch x [N, C, H, W]; gradients flow to x.
+
+    Any seed but -1 is Siamese: one draw for the whole batch, the same for every batch with that seed, from
+    generators of its own. With seed -1 each image gets its own parameters, drawn from `generator` (a CPU
+    generator; None is torch's global one). Raises UserError for an unknown strategy. Source: DSA, section 3.2.
+    """
+    operations = operations_of(strategy)
+    if not operations:
+        return x
+    if seed != -1:
+        return augment_classes(x[None], strategy, [seed], param)[0]
+    param = param or ParamDiffAug()
+    for operation in _one_or_all(operations, param, generator):
+        x = operation(x, param, Draws(x.device, lambda: [generator], each=x.shape[0]))
+    return x.contiguous()
+
+
+def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiffAug | None = None) -> Tensor:
+    """Siamese augmentation of x [classes, n, C, H, W], each class by its own seed as `DiffAugment` would.
+
+    Classes that draw the same operation are augmented at once, except on a CPU where a class is large: it would
+    leave the caches.
+    """
+    operations = operations_of(strategy)
+    if not operations:
+        return x
+    param = param or ParamDiffAug()
+    alone = x.device.type == "cpu" and x[0].numel() > 2**17
+    groups: dict[tuple[tuple[Callable, ...], int | None], list[int]] = {}
+    for c, seed in enumerate(seeds):
+        chosen = _one_or_all(operations, param, torch.Generator("cpu").manual_seed(seed))
+        groups.setdefault((chosen, c if alone else None), []).append(c)
+    done = []
+    for (chosen, _), classes in groups.items():
+        # One fresh generator per class and parameter: seed for the operation, then seed + 1, seed + 2, ...
+        nexts = [itertools.count(seeds[c] + 1) for c in classes]
+        draws = Draws(x.device, partial(_fresh, nexts), images=x.shape[1])
+        first, last = classes[0], classes[-1]
+        neighbours = last - first + 1 == len(classes)  # a view, where it can be
+        own = x[first : last + 1] if neighbours else x[to_device(torch.tensor(classes), x.device)]
+        out = own.flatten(0, 1)
+        for operation in chosen:
+            out = operation(out, param, draws)
+        done.append(out)
+    if len(groups) == 1:
+        return done[0].view_as(x).contiguous()
+    out = torch.cat(done).view_as(x)
+    order = torch.tensor([c for classes in groups.values() for c in classes]).argsort()
+    return out if alone else out[to_device(order, x.device)]
+
+
+def _fresh(nexts: list[Iterator[int]]) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(next(seeds)) for seeds in nexts]
+
+
+def _one_or_all(
+    operations: list[Callable], param: ParamDiffAug, generator: torch.Generator | None
+) -> tuple[Callable, ...]:
+    if param.aug_mode == "S":
+        return (operations[int(torch.randint(0, len(operations), (1,), generator=generator, device="cpu"))],)
+    if param.aug_mode != "M":
+        raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
+    return tuple(operations)
+
+
+# --- the augmentation of Dataset Condensation (Zhao et al., ICLR 2021), for scripts that import it -----------
+
+
+def _dc_crop(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
+    pad, (channel, h, w) = p["crop"], image.shape
+    padded = np.empty((channel, h + 2 * pad, w + 2 * pad), image.dtype)
+    padded[:] = fill[:, None, None]
+    padded[:, pad : pad + h, pad : pad + w] = image
+    r, c = np.random.randint(0, 2 * pad, 2)  # noqa: NPY002 - callers seed numpy's global generator, as published
+    return padded[:, r : r + h, c : c + w]
+
+
+def _dc_scale(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
+    size = image.shape[1:]
+    ratios = np.random.uniform(1 - p["scale"], 1 + p["scale"], 2)  # noqa: NPY002 - as above
+    new = [int(ratio * side) for ratio, side in zip(ratios, size, strict=True)]
+    resized = F.interpolate(torch.from_numpy(image)[None], new)[0].numpy()
+    return _centred(resized, size)
+
+
+def _dc_rotate(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
+    angle = np.random.randint(-p["rotate"], p["rotate"])  # noqa: NPY002 - as above
+    return _centred(scipy_rotate(image, angle=angle, axes=(-2, -1), cval=fill.mean()), image.shape[1:])
+
+
+def _dc_noise(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
+    return image + p["noise"] * torch.randn(image.shape).numpy()
+
+
+def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pad with 0 to at least `size`, then cut the centre out."""
+    before = [max(0, side - have) // 2 for side, have in zip(size, image.shape[1:], strict=True)]
+    after = [max(0, side - have - b) for side, have, b in zip(size, image.shape[1:], before, strict=True)]
+    image = np.pad(image, ((0, 0), (before[0], after[0]), (before[1], after[1])))
+    r, c = ((have - side) // 2 for side, have in zip(size, image.shape[1:], strict=True))
+    return image[:, r : r + size[0], c : c + size[1]]
+
+
+DC_OPERATIONS = {"crop": _dc_crop, "scale": _dc_scale, "rotate": _dc_rotate, "noise": _dc_noise}
+
+
+def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.device) -> Tensor:
+    """Apply to each image [N, C, H, W] one operation of dc_aug_param['strategy'], drawn from numpy's global generator.
+
+    `dc_aug_param` is what `get_daparam` gives; None or strategy 'none' returns the images as they are.
+    """
+    if dc_aug_param is None or dc_aug_param["strategy"] == "none":
+        return images
+    operations = [lookup(DC_OPERATIONS, name, "DC augmentation") for name in dc_aug_param["strategy"].split("_")]
+    fill = images.detach().mean((0, 2, 3)).cpu().numpy()  # of each channel, over the batch
+    out = []
+    for image in images.detach().cpu().numpy():
+        operation = operations[np.random.randint(len(operations))]  # noqa: NPY002 - as above
+        out.append(torch.from_numpy(np.ascontiguousarray(operation(image, dc_aug_param, fill))))
+    return torch.stack(out).to(device=device, dtype=images.dtype)
+
+
+def get_daparam(dataset: str, model: str, model_eval: str, ipc: int) -> dict:
+    """DC's augmentation for a data set and an evaluation network, as the published function gives it."""
+    strategy = "crop_scale_rotate" if dataset == "MNIST" else "none"
+    if model_eval == "ConvNetBN":  # augmentation makes training with BatchNorm on few images easier
+        strategy = "crop_noise"
+    return {"crop": 4, "scale": 0.2, "rotate": 45, "noise": 0.001, "strategy": strategy}

@@ -1,0 +1,416 @@
+"""The architectures of the DC/DSA/DM family, built from parts, with feature-map taps.
+
+Every network is a `Network`: a `features` stack, flattened into the embedding phi(x), and one linear
+`classifier`. The `_gram` (or, the same thing, `_style`) form of a network also hands out the feature maps
+F^l at its taps. Parameters have the published order and shapes (github.com/VICO-UoE/DatasetCondensation),
+but widths follow the image size, where the published AlexNet, VGG and ResNet fit 32x32 only.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ddm.errors import UserError, lookup
+from ddm.rng import to_device
+
+# --- the network -----------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """A feature stack and a linear classifier: `net(x)` gives logits [n, num_classes].
+
+    `embed(x)` gives the embedding phi(x) [n, D]; in the tapped forms (`taps` not empty) it gives
+    `(embedding, maps)`, maps a list over layers of [n, C, H, W] in forward order. `sites` are the layers that taps
+    may read, by kind (see `tap`).
+    """
+
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        embed_dim: int,
+        num_classes: int,
+        taps: tuple[int, ...] = (),
+        sites: dict[str, tuple[int, ...]] | None = None,
+    ):
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(embed_dim, num_classes)
+        self.taps, self.sites = taps, sites or {}
+
+    def tap(self, kind: str = "published", layers: list[int] | None = None) -> None:
+        """Read feature maps after every layer of a kind ('conv', 'norm', 'act', 'pool', 'published', 'none').
+
+        `layers` picks some of them by number, from 0. Raises UserError where the network has not that kind or layer.
+        """
+        sites = () if kind == "none" else self.sites.get(kind, ())
+        if kind != "none" and not sites:
+            has = ", ".join(self.sites)
+            raise UserError(f"has no {kind} feature maps to match: " + (f"choose from {has}" if has else "it has none"))
+        wrong = [layer for layer in layers or [] if layer >= len(sites)]
+        if wrong and kind != "none":
+            raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")
+        self.taps = sites if layers is None or kind == "none" else tuple(sites[layer] for layer in layers)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.taps:
+                overwritten = i + 1 < len(self.features) and getattr(self.features[i + 1], "inplace", False)
+                maps.append(x.clone() if overwritten else x)
+        return x.flatten(1), maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self._features(x)[0])
+
+    def embed(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:
+        embedding, maps = self._features(x)
+        return (embedding, maps) if self.taps else embedding
+
+    @property
+    def module(self) -> "Network":
+        """Itself: DM-family scripts say `net.module.embed` on machines with several GPUs."""
+        return self
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+class InstanceNorm(nn.GroupNorm):
+    """A group a channel, as published; under torch.compile in a form that fuses with what follows.
+
+    Computes in float32 whatever comes in, and gives that type back.
+    """
+
+    def __init__(self, channel: int):
+        super().__init__(channel, channel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0, keepdim=True)
+        scale = (var + self.eps).rsqrt() * self.weight[:, None, None]
+        return ((x.float() - mean) * scale + self.bias[:, None, None]).to(x.dtype)
+
+
+NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
+    "none": lambda c, h, w: None,
+    "batchnorm": lambda c, h, w: nn.BatchNorm2d(c),
+    "layernorm": lambda c, h, w: nn.LayerNorm([c, h, w]),
+    "instancenorm": lambda c, h, w: InstanceNorm(c),
+    "groupnorm": lambda c, h, w: nn.GroupNorm(4, c),
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leakyrelu": lambda: nn.LeakyReLU(negative_slope=0.01, inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
+POOLINGS: dict[str, Callable[[], nn.Module | None]] = {
+    "none": lambda: None,
+    "maxpooling": lambda: nn.MaxPool2d(2),
+    "avgpooling": lambda: nn.AvgPool2d(2),
+}
+
+
+class Trunk:
+    """Grows a list of layers and keeps the shape [C, H, W] that the last one gives.
+
+    Raises UserError when the image is too small for a layer.
+    """
+
+    def __init__(self, channel: int, im_size: tuple[int, int]):
+        self.channel, (self.height, self.width) = channel, im_size
+        self.im_size = tuple(im_size)
+        self.layers: list[nn.Module] = []
+        self.sites: dict[str, list[int]] = {}
+        # MNIST-like 1x28x28 input becomes 32x32 in the first convolution: 2 more pixels on each side.
+        self.extra_padding = 2 if channel == 1 and self.im_size == (28, 28) else 0
+
+    @property
+    def size(self) -> int:
+        return self.channel * self.height * self.width
+
+    def add(self, layer: nn.Module | None, kind: str | None = None) -> None:
+        if layer is not None:
+            self.layers.append(layer)
+            if kind:
+                self.site(kind)
+
+    def site(self, kind: str) -> None:
+        """What the last layer gives is a place for taps of a kind."""
+        self.sites.setdefault(kind, []).append(len(self.layers) - 1)
+
+    def conv(self, channel: int, kernel: int, padding: int, bias: bool = True) -> None:
+        padding += self.extra_padding if not self.layers else 0
+        self.add(nn.Conv2d(self.channel, channel, kernel, padding=padding, bias=bias), "conv")
+        grow = 2 * padding - kernel + 1
+        self.channel, self.height, self.width = channel, self.height + grow, self.width + grow
+        if min(self.height, self.width) < 1:
+            self._too_small()
+
+    def make_norm(self, kind: str) -> nn.Module | None:
+        if kind == "instancenorm" and self.height * self.width <= 1:
+            self._too_small()  # one pixel minus its own mean is 0: the network would be constant
+        return lookup(NORMS, kind, "norm")(self.channel, self.height, self.width)
+
+    def norm(self, kind: str) -> None:
+        self.add(self.make_norm(kind), "norm")
+
+    def act(self, kind: str) -> None:
+        self.add(lookup(ACTIVATIONS, kind, "activation")(), "act")
+
+    def pool(self, kind: str, last: bool = False) -> None:
+        """Halve the map, unless that leaves later layers a single pixel to normalise (tiny images, deep nets)."""
+        layer = lookup(POOLINGS, kind, "pooling")()
+        if layer is not None and (min(self.height, self.width) >= 4 or (last and min(self.height, self.width) >= 2)):
+            self.add(layer, "pool")
+            self.height, self.width = self.height // 2, self.width // 2
+
+    def network(self, num_classes: int, tapped: bool, published: list[int]) -> Network:
+        """`published` are the layers that the published tapped form reads."""
+        sites = {kind: tuple(at) for kind, at in {**self.sites, "published": published}.items()}
+        return Network(self.layers, self.size, num_classes, sites["published"] if tapped else (), sites)
+
+    def _too_small(self) -> None:
+        raise UserError(f"images of {self.im_size[0]}x{self.im_size[1]} are too small for it; a ConvNet takes them")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; `pooled` halves by average pooling where ResNet18 strides."""
+
+    def __init__(self, trunk: Trunk, channel: int, stride: int, norm: str, pooled: bool):
+        super().__init__()
+        in_channel, conv_stride = trunk.channel, 1 if pooled else stride
+        pool = [nn.AvgPool2d(2)] if pooled and stride == 2 else []
+        if stride == 2:  # a 3x3 convolution of stride 2 rounds up, a pooling down
+            trunk.height, trunk.width = ((s + (not pooled)) // 2 for s in (trunk.height, trunk.width))
+        trunk.channel = channel
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channel, channel, 3, stride=conv_stride, padding=1, bias=False),
+            trunk.make_norm(norm),
+            nn.ReLU(inplace=True),
+            *pool,
+            nn.Conv2d(channel, channel, 3, padding=1, bias=False),
+            trunk.make_norm(norm),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channel != channel:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channel, channel, 1, stride=conv_stride, bias=False), *pool, trunk.make_norm(norm)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+# --- architectures: one function each, taps as in spec: ConvNet and VGG after every activation, -----------
+# --- AlexNet after its first two poolings, ResNet18 after the stem and the first two stages     -----------
+
+
+def ConvNet(
+    channel: int,
+    num_classes: int,
+    net_width: int = 128,
+    net_depth: int | None = None,
+    net_act: str = "relu",
+    net_norm: str = "instancenorm",
+    net_pooling: str = "avgpooling",
+    im_size: tuple[int, int] = (32, 32),
+    tapped: bool = False,
+) -> Network:
+    """`net_depth` blocks of 3x3 convolution, norm, activation, pooling (DC, Zhao et al. 2021).
+
+    Without a number it follows the image size, see `default_depth`.
+    """
+    trunk = Trunk(channel, im_size)
+    net_depth = net_depth or default_depth(im_size)
+    for depth in range(net_depth):
+        trunk.conv(net_width, 3, padding=1)
+        trunk.norm(net_norm)
+        trunk.act(net_act)
+        trunk.pool(net_pooling, last=depth == net_depth - 1)
+    # The activation is what the published losses saw (spec: the in-place ReLU).
+    return trunk.network(num_classes, tapped, trunk.sites.get("act", []))
+
+
+def default_depth(im_size: tuple[int, int]) -> int:
+    """Blocks of a ConvNet whose name says none, as the literature has: 3 to 32 pixels, 4 at 64, 5 at 128, 6 at 256."""
+    return max(3, round(math.log2(max(im_size))) - 2)
+
+
+def MLP(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Two hidden layers of 128."""
+    width = channel * im_size[0] * im_size[1]
+    layers = [nn.Flatten(), nn.Linear(width, 128), nn.ReLU(inplace=True), nn.Linear(128, 128), nn.ReLU(inplace=True)]
+    return Network(layers, 128, num_classes)
+
+
+def LeNet(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Two 5x5 convolutions and two hidden linear layers."""
+    trunk = Trunk(channel, im_size)
+    for width in (6, 16):
+        trunk.conv(width, 5, padding=0)
+        trunk.act("relu")
+        trunk.pool("maxpooling", last=True)
+    hidden = [nn.Linear(trunk.size, 120), nn.ReLU(inplace=True), nn.Linear(120, 84), nn.ReLU(inplace=True)]
+    return Network([*trunk.layers, nn.Flatten(), *hidden], 84, num_classes)
+
+
+def AlexNet(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "none",
+    tapped: bool = False,
+) -> Network:
+    """Five convolutions, three poolings (the small AlexNet of the DC code)."""
+    trunk = Trunk(channel, im_size)
+    for width, kernel, pooled in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+        trunk.conv(width, kernel, padding=kernel // 2)
+        trunk.norm(norm)
+        trunk.act("relu")
+        if pooled:
+            trunk.pool("maxpooling")
+            trunk.site("after pool")  # the pooling, or what stands for it where the image is too small to pool
+    return trunk.network(num_classes, tapped, trunk.sites.pop("after pool")[:2])
+
+
+def VGG11(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "instancenorm",
+    tapped: bool = False,
+) -> Network:
+    """Eight 3x3 convolutions in five groups, each group ending in a pooling."""
+    trunk = Trunk(channel, im_size)
+    for group, widths in enumerate(((64,), (128,), (256, 256), (512, 512), (512, 512))):
+        for width in widths:
+            trunk.conv(width, 3, padding=1)
+            trunk.norm(norm)
+            trunk.act("relu")
+        trunk.pool("maxpooling", last=group == 4)
+    return trunk.network(num_classes, tapped, trunk.sites["act"])
+
+
+def ResNet18(
+    channel: int,
+    num_classes: int,
+    im_size: tuple[int, int] = (32, 32),
+    norm: str = "instancenorm",
+    pooled: bool = False,
+    tapped: bool = False,
+) -> Network:
+    """Four stages of two basic blocks; `pooled` (the AP form) has no strides and no final pooling."""
+    trunk = Trunk(channel, im_size)
+    trunk.extra_padding = 0  # the published ResNets take 28x28 as it is
+    trunk.conv(64, 3, padding=1, bias=False)
+    trunk.norm(norm)
+    trunk.act("relu")
+    stages = [len(trunk.layers) - 1]
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        blocks = [BasicBlock(trunk, width, s, norm, pooled) for s in (stride, 1)]
+        trunk.add(nn.Sequential(*blocks))
+        stages.append(len(trunk.layers) - 1)
+    if not pooled:
+        window = min(4, trunk.height, trunk.width)
+        trunk.add(nn.AvgPool2d(window))
+        trunk.height, trunk.width = trunk.height // window, trunk.width // window
+    trunk.sites = {}  # inside the stages there is no layer to read
+    return trunk.network(num_classes, tapped, stages[:3])
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+AlexNetBN = partial(AlexNet, norm="batchnorm")
+VGG11BN = partial(VGG11, norm="batchnorm")
+ResNet18BN = partial(ResNet18, norm="batchnorm")
+ResNet18BN_AP = partial(ResNet18, norm="batchnorm", pooled=True)
+
+UNTAPPED: dict[str, Callable[..., Network]] = {"MLP": MLP, "LeNet": LeNet}
+TAPPABLE: dict[str, Callable[..., Network]] = {
+    "ConvNet": ConvNet,
+    **{f"ConvNetD{depth}": partial(ConvNet, net_depth=depth) for depth in (1, 2, 3, 4, 5)},
+    **{f"ConvNetW{width}": partial(ConvNet, net_width=width) for width in (32, 64, 128, 256)},
+    "ConvNetAS": partial(ConvNet, net_act="sigmoid"),
+    "ConvNetAR": partial(ConvNet, net_act="relu"),
+    "ConvNetAL": partial(ConvNet, net_act="leakyrelu"),
+    "ConvNetASwish": partial(ConvNet, net_act="swish"),
+    "ConvNetASwishBN": partial(ConvNet, net_act="swish", net_norm="batchnorm"),
+    "ConvNetNN": partial(ConvNet, net_norm="none"),
+    "ConvNetBN": partial(ConvNet, net_norm="batchnorm"),
+    "ConvNetLN": partial(ConvNet, net_norm="layernorm"),
+    "ConvNetIN": partial(ConvNet, net_norm="instancenorm"),
+    "ConvNetGN": partial(ConvNet, net_norm="groupnorm"),
+    "ConvNetNP": partial(ConvNet, net_pooling="none"),
+    "ConvNetMP": partial(ConvNet, net_pooling="maxpooling"),
+    "ConvNetAP": partial(ConvNet, net_pooling="avgpooling"),
+    "AlexNet": AlexNet,
+    "AlexNetBN": AlexNetBN,
+    "VGG11": VGG11,
+    "VGG11BN": VGG11BN,
+    "ResNet18": ResNet18,
+    "ResNet18BN": ResNet18BN,
+    "ResNet18BN_AP": ResNet18BN_AP,
+}
+TAPPED: dict[str, Callable[..., Network]] = {
+    name + suffix: partial(make, tapped=True) for name, make in TAPPABLE.items() for suffix in ("_gram", "_style")
+}
+ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
+
+
+def described(model: str, im_size: tuple[int, int]) -> str:
+    """The name, and the depth where the name leaves it to the image size."""
+    make = ARCHITECTURES[model]
+    while isinstance(make, partial) and "net_depth" not in make.keywords:
+        make = make.func
+    return f"{model} of depth {default_depth(im_size)}" if make is ConvNet else model
+
+
+def untapped(model: str) -> str:
+    """The name without the suffix of the tapped form, whose parameters are the same."""
+    return model.removesuffix("_gram").removesuffix("_style")
+
+
+def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
+    """Build the network named `model` with torch's default initialisation, on the default device.
+
+    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, or an image
+    too small for the network.
+    """
+    make = lookup(ARCHITECTURES, model, "model")
+    try:
+        return make(channel, num_classes, im_size=tuple(im_size))
+    except UserError as error:
+        raise UserError(f"model {model}: {error}") from None
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draw every parameter afresh, in place, from torch's default distributions.
+
+    Convolutions and linear layers: uniform in +-1/sqrt(fan_in); norms: 1 and 0, running statistics reset. The
+    draws are made on the generator's device (the CPU), so that all devices see the same networks.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters(recurse=False):
+                draw = torch.rand(parameter.shape, generator=generator, device=generator.device)
+                parameter.copy_(to_device(draw.mul_(2 * bound).sub_(bound), parameter.device))
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return net
+
+
+def empty_network(
+    model: str, channel: int, num_classes: int, im_size: tuple[int, int], device: str | torch.device
+) -> Network:
+    """`get_network` on a device, without values: for `initialise`, and without a draw from the global generator."""
+    with torch.device("meta"):
+        net = get_network(model, channel, num_classes, im_size)
+    return net.to_empty(device=device)
