@@ -1,43 +1,31 @@
 """Style matching by Gram matrices: L_MMD + style_ratio * L_CM (DDM, WACV 2025).
 
-Content is the mean embedding (DM); style is the correlation of channels, as the mean Gram matrix of every
-tapped feature map.
+    python DM_GramMatching.py --dataset CIFAR10 --ipc 10
+
+Content is the mean embedding (DM). Style is the correlation of channels: the mean Gram matrix of each tapped
+feature map.
 """
 
-from argparse import Namespace
-
-from torch import Tensor
-
-from ddm import flags
-from ddm.methods import terms
-from ddm.methods.condense import condense
-from ddm.losses import mean_matching
-from ddm.methods.matching import Features, Statistics
+import ddm
+from ddm.methods.settings import StyleSettings
+from ddm.settings import altered, non_negative, setting
 
 
-def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
-    weighted = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
-    if args.style_ratio:
-        weighted["L_CM"] = args.style_ratio * terms.grams(real, syn, args)
-    return weighted
+class Settings(StyleSettings, ddm.RecipeSettings):
+    model: str = altered(ddm.RecipeSettings, "model", default="ConvNet_gram")
+    style_ratio: float = setting(10000.0, "weight of L_CM; 0 is plain DM", check=non_negative, group="objective")
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.recipe_parser(__doc__, model="ConvNet_gram")
-    add = parser.method.add_argument
-    add("--style_ratio", type=flags.non_negative, default=10000.0, help="weight of L_CM; 0 is plain DM")
-    terms.add_style_flags(parser)
-    return parser
+def objective(real, syn, settings):
+    terms = {"L_MMD": ddm.losses.mean_matching(real.embedding, syn.embedding)}  # || mean_R phi - mean_S phi ||^2
+    if settings.style_ratio:
+        terms["L_CM"] = settings.style_ratio * ddm.terms.grams(real, syn, settings)  # lambda * || G_S - G_R ||_F^2
+    return terms
 
 
-def settle(args: Namespace) -> Statistics:
-    """What the objective reads of feature maps."""
-    return terms.reading(args, cm=args.style_ratio)
-
-
-def run(args: Namespace) -> None:
-    condense(args, objective, settle(args))
+def needs(settings):
+    return ddm.terms.style_needs(settings, cm=settings.style_ratio)  # the statistics that L_CM reads
 
 
 if __name__ == "__main__":
-    flags.main(make_parser(), run)
+    ddm.recipe("DM_GramMatching", Settings, objective, needs)

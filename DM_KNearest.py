@@ -1,44 +1,30 @@
 """Intra-class diversity: L_MMD + icd_ratio * L_ICD (DDM, WACV 2025).
 
-Content is the mean embedding (DM); diversity pushes every synthetic image away, in KL divergence, from the mean
-of its k nearest neighbours of the same class.
+    python DM_KNearest.py --dataset CIFAR10 --ipc 10
+
+Content is the mean embedding (DM). Diversity pushes each synthetic image away, in KL divergence, from the mean of its k
+nearest neighbours of the same class.
 """
 
-from argparse import Namespace
-
-from torch import Tensor
-
-from ddm import flags
-from ddm.methods import terms
-from ddm.methods.condense import condense
-from ddm.losses import mean_matching
-from ddm.methods.matching import Features, Statistics
+import ddm
+from ddm.methods.settings import DiversitySettings
+from ddm.settings import non_negative, setting
 
 
-def objective(real: Features, syn: Features, args: Namespace) -> dict[str, Tensor]:
-    weighted = {"L_MMD": mean_matching(real.embedding, syn.embedding)}
-    if args.icd_ratio:
-        weighted["L_ICD"] = args.icd_ratio * terms.diversity(real, syn, args)
-    return weighted
+class Settings(DiversitySettings, ddm.RecipeSettings):
+    icd_ratio: float = setting(10.0, "weight of L_ICD; 0 is plain DM", check=non_negative, group="objective")
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.recipe_parser(__doc__, model="ConvNet")
-    add = parser.method.add_argument
-    add("--icd_ratio", type=flags.non_negative, default=10.0, help="weight of L_ICD; 0 is plain DM")
-    terms.add_diversity_flags(parser)
-    return parser
+def objective(real, syn, settings):
+    terms = {"L_MMD": ddm.losses.mean_matching(real.embedding, syn.embedding)}  # || mean_R phi - mean_S phi ||^2
+    if settings.icd_ratio:
+        terms["L_ICD"] = settings.icd_ratio * ddm.terms.diversity(real, syn, settings)  # beta * -KL(phi || m)
+    return terms
 
 
-def settle(args: Namespace) -> Statistics:
-    """Set k; the objective reads no feature maps."""
-    args.k = terms.neighbours(args)
-    return {}
-
-
-def run(args: Namespace) -> None:
-    condense(args, objective, settle(args))
+def settle(settings):
+    return ddm.terms.settle_neighbours(settings, settings.icd_ratio)  # k = 0.2 * ipc, unless --k is given
 
 
 if __name__ == "__main__":
-    flags.main(make_parser(), run)
+    ddm.recipe("DM_KNearest", Settings, objective, settle=settle)

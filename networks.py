@@ -1,3 +1,3 @@
-"""The networks under the name that code of the DC/DSA/DM family imports."""
+"""The names that code of the DC/DSA/DM family imports from its networks, handed on from ddm."""
 
 from ddm.networks import *  # noqa: F403

@@ -1,7 +1,7 @@
 """Differentiable Siamese Augmentation (Zhao & Bilen, ICML 2021, arXiv 2102.08259), batched.
 
-Parameters are drawn on the CPU, so that every device augments alike, and applied on the images' device without
-a loop over images. `augment`, at the end, is the older augmentation of Dataset Condensation.
+Parameters are drawn on the CPU, so that every device augments alike, and applied on the images' device without a loop
+over images.
 """
 
 import itertools
@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import rotate as scipy_rotate
 from torch import Tensor
 
 from ddm.errors import UserError, lookup
@@ -213,68 +211,3 @@ def _one_or_all(
     if param.aug_mode != "M":
         raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
     return tuple(operations)
-
-
-# --- the augmentation of Dataset Condensation (Zhao et al., ICLR 2021), for scripts that import it -----------
-
-
-def _dc_crop(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
-    pad, (channel, h, w) = p["crop"], image.shape
-    padded = np.empty((channel, h + 2 * pad, w + 2 * pad), image.dtype)
-    padded[:] = fill[:, None, None]
-    padded[:, pad : pad + h, pad : pad + w] = image
-    r, c = np.random.randint(0, 2 * pad, 2)  # noqa: NPY002 - callers seed numpy's global generator, as published
-    return padded[:, r : r + h, c : c + w]
-
-
-def _dc_scale(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
-    size = image.shape[1:]
-    ratios = np.random.uniform(1 - p["scale"], 1 + p["scale"], 2)  # noqa: NPY002 - as above
-    new = [int(ratio * side) for ratio, side in zip(ratios, size, strict=True)]
-    resized = F.interpolate(torch.from_numpy(image)[None], new)[0].numpy()
-    return _centred(resized, size)
-
-
-def _dc_rotate(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
-    angle = np.random.randint(-p["rotate"], p["rotate"])  # noqa: NPY002 - as above
-    return _centred(scipy_rotate(image, angle=angle, axes=(-2, -1), cval=fill.mean()), image.shape[1:])
-
-
-def _dc_noise(image: np.ndarray, p: dict, fill: np.ndarray) -> np.ndarray:
-    return image + p["noise"] * torch.randn(image.shape).numpy()
-
-
-def _centred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pad with 0 to at least `size`, then cut the centre out."""
-    before = [max(0, side - have) // 2 for side, have in zip(size, image.shape[1:], strict=True)]
-    after = [max(0, side - have - b) for side, have, b in zip(size, image.shape[1:], before, strict=True)]
-    image = np.pad(image, ((0, 0), (before[0], after[0]), (before[1], after[1])))
-    r, c = ((have - side) // 2 for side, have in zip(size, image.shape[1:], strict=True))
-    return image[:, r : r + size[0], c : c + size[1]]
-
-
-DC_OPERATIONS = {"crop": _dc_crop, "scale": _dc_scale, "rotate": _dc_rotate, "noise": _dc_noise}
-
-
-def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.device) -> Tensor:
-    """Apply to each image [N, C, H, W] one operation of dc_aug_param['strategy'], drawn from numpy's global generator.
-
-    `dc_aug_param` is what `get_daparam` gives; None or strategy 'none' returns the images as they are.
-    """
-    if dc_aug_param is None or dc_aug_param["strategy"] == "none":
-        return images
-    operations = [lookup(DC_OPERATIONS, name, "DC augmentation") for name in dc_aug_param["strategy"].split("_")]
-    fill = images.detach().mean((0, 2, 3)).cpu().numpy()  # of each channel, over the batch
-    out = []
-    for image in images.detach().cpu().numpy():
-        operation = operations[np.random.randint(len(operations))]  # noqa: NPY002 - as above
-        out.append(torch.from_numpy(np.ascontiguousarray(operation(image, dc_aug_param, fill))))
-    return torch.stack(out).to(device=device, dtype=images.dtype)
-
-
-def get_daparam(dataset: str, model: str, model_eval: str, ipc: int) -> dict:
-    """DC's augmentation for a data set and an evaluation network, as the published function gives it."""
-    strategy = "crop_scale_rotate" if dataset == "MNIST" else "none"
-    if model_eval == "ConvNetBN":  # augmentation makes training with BatchNorm on few images easier
-        strategy = "crop_noise"
-    return {"crop": 4, "scale": 0.2, "rotate": 45, "noise": 0.001, "strategy": strategy}

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the table look-up that raises it."""
+"""The one exception for mistakes that a user can correct, and the table look-up that raises it."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """Something the user asked for can't be done; its text is one line: what, found, what to do."""
+    """A mistake that the user can correct. Its text is one line: what is wrong, what was found, what to do."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ddm.data import data as datasets
 from ddm import ranks
 from ddm.augment import ParamDiffAug, operations_of
+from ddm.data import data as datasets
 from ddm.errors import UserError, lookup, nearest
+from ddm.evaluation.training import EVAL_MODES
 from ddm.interrupt import Stopped
-from ddm.networks import ARCHITECTURES
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.schedules import SCHEDULES, lr_of
-from ddm.evaluation.training import EVAL_MODES
+from ddm.networks import ARCHITECTURES
 
 # Settings that go together, by name: flag -> value. A flag that is given as well wins. Recipes may have more.
 PRESETS = {

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (what Slurm and Ctrl-C send) end a run where it can go on later."""
+"""SIGTERM and SIGINT, which Slurm and Ctrl-C send, stop a run where it can be resumed."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop by a signal; `status` is what to exit with: 128 + the signal's number.
+    """A signal stopped the run; `status` is the exit status, 128 + the signal's number.
 
-    Not an Exception, so that no handler of what may go wrong in reading or compiling takes it for that.
+    It is a BaseException, so that no `except Exception` around reading or compiling swallows it.
     """
 
     def __init__(self, signum: int):
@@ -22,7 +22,7 @@ class Stopped(BaseException):
 
 
 class Interrupts:
-    """Remembers the first signal, until `check` is called where stopping is safe; a second one exits at once."""
+    """Remembers the first signal until `check` is called where stopping is safe. A second signal exits at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -36,13 +36,13 @@ class Interrupts:
             raise Stopped(signum)
 
     def check(self) -> None:
-        """Raise Stopped, if a signal has come."""
+        """Raise Stopped if a signal has come."""
         if self.received is not None:
             raise Stopped(self.received)
 
     @contextlib.contextmanager
     def anywhere(self) -> Iterator[None]:
-        """Within, a signal raises Stopped wherever the program is: for work that will be done again from its start."""
+        """Inside, a signal raises Stopped at once. For work that a resumed run repeats from its start."""
         self.check()
         self._anywhere = True
         try:
@@ -52,7 +52,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["Interrupts"]:
-        """Within, signals come here; in a thread other than the main one, where Python has none, nothing changes."""
+        """Inside, signals come here. Python delivers them to the main thread only; in others nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

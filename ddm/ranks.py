@@ -1,7 +1,7 @@
-"""torchrun's processes: each condenses classes of its own and shares nothing with the others but the seed.
+"""torchrun's processes: each condenses its part of the classes; they share only the seed.
 
-They meet to agree that a step was finite, to look at the losses, to keep a checkpoint and to evaluate. Without torchrun
-there is one rank, and everything here gives back what it is given.
+They communicate to agree that a step was finite, to log the losses, to write a checkpoint and to evaluate. Without
+torchrun there is one rank, and every function here returns its input.
 """
 
 import contextlib
@@ -14,50 +14,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddm import torchrun
 from ddm.errors import UserError
 
 T = TypeVar("T")
 
-# Networks of one evaluation take as long as each other, but not so classes of one's own: a rank may wait long. A dead
-# one is noticed by torchrun, not by waiting.
+# Ranks may finish far apart, so wait up to a day; torchrun notices dead ranks.
 PATIENCE = timedelta(days=1)
-
-
-def from_environment() -> tuple[int, int]:
-    """(rank, number of ranks), as torchrun says; (0, 1) without it."""
-    if "MASTER_ADDR" not in os.environ or "LOCAL_RANK" not in os.environ:  # some launchers set but a part
-        return 0, 1
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def on_this_host() -> int:
-    """How many ranks share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def local_device(device: str) -> str:
     """'cuda' -> the GPU of this rank."""
-    if device != "cuda" or from_environment()[1] == 1:
+    if device != "cuda" or torchrun.rank_and_world()[1] == 1:
         return device
     number = int(os.environ["LOCAL_RANK"])
     if number >= torch.cuda.device_count():
-        raise UserError(f"{on_this_host()} ranks, but {torch.cuda.device_count()} GPU(s) here: start as many or fewer")
+        raise UserError(
+            f"{torchrun.ranks_on_this_host()} ranks, but {torch.cuda.device_count()} GPU(s): start as many or fewer"
+        )
     return f"cuda:{number}"
 
 
 class Ranks:
-    """This process among the others."""
+    """This process and how it communicates with the others."""
 
     def __init__(self, rank: int = 0, world: int = 1):
         self.rank, self.world = rank, world
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def own(self, n: int, rank: int | None = None) -> range:
-        """The part of 0 .. n - 1 that is a rank's (this one's): contiguous, and as large as any other's but for one."""
+        """The part of 0 .. n - 1 that a rank (this one) has: contiguous, with sizes that differ by at most one."""
         rank = self.rank if rank is None else rank
         small, more = divmod(n, self.world)
         start = rank * small + min(rank, more)
@@ -87,7 +77,7 @@ class Ranks:
         return found if alone else make()
 
     def largest(self, *values: int) -> list[int]:
-        """The largest over ranks of each of some numbers; nothing waits for an accelerator."""
+        """The maximum over ranks of each number; nothing waits for an accelerator."""
         if self.world == 1:
             return list(values)
         found = torch.tensor(values)
@@ -114,8 +104,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Within, the processes that torchrun started know each other: over NCCL on CUDA, gloo on a CPU."""
-    rank, world = from_environment()
+    """Inside, torchrun's processes are connected: over NCCL on CUDA, gloo on a CPU."""
+    rank, world = torchrun.rank_and_world()
     if world == 1:
         yield Ranks()
         return

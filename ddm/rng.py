@@ -1,8 +1,7 @@
 """Every random number of a run is a function of (seed, experiment, iteration, class, purpose).
 
-Nothing here keeps state: two runs, or one experiment run alone, draw the same numbers, and drawing
-for one purpose never shifts another. Generators live on the CPU so that every device sees the same; `to_device`
-hands their draws over.
+Nothing here keeps state: two runs draw the same numbers, also when one experiment runs alone. Drawing for one purpose
+never shifts another. Generators live on the CPU, so that every device sees the same draws; `to_device` copies them.
 """
 
 import hashlib

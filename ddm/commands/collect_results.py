@@ -1,28 +1,19 @@
-"""Tables and curves from results.json files.
+"""`ddm collect`: tables and curves from results.json files."""
 
-    python collect_results.py results/ablation [--csv table.csv] [--plot curves.png]
-
-Prints a Markdown table: a row a run, with mean, (population) standard deviation and n over networks, and the paired
-difference to the plain-DM run of the same data set, ipc and evaluation split with its 95 % confidence interval. Pairs
-are experiments of the same number and seed, which start from the same images: of each the mean over its networks counts
-once (Student's t). Where there is only one experiment, pairs are its networks (of recipes with as many iterations),
-which says nothing of other condensations; the table names what was paired, and with which run. Herding and the other
-rules that look at a network choose the same images in every experiment. Runs that differ in their experiments alone
-(`--first_exp`) are one row.
-"""
-
-import argparse
 import csv
+import io
 import json
 import statistics
 import sys
-from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ddm import disk, drawing
+from ddm.commands.settings import CollectSettings, roles
 from ddm.errors import UserError
-from ddm.flags import NOT_ALIKE, Parser
 from ddm.networks import untapped
+from ddm.settings import Role
 
 COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
 TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
@@ -31,9 +22,10 @@ NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # of a record
 ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
 # Weights of the terms that recipes add to L_MMD.
 TERMS = {"mm_ratio", "cm_ratio", "icd_ratio"}
-BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # what recipes must have in common; coresets have none
-STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # what may differ, and is said then
-ALONE = NOT_ALIKE | {"first_exp", "num_exp", "class_chunk", "checkpoint_every", "on_nonfinite", "tensorboard"}
+BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none
+STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # may differ, with a note
+# Runs that differ only in these are one row: which experiments, and what does not change results.
+ALONE = {name for name, role in roles().items() if role is not Role.RESULT} | {"first_exp", "subset"}
 
 
 class Result(NamedTuple):
@@ -54,7 +46,7 @@ class Result(NamedTuple):
 
     @property
     def settings(self) -> str:
-        """All but its experiments' numbers, where it ran, and switches that are off, as older files lack newer ones."""
+        """All settings that change results, without switches that are off: older files lack newer ones."""
         found = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
         return json.dumps([self.record["protocol"], found], sort_keys=True)
 
@@ -98,7 +90,7 @@ class Result(NamedTuple):
         return self.curve(self.model).get(self.args["Iteration"], {})
 
 
-def load(folders: list[str]) -> list[Result]:
+def load(folders: Iterable[str]) -> list[Result]:
     """All results below some folders, in the order of their paths, those of one run with other experiments as one.
 
     Files of other commands below a folder are passed over with a note. Raises UserError where there are none, or a file
@@ -208,61 +200,35 @@ def table(results: list[Result]) -> list[dict[str, str]]:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return drawing.markdown([COLUMNS, *(row.values() for row in rows)])
 
 
 def plot(results: list[Result], path: str) -> None:
-    """Accuracy over iterations, a line a run, with a band of one standard deviation over networks."""
-    import matplotlib  # imported here: only plots need it
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for result in results:
-        curve = result.curve(result.model)
-        at = sorted(curve)
-        accs = [[100 * acc for own in curve[i].values() for acc in own] for i in at]
-        means, stds = ([f(a) for a in accs] for f in (statistics.fmean, statistics.pstdev))
-        axes.errorbar(at, means, fmt="o-", markersize=4, label=f"{result.name} ({result.args['ipc']} ipc)")
-        low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
-        axes.fill_between(at, low, high, alpha=0.2)
-    axes.set(xlabel="iterations of condensation", ylabel="accuracy of fresh networks, %")
-    axes.legend(fontsize="small")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--plot {path!r} can't be written ({error})") from None
-    finally:
-        plt.close(figure)
+    """Accuracy over iterations, one line per run, with a band of one standard deviation over networks."""
+    with drawing.axes(8, 5) as (figure, axes):
+        for result in results:
+            curve = result.curve(result.model)
+            at = sorted(curve)
+            accs = [[100 * acc for own in curve[i].values() for acc in own] for i in at]
+            drawing.banded(axes, at, accs, f"{result.name} ({result.args['ipc']} ipc)")
+        axes.set(xlabel="iterations of condensation", ylabel="accuracy of fresh networks, %")
+        axes.legend(fontsize="small")
+        drawing.save_figure(figure, path, "--plot")
 
 
-def main() -> None:
-    parser = Parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="searched for results.json, at any depth")
-    parser.output.add_argument("--csv", default=None, help="write the table there, too")
-    parser.output.add_argument("--plot", default=None, help="draw accuracy over iterations there (.png, .pdf, .svg)")
-    args: Namespace = parser.parse_args()
-    try:
-        results = load(args.folders)
-        rows = table(results)
-        print(markdown(rows))
-        if args.csv:
-            try:
-                with open(args.csv, "w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
-            except OSError as error:
-                raise UserError(f"--csv {args.csv!r} can't be written ({error.strerror})") from None
-        if args.plot:
-            plot(results, args.plot)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+def run(settings: CollectSettings) -> None:
+    """Print the table. Raises UserError for what the user can correct."""
+    results = load(settings.folders)
+    rows = table(results)
+    print(markdown(rows))
+    if settings.csv:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            disk.replace(Path(settings.csv), buffer.getvalue())
+        except OSError as error:
+            raise UserError(f"--csv {settings.csv!r} can't be written ({error.strerror})") from None
+    if settings.plot:
+        plot(results, settings.plot)

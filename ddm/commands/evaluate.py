@@ -1,41 +1,31 @@
-"""Score saved sets on networks of one's choice.
+"""`ddm evaluate`: scores saved sets on any networks."""
 
-    python evaluate.py result/res_DM_CIFAR10_ConvNet_10ipc.pt --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
-
-Files may be ours, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz with
-x_train and y_train, .safetensors, or a folder of class folders with pictures. Prints a table, a row a set and a column
-a network, with mean, (population) standard deviation and n, and writes it with every accuracy and learning curve into
---save_path. Stopped, the same command goes on. A set of ours is scored by the networks that its run would have scored
-it with, trained as they were (epochs, learning rate, seed, ... unless flags say others), so that its own number comes
-out again.
-"""
-
-import copy
+import dataclasses
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
-from ddm.data import data as datasets
-from ddm import flags
-from ddm import rng
-from ddm import speed
-from ddm.evaluation import synsets
-from ddm.evaluation import training
-from ddm.data.data import ImageData, Normalised
+from ddm import device, drawing, ranks
+from ddm.augment import operations_of
+from ddm.commands.settings import EvaluateSettings
+from ddm.data.images import ImageData, Normalised
+from ddm.data.loading import check_name, load_split, short_name
+from ddm.device import Machine
 from ddm.errors import UserError, lookup
-from ddm.runs.files import RunFiles, hardware, plain, versions
-from ddm.interrupt import Interrupts
-from ddm.networks import ARCHITECTURES, empty_network, untapped
+from ddm.evaluation import protocol, sets
+from ddm.evaluation.sets import Synset
+from ddm.evaluation.settings import ProtocolSettings
 from ddm.methods.sampling import initial_indices
-from ddm.evaluation.synsets import Synset
+from ddm.networks import ARCHITECTURES, empty_network, untapped
+from ddm.runs.folder import set_stem
+from ddm.runs.session import Session, session
+from ddm.settings import at_least, non_negative
 
-BASELINES = ("random", "whole")
-BASELINE_NAMES = ("random real images", "whole training set")  # in tables
+BASELINES = {"random": "random real images", "whole": "whole training set"}  # flag -> name in tables
 
-
-# Flag -> the argument of a run that it follows, where all sets that say one say the same, and its value otherwise.
+# Setting -> the argument of a run that it follows if all sets that have one agree, and its default otherwise.
 PROTOCOL = {
     "epochs": ("epoch_eval_train", 1000),
     "lr_net": ("lr_net", 0.01),
@@ -46,10 +36,8 @@ PROTOCOL = {
     "compile": ("compile", "auto"),
     "eval_split": ("eval_split", "test"),
 }
-
-
-# What says which networks scored a set in its run. A file that does not say follows those beside it that do, so that
-# an export is scored by the networks that score the set itself.
+# What determines the networks that scored a set in its run. A file that does not say follows those beside it that do,
+# so that an export is scored by the networks that score the set itself.
 ORIGIN = ("first_exp", "Iteration")
 
 
@@ -62,241 +50,196 @@ class Row(NamedTuple):
     whole: bool = False
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.Parser(__doc__)
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a saved set, or a folder of pictures")
-    flags.add_data_flags(parser, dataset=None)
-    flags.add_machine_flags(parser)
-    flags.add_evaluation_flags(parser, num_eval=5)
-    flags.add_like_flag(parser)
-    add = parser.data.add_argument
-    add(
-        "--space",
-        choices=synsets.SPACES,
-        default="auto",
-        help="of the pixels, where a file does not say: " + SPACES_HELP,
-    )
-    add("--experiments", default="all", help="which of the sets in a file: all, or a number from 0")
-    text = "random: as many random real images; whole: the whole training set; joined by commas"
-    add("--baselines", default="", metavar="NAMES", help=text)
-    add = parser.evaluation.add_argument
-    add = parser.evaluation.add_mutually_exclusive_group().add_argument
-    add("--model", default=None, help="networks, joined by commas; unset: the one that a set was made with, or ConvNet")
-    add(
-        "--eval_mode",
-        default=None,
-        help=f"networks by their mode, in the place of --model: {', '.join(training.EVAL_MODES)}",
-    )
-    add = parser.evaluation.add_argument
-    text = "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas"
-    add("--epochs", "--epoch_eval_train", dest="epochs", default=None, help=text)
-    add("--whole_epochs", type=flags.at_least(0), default=20, help="E of --baselines whole")
-    add("--lr_net", default=None, help="learning rate; a number, or NETWORK=NUMBER joined by commas")
-    parser.set_defaults(**dict.fromkeys(PROTOCOL))
-    parser.output.add_argument(
-        "--save_path", type=flags.a_path, default="result_evaluate", help="folder for the results"
-    )
-    return parser
+class Choice(NamedTuple):
+    """Which networks are trained, and how."""
+
+    settings: EvaluateSettings  # with every value filled in
+    models: list[str]
+    baselines: list[str]
+    lr_by: dict[str | None, float]  # by network; None: all others
+    epochs_by: dict[str | None, int]
+    origin: dict[str, int]  # of files that do not say
+
+    def protocol(self, model: str, whole: bool = False) -> ProtocolSettings:
+        """How one network is trained."""
+        s = self.settings
+        epochs = s.whole_epochs if whole else self.epochs_by.get(model, self.epochs_by[None])
+        return ProtocolSettings(
+            model=model,
+            epoch_eval_train=epochs,
+            lr_net=self.lr_by.get(model, self.lr_by[None]),
+            num_eval=s.num_eval,
+            batch_train=s.batch_train,
+            dsa_strategy=s.dsa_strategy,
+            eval_split=s.eval_split,
+            seed=s.seed,
+        )
 
 
-SPACES_HELP = "as networks see them, in [0, 1], or in 0 .. 255; auto looks at them"
-
-
-def by_network(text: str, flag: str, kind, default) -> dict[str | None, float]:
+def by_network(text: str, flag: str, check: Callable[[str], Any], default: Any) -> dict[str | None, Any]:
     """'0.01' or 'ConvNet=0.01,0.02' as network -> number; None stands for all others."""
     found = {None: default}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         try:
-            found[name or None] = kind(number)
-        except (ValueError, flags.argparse.ArgumentTypeError) as error:
+            found[name or None] = check(number)
+        except UserError as error:
             raise UserError(f"--{flag} {text!r}: {error}") from None
         if name:
             lookup(ARCHITECTURES, name, f"model in --{flag}")
     return found
 
 
-def settle(args: Namespace) -> None:
-    """Fill in what the sets say of themselves, and the networks to score on."""
-    said = [synsets.about(file).get("args", {}) for file in args.files]
-    args.origin = {}
-    if args.dataset is None:
-        names = {a["dataset"] for a in said if "dataset" in a}
+def settle(asked: EvaluateSettings) -> Choice:
+    """Fill in what the sets say, and the networks to score on. Raises UserError."""
+    told = [sets.metadata(file).get("args", {}) for file in asked.files]
+    values = asked.values()
+    if asked.dataset is None:
+        names = {a["dataset"] for a in told if "dataset" in a}
         if len(names) != 1:
-            raise UserError("the files do not say which data set they are of, or say different ones: say --dataset")
-        args.dataset = names.pop()
-        args.res = args.res or next((a["res"] for a in said if a.get("res")), None)
-        args.zca = args.zca or any(a.get("zca") for a in said)
+            raise UserError("the files do not say which data set they are of, or name different ones: give --dataset")
+        values["dataset"] = names.pop()
+        values["res"] = asked.res or next((a["res"] for a in told if a.get("res")), None)
+        values["zca"] = asked.zca or any(a.get("zca") for a in told)
+    check_name(values["dataset"])
     followed = {}
-    for name, (theirs, otherwise) in PROTOCOL.items():
-        values = {a[theirs] for a in said if theirs in a}
-        if len(values) > 1 and getattr(args, name) is None:
-            shown = ", ".join(map(str, sorted(values, key=str)))
-            print(f"note: the files were made with different --{name} ({shown}): {otherwise} is taken", file=sys.stderr)
-        followed[name] = values.pop() if len(values) == 1 else otherwise
-        if getattr(args, name) is None:
-            setattr(args, name, followed[name])
+    for name, (theirs, default) in PROTOCOL.items():
+        found = {a[theirs] for a in told if theirs in a}
+        if len(found) > 1 and values[name] is None:
+            shown = ", ".join(map(str, sorted(found, key=str)))
+            print(f"note: the files were made with different --{name} ({shown}): {default} is used", file=sys.stderr)
+        followed[name] = found.pop() if len(found) == 1 else default
+        if values[name] is None:
+            values[name] = followed[name]
+    origin = {}
     for name in ORIGIN:
-        values = {a[name] for a in said if name in a}
-        args.origin[name] = values.pop() if len(values) == 1 else 0
-    if args.eval_split == "val":
-        check_held_out(args, said)
-    wanted = args.model
-    args.model = untapped(next((a["model"] for a in said if "model" in a), "ConvNet"))
-    models = [args.model]
-    if wanted is not None:
-        models = wanted.split(",")
-    elif args.eval_mode is not None:
-        lookup(dict.fromkeys(training.EVAL_MODES), args.eval_mode, "eval_mode")
-        models = training.get_eval_pool(args.eval_mode, args.model)
+        found = {a[name] for a in told if name in a}
+        origin[name] = found.pop() if len(found) == 1 else 0
+    values["epochs"], values["lr_net"] = str(values["epochs"]), str(values["lr_net"])
+    values["device"] = ranks.local_device(device.find_device(asked.device))
+    settings = dataclasses.replace(asked, **values)
+    operations_of(settings.dsa_strategy)
+    if settings.eval_split == "val":
+        check_held_out(settings, told)
+    models = networks_of(asked, told)
+    baselines = [name for name in asked.baselines.split(",") if name]
+    for name in baselines:
+        lookup(BASELINES, name, "baseline")
+    lr_by = by_network(settings.lr_net, "lr_net", non_negative, followed["lr_net"])
+    epochs_by = by_network(settings.epochs, "epochs", at_least(0), followed["epochs"])
+    for flag, by in (("lr_net", lr_by), ("epochs", epochs_by)):
+        unused = by.keys() - {None, *models}
+        if unused:
+            raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(models)}")
+    return Choice(settings, models, baselines, lr_by, epochs_by, origin)
+
+
+def networks_of(asked: EvaluateSettings, told: list[dict]) -> list[str]:
+    """The networks to score on: --model, --eval_mode, or the one that a set was made with."""
+    own = untapped(next((a["model"] for a in told if "model" in a), "ConvNet"))
+    models = [own]
+    if asked.model is not None:
+        models = asked.model.split(",")
+    elif asked.eval_mode is not None:
+        lookup(dict.fromkeys(protocol.EVAL_MODES), asked.eval_mode, "eval_mode")
+        models = protocol.get_eval_pool(asked.eval_mode, own)
     for model in models:
         lookup(ARCHITECTURES, model, "model")
-    args.eval_mode = "SS"
-    args.baselines = [name for name in args.baselines.split(",") if name]
-    for name in args.baselines:
-        lookup(dict.fromkeys(BASELINES), name, "baseline")
-    args.lr_net, args.epochs = str(args.lr_net), str(args.epochs)
-    args.models = list(dict.fromkeys(models))
-    args.lr_by = by_network(args.lr_net, "lr_net", flags.non_negative, followed["lr_net"])
-    args.epochs_by = by_network(args.epochs, "epochs", flags.at_least(0), followed["epochs"])
-    for flag, by in (("lr_net", args.lr_by), ("epochs", args.epochs_by)):
-        unused = by.keys() - {None, *args.models}
-        if unused:
-            raise UserError(
-                f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(args.models)}"
-            )
-    args.ipc, args.method = 0, "evaluate"  # what RunFiles reads
-    flags.resolve(args)
+    return list(dict.fromkeys(models))
 
 
-def check_held_out(args: Namespace, said: list[dict]) -> None:
-    """Raise UserError where a set was made from images that it would be scored on; a note where a file does not say."""
-    for file, own in zip(args.files, said, strict=True):
+def check_held_out(settings: EvaluateSettings, told: list[dict]) -> None:
+    """Raise UserError where a set was made from images that would score it; a note where a file does not say."""
+    for file, own in zip(settings.files, told, strict=True):
         if not {"eval_split", "seed"} <= own.keys():
             print(
                 f"note: --eval_split val: {file} does not say whether it was made without that tenth", file=sys.stderr
             )
         elif own["eval_split"] != "val":
             raise UserError(f"--eval_split val: {file} was made from all training images, those held out here too")
-        elif own["seed"] != args.seed:
+        elif own["seed"] != settings.seed:
             raise UserError(
                 f"--eval_split val: {file} was made with --seed {own['seed']}, which holds out another tenth than "
-                f"--seed {args.seed}: score files of one seed, with that seed"
+                f"--seed {settings.seed}: score files of one seed, with that seed"
             )
 
 
-def rows_of(args: Namespace, data: ImageData) -> list[Row]:
-    rows = []
-    for file in args.files:
-        own = synsets.about(file).get("args", {})
-        sets, notes = synsets.read(file, data, args.space, args.experiments)
+def rows_of(choice: Choice, data: ImageData) -> list[Row]:
+    """Every set to score, then the baselines."""
+    s, rows = choice.settings, []
+    for file in s.files:
+        own = sets.metadata(file).get("args", {})
+        found, notes = sets.read(file, data, s.space, s.experiments)
         for note in notes:
             print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
-        first, iteration = (own.get(name, args.origin[name]) for name in ORIGIN)
-        chosen = 0 if args.experiments == "all" else int(args.experiments)
-        rows += [Row(found, first + chosen + k, iteration) for k, found in enumerate(sets)]
-    if "random" in args.baselines:
+        first, iteration = (own.get(name, choice.origin[name]) for name in ORIGIN)
+        number = 0 if s.experiments == "all" else int(s.experiments)
+        rows += [Row(one, first + number + k, iteration) for k, one in enumerate(found)]
+    if "random" in choice.baselines:
         counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
-        own = initial_indices(data, Namespace(counts=counts, seed=args.seed), 0)
-        rows.append(Row(Synset(BASELINE_NAMES[0], data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
-    if "whole" in args.baselines:
-        rows.append(Row(Synset(BASELINE_NAMES[1], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
+        own = initial_indices(data, counts, s.seed, 0)
+        rows.append(Row(Synset(BASELINES["random"], data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
+    if "whole" in choice.baselines:
+        rows.append(Row(Synset(BASELINES["whole"], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
     return rows
 
 
-def settings(args: Namespace, model: str, whole: bool) -> Namespace:
-    """The arguments that one network is trained with."""
-    own = copy.copy(args)
-    own.model, own.lr_net = model, args.lr_by.get(model, args.lr_by[None])
-    own.epoch_eval_train = args.whole_epochs if whole else args.epochs_by.get(model, args.epochs_by[None])
-    return own
-
-
-# What a run must have in common with the one that it goes on from; --num_eval, --model and --baselines may grow.
-KEY = (
-    "files",
-    "dataset",
-    "res",
-    "seed",
-    "space",
-    "experiments",
-    "lr_net",
-    "epochs",
-    "whole_epochs",
-    "eval_split",
-    "zca",
-)
-KEY += ("batch_train", "dsa_strategy", "precision", "compile")
-
-
-def run(args: Namespace) -> None:
-    models = args.models
-    with RunFiles(args) as files, Interrupts().installed() as interrupts, interrupts.anywhere():
-        key = {name: getattr(args, name) for name in KEY}
-        data = datasets.load(args.dataset, args.data_path, args.res)
-        if args.eval_split == "val":
-            data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
-        key["data"] = data.digest()
-        data = (data.whitened() if args.zca else data).to(args.device)
+def run(asked: EvaluateSettings) -> None:
+    """Score the sets. Raises UserError for what the user can correct."""
+    choice = settle(asked)
+    settings, models = choice.settings, choice.models
+    stem = set_stem("evaluate", short_name(settings.dataset), models[0], 0, settings.zca)
+    with session(settings, stem) as own:
+        s = settings
+        data, digest = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+        data = data.to(settings.device)
         for model in models:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
-        rows = rows_of(args, data)
-        key["sets"] = [synsets.digest(row.set) for row in rows if row.set.name not in BASELINE_NAMES]
-        earlier = files.earlier("key", key)
+        rows = rows_of(choice, data)
+        digests = [sets.digest(row.set) for row in rows if row.set.name not in BASELINES.values()]
+        earlier = own.earlier(data=digest, sets=digests)
         evaluations = earlier["evaluations"] if earlier else []
         images = max(len(row.set.images) for row in rows)
-        speed.choose(args, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
-        files.open_beside_no_run(again=bool(evaluations))
-        files.log(f"command: {' '.join(sys.argv)}")
-        protocol = {model: training.protocol(settings(args, model, False), data) for model in models}
-        for line in dict.fromkeys(protocol.values()):
-            of = [model for model in models if protocol[model] == line]
-            which = ", ".join(of)
-            print(f"evaluation{f' on {which}' if len(of) < len(models) else ''}: {line}")
-        record = {
-            "command": sys.argv,
-            "key": key,
-            "args": plain(args),
-            "asked": getattr(args, "asked", plain(args)),
-            "protocol": protocol,
-            "evaluations": evaluations,
-        }
-        record |= {"hardware": hardware(args.device), "versions": versions()}
+        machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
+        lines = {model: protocol.protocol(choice.protocol(model), machine, data) for model in models}
+        own.open(machine, asked, again=bool(evaluations), protocol=lines, evaluations=evaluations)
+        for line in dict.fromkeys(lines.values()):
+            of = [model for model in models if lines[model] == line]
+            which = f" on {', '.join(of)}" if len(of) < len(models) else ""
+            print(f"evaluation{which}: {line}")
         for model in models:
             for row in rows:
-                score(args, data, row, model, evaluations, files, record)
+                score(choice, data, machine, row, model, own)
         text = table(rows, models, evaluations)
         print(text)
-        (files.folder / "table.md").write_text(text + "\n")
-        print(f"results {files.results_path}")
+        own.files.replace(own.files.folder / "table.md", text + "\n")
+        print(f"results {own.files.results_path}")
 
 
-def score(
-    args: Namespace, data: ImageData, row: Row, model: str, evaluations: list[dict], files: RunFiles, record: dict
-) -> None:
-    """Train and test the networks of one architecture that have not scored a set yet; `record` is kept after each."""
+def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: str, own: Session) -> None:
+    """Train and test the networks of one architecture that have not scored a set yet; each is kept at once."""
     where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+    evaluations = own.record["evaluations"]
     entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
     if entry is None:
         entry = {**where, "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
-    for it_eval in range(len(entry["accuracies"]), args.num_eval):
-        evaluator = evaluator or training.Evaluator(data, settings(args, model, row.whole))
+    for it_eval in range(len(entry["accuracies"]), choice.settings.num_eval):
+        evaluator = evaluator or protocol.Evaluator(data, choice.protocol(model, row.whole), machine)
         curve: list[list[float]] = []
         at = (row.experiment, row.iteration, it_eval)
-        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, files.log, curve)
+        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, own.files.log, curve)
         entry["accuracies"].append(accuracy)
         entry["curves"].append([[round(x, 5) for x in point] for point in curve])
-        entry.update(training.summary(entry["accuracies"]))
-        files.save_results(record)
-    files.say(f"{row.set.name}, {model}: {training.describe(entry['accuracies'])}")
+        entry.update(protocol.summary(entry["accuracies"]))
+        own.save()
+    own.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")
 
 
 def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
-    """Markdown: a row a set, a column a network, in %."""
-    lines = [["set", *models], ["---"] * (len(models) + 1)]
+    """Markdown: one row per set, one column per network, in %."""
+    lines = [["set", *models]]
     for row in rows:
         cells = []
         for model in models:
@@ -304,8 +247,4 @@ def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
             entry = next(entry for entry in evaluations if where.items() <= entry.items())
             cells.append(f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})")
         lines.append([row.set.name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-if __name__ == "__main__":
-    flags.main(make_parser(), run, settle)
+    return drawing.markdown(lines)

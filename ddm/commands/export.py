@@ -1,25 +1,6 @@
-"""Hand a condensed set on, in the format that others read.
+"""`ddm export`: converts a condensed set to the formats that others read."""
 
-    python export.py result/res_DM_CIFAR10_ConvNet_10ipc.pt --to png --out cifar10_10ipc
-
-| --to | --out | pixels |
-|---|---|---|
-| png | folder of class folders of PNG files | rounded to 8 bits, clipped |
-| npz | Keras layout: x_train uint8 [N, H, W, C], y_train, classes | rounded to 8 bits, clipped |
-| tensor | torch file of [images in [0, 1], labels] | clipped |
-| safetensors | images, labels, and metadata that says how they are normalised | as they are |
-| hf | Hugging Face `datasets` folder: image, label (needs the package datasets) | rounded to 8 bits, clipped |
-| dcbench | DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt below --out | as they are |
-| card | Markdown that says what the set is, with a picture beside it | |
-
-`python evaluate.py` reads the first four and dcbench back.
-"""
-
-import io
 import json
-import os
-import shutil
-from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm.data import data as datasets
-from ddm import flags
-from ddm.evaluation import synsets
-from ddm.errors import UserError
-from ddm.runs.files import in_rows
+from ddm import disk, drawing
+from ddm.commands.settings import ExportSettings, roles
+from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
-from ddm.evaluation.training import describe
+from ddm.data.loading import check_name, load, short_name
+from ddm.errors import UserError
+from ddm.evaluation import sets
+from ddm.evaluation.protocol import describe
+from ddm.evaluation.sets import CondensedDataset, set_accuracies
+from ddm.settings import Role
 
 
 class Set(NamedTuple):
@@ -44,9 +28,8 @@ class Set(NamedTuple):
     pixels: Tensor  # the same in [0, 1], clipped
     labels: Tensor
     class_names: list[str]
-    mean: list[float]
-    std: list[float]
-    about: dict  # what its file says
+    normalisation: Normalisation
+    metadata: dict  # what its file says
     dataset: str
     experiment: int  # its number in the file
 
@@ -55,27 +38,34 @@ class Set(NamedTuple):
         """uint8 [N, H, W, C]."""
         return (self.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
+    @property
+    def whitened(self) -> bool:
+        return self.normalisation.whitened
 
-def load(args: Namespace) -> Set:
+    @property
+    def accuracies(self) -> dict[str, list[float]]:
+        return set_accuracies(self.metadata, self.experiment)
+
+
+def load_set(settings: ExportSettings) -> Set:
     """The set to export; constants and class names come from its file or, where it has none, from --dataset."""
-    about = synsets.about(args.file)
-    own = about.get("args", {})
-    if {"mean", "std", "class_names"} <= about.keys() and args.dataset is None:
-        found = synsets.CondensedDataset(args.file, args.experiment)
-        pixels = synsets.CondensedDataset(args.file, args.experiment, pixels=True).images
-        known = found.class_names, found.mean, found.std
-        name = datasets.short_name(own.get("dataset", ""))
-        return Set(found.images, pixels, found.labels, *known, about, name, args.experiment)
-    if args.dataset is None:
-        raise UserError(f"{args.file} does not say which data set it is of: say --dataset (and --data_path)")
-    data = datasets.load(args.dataset, args.data_path, args.res)
-    data = data.whitened() if args.zca else data
-    (found,), notes = synsets.read(args.file, data, args.space, str(args.experiment))
+    s, told = settings, sets.metadata(settings.file)
+    args = told.get("args", {})
+    if {"mean", "std", "class_names"} <= told.keys() and s.dataset is None:
+        found = CondensedDataset(s.file, s.experiment)
+        normalisation = Normalisation.of(found.mean, found.std, told.get("zca"))
+        pixels, name = normalisation.pixels(found.images), short_name(args.get("dataset", ""))
+        return Set(found.images, pixels, found.labels, found.class_names, normalisation, told, name, s.experiment)
+    if s.dataset is None:
+        raise UserError(f"{s.file} does not say which data set it is of: give --dataset (and --data_path)")
+    data = load(s.dataset, s.data_path, s.res)
+    data = data.whitened() if s.zca else data
+    (found,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
         print(f"note: {note}")
-    pixels = data.denormalise(found.images)
-    known = data.class_names, data.mean, data.std
-    return Set(found.images, pixels, found.labels, *known, about, data.name, args.experiment)
+    own = data.normalisation
+    pixels = own.pixels(found.images)
+    return Set(found.images, pixels, found.labels, data.class_names, own, told, data.name, s.experiment)
 
 
 # --- formats: (set, an empty place to write to) ------------------------------------------------------------
@@ -101,27 +91,21 @@ def to_npz(found: Set, out: Path) -> None:
 
 
 def to_tensor(found: Set, out: Path) -> None:
-    save(out, [found.pixels, found.labels])
-
-
-def save(out: Path, content: object) -> None:
-    """As torch.save, which raises whatever where the disk refuses; a plain write says what it is."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    out.write_bytes(buffer.getbuffer())
+    disk.save(out, [found.pixels, found.labels])
 
 
 def metadata(found: Set) -> dict[str, str]:
-    told = {"space": "normalised", "dataset": found.dataset, "mean": found.mean, "std": found.std}
-    args = dict(found.about.get("args", {}))
-    if args:  # of this set alone, so that the networks that scored it do so again
+    own = found.normalisation
+    told = {"space": "normalised", "dataset": found.dataset, "mean": own.mean, "std": own.std}
+    args = dict(found.metadata.get("args", {}))
+    if args:  # of this set alone, so that the same networks score it again
         args |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
     told |= {"class_names": found.class_names, "args": args}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
 
 def refuse_whitened(found: Set, to: str) -> None:
-    if found.about.get("zca") is not None:
+    if found.whitened:
         raise UserError(f"--to {to}: a whitened set needs its inverse transform; keep its own file, or export png")
 
 
@@ -151,31 +135,16 @@ def to_dcbench(found: Set, out: Path) -> None:
     ipc = len(found.labels) // len(found.class_names)
     folder = out / "DM" / found.dataset / f"IPC{ipc}"
     folder.mkdir(parents=True)
-    content = {"data": [[found.images, found.labels]], "accs_all_exps": accuracies(found)}
-    save(folder / f"res_DM_{found.dataset}_ConvNet_{ipc}ipc.pt", content)
-
-
-def accuracies(found: Set) -> dict[str, list[float]]:
-    """Of this set alone, by network; of a file that does not say how many experiments it has, all of them."""
-    accs = found.about.get("accs_all_exps")
-    accs = accs if isinstance(accs, dict) else {}
-    sets = found.about.get("args", {}).get("num_exp", 1)
-    own = {}
-    for model, values in accs.items():
-        values = [float(acc) for acc in values] if isinstance(values, list | tuple) else []
-        n = len(values) // sets
-        own[model] = values[n * found.experiment : n * (found.experiment + 1)] if n * sets == len(values) else values
-    return {model: values for model, values in own.items() if values}
+    content = {"data": [[found.images, found.labels]], "accs_all_exps": found.accuracies}
+    disk.save(folder / f"res_DM_{found.dataset}_ConvNet_{ipc}ipc.pt", content)
 
 
 def to_card(found: Set, out: Path) -> None:
-    from torchvision.utils import save_image  # imported here: only pictures need it
-
     out.mkdir()
     counts = torch.bincount(found.labels, minlength=len(found.class_names)).tolist()
-    tiles = in_rows(found.pixels[found.labels.argsort(stable=True)], counts, smallest=64)
-    save_image(tiles, out / "images.png", nrow=max(counts))
-    args, whitened = found.about.get("args", {}), found.about.get("zca") is not None
+    tiles = drawing.in_rows(found.pixels[found.labels.argsort(stable=True)], counts, smallest=64)
+    (out / "images.png").write_bytes(drawing.png(tiles, max(counts)))
+    args, own = found.metadata.get("args", {}), found.normalisation
     shape = "x".join(map(str, found.images.shape[1:]))
     each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     lines = [
@@ -185,16 +154,16 @@ def to_card(found: Set, out: Path) -> None:
         "",
     ]
     lines += ["| | |", "|---|---|", f"| data set | {found.dataset}, {len(found.class_names)} classes |"]
-    lines += [f"| images | {len(found.labels)} of {shape}, {each} a class |"]
+    lines += [f"| images | {len(found.labels)} of {shape}, {each} per class |"]
     how = "the file does not say by which protocol"
     if args:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
         made_by = " ".join(str(args[key]) for key in ("recipe", "method") if key in args) or "?"
         lines += [f"| made by | {made_by}{f' ({weights})' if weights else ''} |", f"| seed | {args.get('seed')} |"]
         how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
-    lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in accuracies(found).items()]
-    constants = f"(pixel - mean) / std, mean {found.mean}, std {found.std}"
-    lines += [f"| normalisation | {'ZCA-whitened; its own file has the inverse' if whitened else constants} |", ""]
+    lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in found.accuracies.items()]
+    constants = f"(pixel - mean) / std, mean {own.mean}, std {own.std}"
+    lines += [f"| normalisation | {'ZCA-whitened; its own file has the inverse' if own.whitened else constants} |", ""]
     if args:
         lines += ["## Made with", "", f"    {command(found)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(found.class_names)), ""]
@@ -204,18 +173,20 @@ def to_card(found: Set, out: Path) -> None:
 
 
 def command(found: Set) -> str:
-    """The command that makes this set again, every flag said, where nothing is of the machine it was made on."""
-    args = found.about["args"]
-    asked = dict(found.about.get("asked", args))
+    """The command that makes this set again, with every flag, except those of the machine it was made on."""
+    args = found.metadata["args"]
+    asked = dict(found.metadata.get("asked", args))
     asked |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
-    said = {key: value for key, value in asked.items() if key not in flags.NOT_ALIKE}
-    said = {key: value for key, value in said.items() if value is not None and value is not False}  # a seed of 0 stays
-    words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in said.items())
-    return f"python {args.get('recipe', '?')}.py {' '.join(words)}"
+    known = roles()
+    told = {key: value for key, value in asked.items() if known.get(key) is not Role.PLACE}
+    told = {key: value for key, value in told.items() if value is not None and value is not False}  # a seed of 0 stays
+    words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in told.items())
+    recipe = args.get("recipe", "?")
+    return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 
 
 LICENCE = (
-    "These images were computed from {dataset}{starts}: whoever hands them on is bound by the terms of {dataset}. The "
+    "These images were computed from {dataset}{starts}. Whoever passes them on is bound by the terms of {dataset}. The "
     "code that made them is under the MIT licence."
 )
 
@@ -230,63 +201,31 @@ FORMATS: dict[str, Callable[[Set, Path], None]] = {
 }
 
 
-def run(args: Namespace) -> None:
-    out = Path(args.out)
-    if out.exists():
-        raise UserError(f"--out {args.out!r} is there already: name another")
-    found = load(args)
-    tmp = out.with_name(f"{out.name}.{os.getpid()}.tmp")  # nobody sees half of it
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[args.to](found, tmp)
-        os.replace(tmp, out)
-    except OSError as error:
-        raise UserError(f"--out {args.out!r} can't be written ({error.strerror or error})") from None
-    finally:
-        if tmp.is_dir():
-            shutil.rmtree(tmp)
-        tmp.unlink(missing_ok=True)
-    beyond = ((found.images - renormalised(found)).abs() > 1e-3).float().mean().item()
-    clipped = f", {100 * beyond:.1f} % of the values were outside [0, 1] and are clipped" if args.to in CLIPPED else ""
-    print(f"{len(found.labels)} images of {len(found.class_names)} classes in {out}{clipped}")
-
-
 CLIPPED = ("png", "npz", "tensor", "hf")
-
-
-def renormalised(found: Set) -> Tensor:
-    if found.about.get("zca") is not None:
-        return found.images  # how much was clipped is not known
-    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (found.mean, found.std))
-    return (found.pixels - mean) / std
-
-
-def settle(args: Namespace) -> None:
-    suffix = SUFFIXES.get(args.to, "")
-    if suffix and Path(args.out).suffix != suffix:
-        raise UserError(f"--out {args.out!r}: the name of such a file ends in {suffix}, or others won't read it")
-    if args.dataset is not None:
-        flags.settle_dataset(args)
-    elif args.zca or args.res:
-        raise UserError("--zca and --res are of the data set: say --dataset as well")
-
-
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.Parser(__doc__)
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.add_argument("file", metavar="FILE", help="a condensed set, of ours or of the DC/DSA/DM family")
-    flags.add_data_flags(parser, dataset=None)
-    parser.data.add_argument(
-        "--space", choices=synsets.SPACES, default="auto", help="of the pixels, if FILE is not ours"
-    )
-    parser.data.add_argument("--experiment", type=flags.at_least(0), default=0, help="which of the sets in FILE")
-    parser.output.add_argument("--to", choices=tuple(FORMATS), required=True, help="format, see above")
-    parser.output.add_argument("--out", type=flags.a_path, required=True, help="file or folder to write")
-    return parser
-
-
-if __name__ == "__main__":
-    flags.main(make_parser(), run, settle)
+def run(settings: ExportSettings) -> None:
+    """Write --out. Raises UserError for what the user can correct."""
+    s, out = settings, Path(settings.out)
+    suffix = SUFFIXES.get(s.to, "")
+    if suffix and out.suffix != suffix:
+        raise UserError(f"--out {s.out!r}: the name of such a file ends in {suffix}, or others won't read it")
+    if s.dataset is not None:
+        check_name(s.dataset)
+    elif s.zca or s.res:
+        raise UserError("--zca and --res describe the data set: give --dataset as well")
+    if out.exists():
+        raise UserError(f"--out {s.out!r} exists already: name another")
+    found = load_set(settings)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with disk.beside(out) as tmp:
+            FORMATS[s.to](found, tmp)
+    except OSError as error:
+        raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
+    clipped = ""
+    if s.to in CLIPPED and not found.whitened:  # how much of a whitened set was clipped is not known
+        beyond = ((found.images - found.normalisation.normalise(found.pixels)).abs() > 1e-3).float().mean().item()
+        clipped = f", {100 * beyond:.1f} % of the values were outside [0, 1] and are clipped"
+    print(f"{len(found.labels)} images of {len(found.class_names)} classes in {out}{clipped}")

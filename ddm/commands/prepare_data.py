@@ -1,26 +1,19 @@
-"""Bring a data set into a store: uint8 arrays on the disk that training reads without loading them.
-
-    python prepare_data.py TinyImageNet --source tiny-imagenet-200.zip
-    python prepare_data.py ImageNet --source /data/ILSVRC2012 --res 64
-
-Interrupted, the same command goes on. Images that can't be decoded are left out and listed. docs/datasets.md has the
-layout that each data set is expected in.
-"""
+"""`ddm prepare`: brings a data set into a store."""
 
 import shutil
-import sys
-from argparse import Namespace
+import signal
 from pathlib import Path
 
-from ddm.data import data as datasets
-from ddm import flags
-from ddm.data import layouts
-from ddm.data import store
-from ddm.errors import UserError, nearest
+from ddm.commands.settings import PrepareSettings
+from ddm.data import layouts, loading, store
+from ddm.data.catalogue import DATASETS
+from ddm.data.images import ImageData
 from ddm.data.layouts import Array, Listing
+from ddm.errors import UserError, nearest
+from ddm.interrupt import Stopped
 
 
-def find(args: Namespace, source: Path, where: Path) -> Listing:
+def find(args: PrepareSettings, source: Path, where: Path) -> Listing:
     """What is to be prepared, from an archive, a folder or a file."""
     prepared = layouts.PREPARED.get(args.name)
     if prepared is not None:
@@ -28,15 +21,15 @@ def find(args: Namespace, source: Path, where: Path) -> Listing:
         if not root.is_dir() and not (args.name == "TinyImageNet" and root.suffix == ".pt"):
             raise UserError(f"--source {args.source!r} is neither a folder nor one of {', '.join(layouts.ARCHIVES)}")
         return prepared.find(root, args.name)
-    if args.name not in datasets.DATASETS:
+    if args.name not in DATASETS:
         root = layouts.unpacked(source, where)
-        return layouts.folders(root, args.name) if root.is_dir() else array_listing(datasets.load_file(root))
+        return layouts.folders(root, args.name) if root.is_dir() else array_listing(loading.load_file(root))
     if source.is_file():
-        return array_listing(datasets.load_file(source, args.name))
-    return layouts.idx_files(source, args.name) or array_listing(datasets.load(args.name, source))
+        return array_listing(loading.load_file(source, args.name))
+    return layouts.idx_files(source, args.name) or array_listing(loading.load(args.name, source))
 
 
-def array_listing(data: datasets.ImageData) -> Listing:
+def array_listing(data: ImageData) -> Listing:
     """A data set that is small enough to be in memory already."""
     splits = {
         split: Array(x[:].permute(0, 2, 3, 1).numpy(), y.numpy())
@@ -45,10 +38,10 @@ def array_listing(data: datasets.ImageData) -> Listing:
     return Listing(data.name, data.class_names, splits)
 
 
-def check(args: Namespace, listing: Listing) -> list[str]:
-    """What differs from the data set as it was published; raises UserError where the number of classes does."""
+def check(args: PrepareSettings, listing: Listing) -> list[str]:
+    """What differs from the published data set; raises UserError where the number of classes does."""
     notes, prepared = list(listing.notes), layouts.PREPARED.get(args.name)
-    spec = datasets.DATASETS.get(args.name)
+    spec = DATASETS.get(args.name)
     classes = prepared.num_classes if prepared else len(spec.class_names) if spec else len(listing.class_names)
     for split, images in listing.splits.items():
         if isinstance(images, Array):
@@ -70,21 +63,31 @@ def check(args: Namespace, listing: Listing) -> list[str]:
     return notes
 
 
-def run(args: Namespace) -> None:
+def run(args: PrepareSettings) -> None:
+    """Make the store. Raises UserError for what the user can correct."""
+    try:
+        prepare(args)
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT) from None
+
+
+def prepare(args: PrepareSettings) -> None:
     source, data_path = Path(args.source), Path(args.data_path)
     if not source.exists():
         raise UserError(f"--source {args.source!r}: there is no such file or folder")
-    if datasets.is_path(args.name) and (Path(args.name).name != args.name or Path(args.name).suffix):
+    if loading.is_path(args.name) and (Path(args.name).name != args.name or Path(args.name).suffix):
         raise UserError(f"{args.name!r} is a path: give the data set a name, and its path as --source")
     prepared = layouts.PREPARED.get(args.name)
-    if args.name not in datasets.NAMES and not args.own:
-        raise UserError(f"unknown dataset {args.name!r}: {nearest(args.name, datasets.NAMES)}; one's own wants --own")
-    if args.name in datasets.DATASETS:
-        size = datasets.DATASETS[args.name].shape[1]
+    if args.name not in loading.NAMES and not args.own:
+        raise UserError(
+            f"unknown dataset {args.name!r}: {nearest(args.name, loading.NAMES)}; a new data set needs --own"
+        )
+    if args.name in DATASETS:
+        size = DATASETS[args.name].shape[1]
         if args.res not in (None, size):
             raise UserError(f"--res {args.res}: {args.name} has images of {size} pixels; leave --res out")
-        args.res = None
-    elif args.own and args.name in datasets.NAMES:
+        args = args.but(res=None)
+    elif args.own and args.name in loading.NAMES:
         raise UserError(f"--own {args.name}: that is the name of a published data set; choose another")
     res = args.res or (prepared.res if prepared else None)
     path = layouts.store_path(data_path, args.name, res)
@@ -116,31 +119,3 @@ def run(args: Namespace) -> None:
     print(f"store    {path}")
     own = f"{path}" if args.own else args.name
     print(f"use it   --dataset {own} --data_path {data_path}" + (f" --res {res}" if prepared and args.res else ""))
-
-
-def make_parser() -> flags.Parser:
-    parser = flags.Parser(__doc__)
-    parser.formatter_class = flags.argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(datasets.NAMES)}; any other with --own")
-    add = parser.data.add_argument
-    add("--source", type=flags.a_path, required=True, help="archive, folder or file that has the images")
-    add("--res", type=flags.resolution, default=None, help="side in pixels that images are resized to")
-    add("--data_path", type=flags.a_path, default="data", help="folder that the store is made in")
-    add("--own", action="store_true", help="NAME is a new one: class folders, or an .npz file, of one's own")
-    return parser
-
-
-def main() -> None:
-    args = make_parser().parse_args()
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

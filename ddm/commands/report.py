@@ -1,19 +1,10 @@
-"""One self-contained HTML page about a run, or several side by side.
+"""`ddm report`: one self-contained HTML page about a run, or several side by side."""
 
-    python report.py result_digits [MORE...] [--data_path data] [--out report.html]
-
-Images (real beside synthetic), how they changed, losses and accuracies, the style gap of each layer before and after,
-the spread within classes, a 2-D embedding of real and synthetic images, settings and versions. Opens offline.
-"""
-
-import argparse
 import base64
 import html
 import io
 import json
-import os
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddm.data import data as datasets
-from ddm import flags
-from ddm import rng
-from ddm.evaluation import synsets
-from ddm.methods.condense import INITS
+from ddm import disk, drawing, rng
+from ddm.commands.settings import ReportSettings
+from ddm.data.loading import load_split, short_name
+from ddm.device import Machine
 from ddm.errors import UserError
+from ddm.evaluation import sets
+from ddm.evaluation.protocol import summary
 from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
 from ddm.methods.matching import features
+from ddm.methods.step import INITS
 from ddm.networks import empty_network, initialise
-from ddm.evaluation.training import summary
 
 REAL = 64  # images of each class that are compared
 STATISTICS = {"moments": image_moments, "grams": mean_gram}
@@ -56,14 +48,13 @@ class RunFolder:
             self.args = self.results["args"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{folder} has no results.json of a run ({type(error).__name__})") from None
-        sets = sorted(folder.glob("res_*.pt"))
-        if not sets:
+        files = sorted(folder.glob("res_*.pt"))
+        if not files:
             raise UserError(f"{folder} has no res_*.pt")
-        data = datasets.load(self.args["dataset"], data_path, res or self.args.get("res"))
-        if self.args.get("eval_split") == "val":  # as the run saw it
-            data = data.with_validation(rng.seed_of(self.args["seed"], 0, 0, -1, "validation split"))
-        self.data = data.whitened() if self.args.get("zca") else data
-        (found,), _ = synsets.read(sets[0], self.data, experiments="0")
+        a = self.args
+        split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # as the run saw the data
+        self.data, _ = load_split(a["dataset"], data_path, res or a.get("res"), split, zca, a.get("seed", 0))
+        (found,), _ = sets.read(files[0], self.data, experiments="0")
         self.images, self.labels = found.images, found.labels
         self.metrics = []
         if (folder / "metrics.jsonl").exists():
@@ -83,8 +74,8 @@ class RunFolder:
     @cached_property
     def start(self) -> tuple[Tensor, ...]:
         counts = torch.bincount(self.labels, minlength=self.data.num_classes).tolist()
-        own = Namespace(seed=self.args["seed"], counts=counts, device="cpu")
-        return INITS[self.args.get("init", "real")](self.data, own, self.args.get("first_exp", 0)).split(counts)
+        init, experiment = self.args.get("init", "real"), self.args.get("first_exp", 0)
+        return INITS[init](self.data, counts, self.args["seed"], experiment).split(counts)
 
     def real(self, c: int) -> Tensor:
         n = min(REAL, len(self.data.indices[c]))
@@ -101,7 +92,7 @@ def look(run: RunFolder, images: Callable[[int], Tensor]) -> Seen:
     net = empty_network(model, data.channel, data.num_classes, data.im_size, "cpu")
     net.tap("published" if net.sites.get("published") else "none")
     initialise(net, rng.generator(0, 0, 0, -1, "report")).eval()
-    found = [features(net, images(c)[None], STATISTICS if net.taps else {}, "fp32") for c in range(data.num_classes)]
+    found = [features(net, images(c)[None], STATISTICS if net.taps else {}, Machine()) for c in range(data.num_classes)]
     return Seen([f.embedding[0] for f in found], [f.style for f in found])
 
 
@@ -129,34 +120,18 @@ def spreads(seen: Seen) -> list[float]:
 
 def figure(draw: Callable, wide: float = 6, high: float = 3.4) -> str:
     """What `draw(axes)` draws, as an <img> that reads on light and dark pages."""
-    import matplotlib  # imported here: it takes a second, and mistakes come earlier
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     settings = {key: GREY for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "legend.frameon": False}
-    with plt.rc_context(settings):
-        canvas, axes = plt.subplots(figsize=(wide, high), layout="constrained")
+    with drawing.axes(wide, high, settings) as (canvas, axes):
         axes.set_prop_cycle(color=COLOURS)
         draw(axes)
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=130, transparent=True)
-        plt.close(canvas)
     return image_tag(buffer.getvalue(), "a plot")
 
 
 def image_tag(content: bytes, alt: str, style: str = "") -> str:
     return f'<img {style} alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-
-
-def picture(pixels: Tensor, columns: int) -> bytes:
-    """Images [N, C, H, W] in [0, 1] as a PNG, `columns` in a row."""
-    from torchvision.utils import save_image  # imported here: it takes two seconds
-
-    buffer = io.BytesIO()
-    save_image(pixels, buffer, nrow=columns, padding=1, pad_value=0.5, format="png")
-    return buffer.getvalue()
 
 
 def gallery(run: RunFolder) -> str:
@@ -165,7 +140,7 @@ def gallery(run: RunFolder) -> str:
         syn = run.of_class(c)[:10]
         cells = [f"<th>{html.escape(name)}</th>"]
         for kind, images in (("real", run.real(c)[: len(syn)]), ("synthetic", syn)):
-            content = picture(run.data.denormalise(images), len(images))
+            content = drawing.png(run.data.normalisation.pixels(images), len(images), padding=1, pad_value=0.5)
             cells.append(f"<td>{image_tag(content, f'{kind} images of {name}', 'class=pixels')}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     left = len(run.data.class_names) - MOST_CLASSES
@@ -344,7 +319,7 @@ def run_report(run: RunFolder, kind: str) -> str:
     parts.append(section("Where images are", embedding(run, real, after, kind), note))
     shown = {key: value for key, value in sorted(run.args.items()) if value is not None}
     parts.append(section("Settings", f"<details><summary>{len(shown)} arguments</summary>{table(shown)}</details>"))
-    made_by, dataset = run.args.get("method") or run.args.get("recipe"), datasets.short_name(run.args["dataset"])
+    made_by, dataset = run.args.get("method") or run.args.get("recipe"), short_name(run.args["dataset"])
     title = html.escape(f"{made_by}, {dataset}, {run.args['ipc']} images per class")
     path = html.escape(run.folder.name)
     return f"<article><h2>{title}</h2><p class='path'>{path}</p>{''.join(parts)}</article>"
@@ -370,38 +345,18 @@ td { overflow-wrap: anywhere; } .gallery td { white-space: nowrap; }
 """
 
 
-def run(args: Namespace) -> None:
-    runs = [RunFolder(Path(folder), args.data_path, args.res) for folder in args.folders]
-    bodies = "".join(run_report(found, args.embedding) for found in runs)
+def run(settings: ReportSettings) -> None:
+    """Write the page. Raises UserError for what the user can correct."""
+    runs = [RunFolder(Path(folder), settings.data_path, settings.res) for folder in settings.folders]
+    bodies = "".join(run_report(found, settings.embedding) for found in runs)
     title = "Condensed sets" if len(runs) > 1 else "A condensed set"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{title}</title><style>{STYLE}</style>"
     body = f"<h1>{title}</h1><main>{bodies}</main>"
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-    out = Path(args.out or runs[0].folder / "report.html")
-    tmp = out.with_name(out.name + ".tmp")
+    out = Path(settings.out or runs[0].folder / "report.html")
     try:
-        tmp.write_text(page, encoding="utf-8")
-        os.replace(tmp, out)
+        disk.replace(out, page)
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror})") from None
-    finally:
-        tmp.unlink(missing_ok=True)
     print(f"report  {out} ({out.stat().st_size / 2**20:.1f} MiB)")
-
-
-def make_parser() -> flags.Parser:
-    parser = flags.Parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="what a recipe or coreset.py wrote")
-    add = parser.data.add_argument
-    add("--data_path", type=flags.a_path, default="data", help="folder of the data, as in the recipes")
-    add("--res", type=flags.at_least(1), default=None, help="of the data, if not as in the run")
-    add = parser.output.add_argument
-    add("--embedding", choices=("pca", "tsne"), default="pca", help="how points in the plane are found")
-    add("--out", type=flags.a_path, default=None, help="the page; unset: report.html in the first DIR")
-    return parser
-
-
-if __name__ == "__main__":
-    flags.main(make_parser(), run, settle=lambda args: None)

@@ -58,7 +58,7 @@ class Files:
         if len({image.shape for image in images}) > 1:
             sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
             raise UserError(
-                f"the images differ in size ({', '.join(sizes[:3])} ..): say --res, the size they shall get"
+                f"the images differ in size ({', '.join(sizes[:3])} ..): say --res, the size to resize them to"
             )
         return np.stack(images) if images else np.empty((0, 3, res or 1, res or 1), np.uint8), damaged
 
@@ -387,7 +387,7 @@ def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Cal
                     if split["shape"] is not None and len(pixels) and list(pixels.shape[1:]) != split["shape"]:
                         raise UserError(
                             f"the images differ in size ({split['shape']}, then {list(pixels.shape[1:])}): say --res, "
-                            "the size they shall get"
+                            "the size to resize them to"
                         )
                     writer.append(name, pixels, part.stop - first, damaged)
                     bar.update(part.stop - first)
@@ -441,7 +441,7 @@ def unpacked(source: Path, where: Path, show: Callable[[str], None] = print) -> 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that `prepare_data.py` brings into a store: what to expect, and where its images are."""
+    """A data set that `ddm prepare` brings into a store: what to expect, and where its images are."""
 
     num_classes: int
     res: int  # side in pixels, where --res names none

@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddm import disk
 from ddm.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows, which has no lock of this kind
-    fcntl = None
 
 FORMAT = 1
 SUFFIX = ".store"
@@ -143,12 +139,10 @@ class Writer:
         self.recipe, self.fresh = recipe, True
         self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.partial / "lock", "w")  # noqa: SIM115 - until the store is whole, or the process ends
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is making {path}: wait for it") from None
+        try:
+            self._lock = disk.Lock(self.partial / "lock")  # until the store is whole, or the process ends
+        except BlockingIOError:
+            raise UserError(f"another process is making {path}: wait for it") from None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads((self.partial / "state.json").read_text())
             if found["recipe"] == json.loads(json.dumps(recipe)):
@@ -182,9 +176,7 @@ class Writer:
         split["rows"] += len(images)
         split["damaged"] += damaged
         split["consumed"] += consumed
-        tmp = self.partial / "state.json.tmp"
-        tmp.write_text(json.dumps(self.state))
-        os.replace(tmp, self.partial / "state.json")
+        disk.replace(self.partial / "state.json", json.dumps(self.state))
 
     def finish(self, labels: dict[str, np.ndarray], about: dict) -> dict:
         """Write labels and store.json, and put the store where it belongs; what store.json says."""

@@ -1,56 +1,67 @@
-"""Real and synthetic images under a network: the features and statistics that are matched, and the terms.
+"""Real and synthetic images under a network: the features and statistics that are matched.
 
-All that matching needs of real images are embeddings and means over images, so that they go through the network in
-parts, without gradients. `--compile` makes two graphs of this: one of a part, one of the rest.
+Matching needs only embeddings of real images and means over them, so real images go through the network in parts,
+without gradients. `--compile` makes two graphs of this: one of a part, one of the rest.
 """
 
-from argparse import Namespace
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ddm.device import Machine
+from ddm.errors import UserError
 from ddm.networks import Network
-from ddm.speed import autocast, compiled
 
 
 def pass_pixels(device: str | torch.device) -> int:
     """Pixels in one pass: of real images in a part, and of synthetic ones in a chunk when --class_chunk is 0.
 
-    A CPU is fastest while feature maps are reused before they leave its caches; an accelerator wants large passes.
+    A CPU is fastest while feature maps stay in its caches; an accelerator wants large passes.
     """
     return 2**16 if torch.device(device).type == "cpu" else 2**20
 
 
 class Features(NamedTuple):
-    """What a network says of several classes' images."""
+    """Several classes' images under a network."""
 
     embedding: Tensor  # phi(x): [classes, n, D]
     style: dict[str, list[Tensor]]  # by name, over tapped layers: a statistic of the feature maps, [classes, ...]
 
 
-# A recipe: (real, syn, args) -> its weighted terms by name, [classes].
-Objective = Callable[[Features, Features, Namespace], dict[str, Tensor]]
-# By name, what a recipe needs of feature maps [classes, n, C, H, W]: a mean over the n images, [classes, ...].
-Statistics = dict[str, Callable[[Tensor], Tensor]]
+# (real, syn, settings) -> the weighted terms by name, each [classes].
+Objective = Callable[[Features, Features, Any], dict[str, Tensor]]
+# By name: feature maps [classes, n, C, H, W] -> a mean over the n images, [classes, ...].
+Statistics = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+class Needs(NamedTuple):
+    """What an objective needs beyond embeddings."""
+
+    statistics: Statistics = MappingProxyType({})  # of feature maps, found in `real.style` and `syn.style`
+    tap: str = "published"  # where feature maps are read, see Network.tap
+    layers: tuple[int, ...] | None = None  # which of these layers; None: all
+    all_classes: bool = False  # all classes in one pass, for a term that runs over classes
+    accumulated: bool = False  # weight the style terms of classes by `accumulator_weights`
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}
 
 
 def accumulator_weights(num_classes: int, layers: int) -> list[float]:
-    """What a class's style term, a mean over layers, is multiplied by where the sum is never reset.
+    """The factor of each class's style term, a mean over layers, where the sum is never reset.
 
-    The published scripts keep s_c = (s_{c-1} + sum over layers) / layers and add every s_c to the loss, so that the
-    term of class c comes again, divided by `layers` once more, with each later class.
+    The published scripts keep s_c = (s_{c-1} + sum over layers) / layers and add every s_c to the loss. So the term of
+    class c comes again with each later class, divided by `layers` once more.
     """
     return [sum(layers**-j for j in range(num_classes - c)) for c in range(num_classes)]
 
 
-def features(net: Network, images: Tensor, statistics: Statistics, precision: str) -> Features:
+def features(net: Network, images: Tensor, statistics: Statistics, machine: Machine) -> Features:
     """Embed images [classes, n, C, H, W] in one forward pass."""
-    with autocast(images.device, precision):
+    with machine.autocast():
         out = net.embed(images.flatten(0, 1))
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]
@@ -59,7 +70,7 @@ def features(net: Network, images: Tensor, statistics: Statistics, precision: st
 
 
 def merged(parts: list[Features]) -> Features:
-    """Features of the same classes' images, taken some images at a time, as if taken at once."""
+    """Features of the same classes' images, computed in parts, as if computed at once."""
     n = sum(part.embedding.shape[1] for part in parts)
     weights = [part.embedding.shape[1] / n for part in parts]
     style = {
@@ -73,7 +84,7 @@ def merged(parts: list[Features]) -> Features:
 
 
 def stacked(groups: list[Features]) -> Features:
-    """Features of some classes after those of others."""
+    """Features of several groups of classes, one after the other."""
     style = {
         name: [torch.cat(layer) for layer in zip(*(group.style[name] for group in groups), strict=True)]
         for name in groups[0].style
@@ -82,42 +93,58 @@ def stacked(groups: list[Features]) -> Features:
 
 
 class Matcher:
-    """An objective under a network; what `--compile` makes two graphs of: a part of the real images, and the rest."""
+    """An objective under a network. `--compile` makes two graphs of it: a part of the real images, and the rest."""
 
-    def __init__(self, net: Network, objective: Objective, statistics: Statistics, args: Namespace):
-        self.net, self.objective, self.statistics, self.args = net, objective, statistics, args
-        self._features, self._syn_terms = compiled(features, args), compiled(self._eager_syn_terms, args)
+    def __init__(self, net: Network, objective: Objective, needs: Needs, settings: Any, machine: Machine):
+        self.net, self.objective, self.statistics = net, objective, needs.statistics
+        self.settings, self.machine = settings, machine
+        self._features, self._syn_terms = machine.compiled(features), machine.compiled(self._eager_syn_terms)
         self._style_weights = None
-        if statistics and getattr(args, "published_accumulator", False):
+        if needs.statistics and needs.accumulated:
             weights = accumulator_weights(net.classifier.out_features, len(net.taps))
-            self._style_weights = torch.tensor(weights, device=args.device)
+            self._style_weights = torch.tensor(weights, device=machine.device)
 
     def _eager_syn_terms(
         self, net: Network, syn: Tensor, real: Features, style_weights: Tensor | None
     ) -> dict[str, Tensor]:
-        weighted = self.objective(real, features(net, syn, self.statistics, self.args.precision), self.args)
+        weighted = self.objective(real, features(net, syn, self.statistics, self.machine), self.settings)
+        check_terms(weighted, len(syn))
         if style_weights is not None:
             for name in STYLE_TERMS & weighted.keys():
                 weighted[name] = weighted[name] * style_weights
         return {name: value.sum() for name, value in weighted.items()}
 
     def terms(self, real: Tensor, syn: Tensor, classes: range) -> dict[str, Tensor]:
-        """The weighted terms, summed over the classes given, of their augmented images [classes, n, C, H, W].
+        """The weighted terms, summed over the given classes, of their augmented images [classes, n, C, H, W].
 
-        Real images carry no gradient.
+        Real images carry no gradient. Raises UserError where the objective returns other shapes than [classes].
         """
         weights = None if self._style_weights is None else self._style_weights[classes.start : classes.stop]
         return self._syn_terms(self.net, syn, self.real_features(real), weights)
 
     @torch.no_grad()
     def real_features(self, real: Tensor) -> Features:
+        """Features of real images [classes, n, C, H, W], computed in parts."""
         classes, part = part_shape(self.net, real)
         return stacked(
             [
-                merged([self._features(self.net, x, self.statistics, self.args.precision) for x in own.split(part, 1)])
+                merged([self._features(self.net, x, self.statistics, self.machine) for x in own.split(part, 1)])
                 for own in real.split(classes)
             ]
         )
+
+
+def check_terms(weighted: object, classes: int) -> None:
+    """Raise UserError unless an objective returned a dict of tensors [classes]."""
+    if not isinstance(weighted, dict):
+        found = type(weighted).__name__
+        raise UserError(f"the objective returned a {found}: return a dict of name -> tensor [classes]")
+    for name, value in weighted.items():
+        if not isinstance(value, Tensor) or value.shape != (classes,):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"the objective's term {name!r} is {found}: return one value per class, [{classes}], not their mean"
+            )
 
 
 def part_shape(net: Network, real: Tensor) -> tuple[int, int]:

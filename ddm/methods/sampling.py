@@ -1,61 +1,61 @@
-"""Which real images a class shows in an iteration.
+"""Which real images of a class a step sees.
 
-`random` is the published way. `balanced` picks images whose mean is near the mean of the class: matching compares
-means, and most of the noise in its gradient is that of drawing few real images.
+`random` is the published way. `balanced` picks images whose mean embedding is close to the class mean. Matching
+compares means, and most of its gradient's noise comes from drawing few real images.
 """
 
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddm import rng
-from ddm.data.data import ImageData
+from ddm.data.images import ImageData
 from ddm.networks import empty_network, initialise
 
-CANDIDATES = 4  # images looked at for each one picked
+CANDIDATES = 4  # random candidates per picked image
 DIRECTIONS = 128  # principal directions of a class's embeddings that picks are balanced along
 
 
-def initial_indices(data: ImageData, args: Namespace, experiment: int, classes: range | None = None) -> Tensor:
-    """Indices [N] of the random real images that an experiment starts from, of all classes or of some."""
-    where = (args.seed, experiment, 0)
-    classes = range(data.num_classes) if classes is None else classes
-    return torch.cat([data.draw(c, args.counts[c], rng.generator(*where, c, "initial images")) for c in classes])
+def initial_indices(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
+    """Indices [N] of the random real images that an experiment starts from."""
+    where = (seed, experiment, 0)
+    draws = [data.draw(c, n, rng.generator(*where, c, "initial images")) for c, n in enumerate(counts)]
+    return torch.cat(draws)
 
 
 class Random:
-    """Without replacement, each image as likely as any other."""
+    """Draws without replacement, each image equally likely."""
 
-    def __init__(self, data: ImageData, args: Namespace, classes: range | None = None):
-        """For all classes, or for some of them only."""
-        self.data, self.n = data, args.batch_real
+    def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
+        """For n images per class; of all classes, or of some."""
+        self.data, self.n = data, n
 
     def batch(self, classes: range, generator: Callable[[int], torch.Generator]) -> Tensor:
-        """Normalised real images [classes, batch_real, C, H, W]; `generator(c)` is class c's source of randomness."""
+        """Normalised real images [classes, n, C, H, W]; `generator(c)` is class c's source of randomness."""
         return self.data.batch(torch.stack(self.indices(classes, generator)))
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
+        """Of each class, the indices [n] of the images to show."""
         return [self.data.draw(c, self.n, generator(c)) for c in classes]
 
 
 class Balanced(Random):
-    """Some random candidates, of which herding (Welling, ICML 2009) picks those whose mean is near the class's.
+    """Picks from random candidates, by herding (Welling, ICML 2009), images whose mean is close to the class mean.
 
-    Nearness is measured in the embedding of one narrow untrained network, and holds under others too.
+    Distances are measured in the embedding of one narrow untrained network; they carry over to other networks.
     """
 
-    def __init__(self, data: ImageData, args: Namespace, classes: range | None = None):
-        super().__init__(data, args)
-        self.points = class_points(data, args, range(data.num_classes) if classes is None else classes)
+    def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
+        super().__init__(data, n, seed)
+        self.points = class_points(data, seed, range(data.num_classes) if classes is None else classes)
         self.sizes = [len(own) for own in data.indices]
-        # The same for all classes, whichever are asked for together.
+        # The same number for all classes, whichever are requested together.
         self.candidates = min([CANDIDATES * self.n, *(size for size in self.sizes if size > self.n)])
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
-        large = [c for c in classes if self.sizes[c] > self.n]  # of the others there is nothing to choose
+        large = [c for c in classes if self.sizes[c] > self.n]  # smaller classes leave no choice
         if not large:
             return super().indices(classes, generator)
         candidates = [torch.randperm(self.sizes[c], generator=generator(c))[: self.candidates] for c in large]
@@ -78,10 +78,10 @@ def herd(points: Tensor, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def class_points(data: ImageData, args: Namespace, classes: range) -> dict[int, Tensor]:
+def class_points(data: ImageData, seed: int, classes: range) -> dict[int, Tensor]:
     """Embeddings of classes' training images, centred, along their principal directions: each [n, d] on the CPU."""
-    net = empty_network("ConvNetW32", data.channel, data.num_classes, data.im_size, args.device)
-    initialise(net, rng.generator(args.seed, 0, 0, -1, "sampling network"))
+    net = empty_network("ConvNetW32", data.channel, data.num_classes, data.im_size, data.device)
+    initialise(net, rng.generator(seed, 0, 0, -1, "sampling network"))
     points = {}
     for c in classes:
         parts = data.indices[c].split(128)
@@ -93,4 +93,4 @@ def class_points(data: ImageData, args: Namespace, classes: range) -> dict[int, 
     return points
 
 
-SAMPLERS = {"random": Random, "balanced": Balanced}
+SAMPLERS: dict[str, type[Random]] = {"random": Random, "balanced": Balanced}

@@ -1,348 +1,389 @@
-"""What every command that makes sets does with them: experiments one after the other, evaluated, kept, gone on with.
+"""Runs experiments: drives a maker, evaluates its sets, writes checkpoints and files, resumes.
 
-`carry_out` is the frame of a command from its arguments to its last line; an `Experiments` is the state of its run.
+`carry_out` takes a command from its settings to its last line. `Run` is the loop; nobody subclasses it.
 """
 
 import copy
-import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TypeVar
 
-import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ddm.runs import checkpoint
-from ddm.data import data as datasets
-from ddm import memory
-from ddm import ranks
-from ddm.runs import resume
-from ddm import rng
-from ddm.evaluation import training
-from ddm.data.data import ImageData, Normalised
+from ddm import device, ranks, torchrun
+from ddm.data import loading
+from ddm.data.images import ImageData, Normalised
 from ddm.errors import UserError
-from ddm.runs.files import NoFiles, RunFiles, hardware, plain, versions
+from ddm.evaluation import protocol
 from ddm.interrupt import Interrupts, Stopped
+from ddm.maker import Diverged, Maker
 from ddm.networks import described
 from ddm.ranks import Ranks
+from ddm.runs import resume
+from ddm.runs.folder import NoFolder, RunFolder
+from ddm.runs.progress import Progress
+from ddm.runs.results import accuracies, hardware, plain, requested, versions
+from ddm.runs.settings import RunSettings, StepSettings
+from ddm.settings import declarations
 
-T = TypeVar("T")
+CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
+CHECKPOINT_SECONDS = 300  # at most, between two checkpoints while it condenses
+
+# (data on the CPU, settings, digest of the data's files, ranks, say) -> a maker; refuses what can't work.
+MakeMaker = Callable[[ImageData, RunSettings, str, Ranks, Callable[[str], None]], Maker]
 
 
-def carry_out(
-    args: Namespace, recipe: str, prepare: Callable[[ImageData], T], run: Callable[..., "Experiments"]
-) -> None:
-    """Run the experiments of a command, or the rest of them, and write everything into args.save_path.
+def carry_out(asked: RunSettings, settings: RunSettings, recipe: str, make: MakeMaker, stem: str, size: str) -> None:
+    """Run the experiments of a command, or those that remain, and write everything into save_path.
 
-    `prepare` refuses what can't work, before anything is written, and fits args to the data, still on the CPU; what it
-    gives is the first argument of `run`. It must set args.counts. Raises UserError for what the user can mend, Stopped
-    after a signal.
+    `asked` are the settings as given, `settings` those with names checked and open values filled in. `recipe` names the
+    command in results.json, `stem` the files (see set_stem), `size` the sets in the last lines. Raises UserError for
+    what the user can correct, Stopped after a signal.
     """
-    if args.device == "cpu":
-        memory.keep_freed_memory()
-    args.recipe = recipe
-    requested = plain(args)
-    first = ranks.from_environment()[0] == 0
-    with RunFiles(args) if first else NoFiles() as files, Interrupts().installed() as interrupts, ExitStack() as stack:
-        with interrupts.anywhere():  # the others may never come
-            group = stack.enter_context(ranks.joined(args.device))
-            state = resume.find(args, requested) if first else None
-            state = group.from_first(state)
-            chosen = {name: getattr(args, name) for name in checkpoint.CHOSEN if hasattr(args, name)}
-            vars(args).update(group.from_first(chosen))
-        finished = state is not None and state["concluded"] == [args.num_exp, args.num_eval]
-        if group.from_first(finished and files.damaged(state["sets"]) is None):
+    if settings.device == "cpu":
+        device.keep_freed_memory()
+    first = torchrun.rank_and_world()[0] == 0
+    with ExitStack() as stack:
+        place = RunFolder(settings.save_path, stem, settings.tensorboard) if first else NoFolder()
+        files = stack.enter_context(place)
+        interrupts = stack.enter_context(Interrupts().installed())
+        with interrupts.anywhere():  # the other ranks may never come
+            group = stack.enter_context(ranks.joined(settings.device))
+            state = group.from_first(resume.find(settings, recipe) if first else None)
+        finished = state is not None and state.concluded == [settings.num_exp, settings.num_eval]
+        if group.from_first(finished and files.damaged(state.sets) is None):
             if first:
-                print(f"{args.save_path} is finished; nothing is left to do")
-                conclude(args, files, state["evaluations"], print)
+                print(f"{settings.save_path} is finished; nothing is left to do")
+                conclude(settings, files, state.evaluations, size, print)
             return
         with interrupts.anywhere():
+            s = settings
             # One rank of each host before the others: it may download, or make a store.
-            data = group.first_of_host(lambda: datasets.load(args.dataset, args.data_path, args.res))
-            identity = {"requested": requested, "data": data.digest()}
-            if args.eval_split == "val":
-                data = data.with_validation(rng.seed_of(args.seed, 0, 0, -1, "validation split"))
-            if args.zca:
-                data = data.whitened()
-            args.ranks = group
-            prepared = prepare(data)
-            resume.check_data(state, identity["data"], data, args.counts)
+            data, digest = group.first_of_host(
+                lambda: loading.load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+            )
+            maker = make(data, resume.with_chosen(settings, state), digest, group, lambda line: files.say(line))
+            resume.check_data(state, digest, data, maker.plan.counts)
+        state = state or Progress(
+            recipe=recipe,
+            requested=plain(settings.values()),
+            chosen={},
+            versions={},
+            data=digest,
+            counts=list(maker.plan.counts),
+            experiment=settings.first_exp,
+        )
         try:
-            run(prepared, args, data.to(args.device), files, interrupts, identity, state).all_experiments()
+            Run(asked, settings, maker, files, interrupts, state).all_experiments(size)
         except Stopped:
-            files.wait()  # for the checkpoint to go on from
+            files.wait()  # for the checkpoint to resume from
             raise
 
 
-def images_per_class(data: ImageData, ipc: int | str) -> list[int]:
-    """--ipc, a number or the path of a .json file, as one number a class.
-
-    The file maps class names or numbers to how many images, "*" standing for all that are not named. Raises UserError
-    where a class is missing, or has fewer training images than it shall have.
-    """
-    counts = [ipc] * data.num_classes if isinstance(ipc, int) else _read_counts(data, ipc)
-    for c, (own, count) in enumerate(zip(data.indices, counts, strict=True)):
-        if len(own) < count or not len(own):
-            least = min(map(len, data.indices))
-            advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
-            name = f"class {c} ({data.class_names[c]}) of {data.name}"
-            raise UserError(f"{name} has {len(own)} training images, fewer than the {count} of --ipc {ipc}: {advice}")
-    return counts
-
-
-def _read_counts(data: ImageData, path: str) -> list[int]:
-    try:
-        with open(path) as file:
-            found = json.load(file)
-        named = {str(name): count for name, count in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--ipc {path}: not a readable .json of class to number ({type(error).__name__})") from None
-    counts, known = [], {"*"}
-    for c, name in enumerate(data.class_names):
-        key = name if name in named or str(c) in data.class_names else str(c)  # a class may be called by a number
-        count = named.get(key, named.get("*"))
-        known.add(key)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            what = "names no number for it" if count is None else f"says {count!r}, a number from 1 is needed"
-            raise UserError(f"--ipc {path}: class {c} is {name!r} in {data.name}, the file {what}")
-        counts.append(count)
-    unknown = named.keys() - known
-    if unknown:
-        raise UserError(f"--ipc {path}: {data.name} has no class {sorted(unknown)[0]!r}")
-    return counts
-
-
-def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, list[float]]:
-    """All experiments' accuracies at an iteration, by network."""
-    accs: dict[str, list[float]] = {}
-    for entry in evaluations:
-        if (entry["images"], entry["iteration"]) == (kind, iteration):
-            accs.setdefault(entry["model"], []).extend(entry.get("accuracies", []))
-    return accs
-
-
-def conclude(args: Namespace, files: RunFiles, evaluations: list[dict], say: Callable[[str], None]) -> None:
-    """Say what a finished run came to and where it is."""
-    ipc = f"images as {args.ipc} says" if isinstance(args.ipc, str) else f"{args.ipc} image(s) per class"
-    if not args.ipc:  # coreset.py --method full
-        ipc = f"{args.subset_size or 'all'} training images"
-    of = f"{args.num_exp} experiment(s) of {ipc}"
-    say(f"=== {of}, accuracy on the {args.eval_split} set ===")
-    kinds = dict.fromkeys(entry["images"] for entry in reversed(evaluations))
-    for kind in kinds:
-        for model, accs in accuracies(evaluations, kind, 0 if kind == "random real" else args.Iteration).items():
-            say(f"{kind + ',':<12} {model}: {training.describe(accs)}")
-    last = args.first_exp + args.num_exp - 1
-    grid = files.folder / f"vis_{files.stem}_exp{last}_iter{args.Iteration}.png"
+def conclude(
+    settings: RunSettings, files: RunFolder, evaluations: list[dict], size: str, say: Callable[[str], None]
+) -> None:
+    """Say what a finished run measured and where its files are."""
+    last = max(entry["iteration"] for entry in evaluations)
+    say(f"=== {settings.num_exp} experiment(s) of {size}, accuracy on the {settings.eval_split} set ===")
+    for kind in dict.fromkeys(entry["images"] for entry in reversed(evaluations)):
+        for model, accs in accuracies(evaluations, kind, 0 if kind == "random real" else last).items():
+            say(f"{kind + ',':<12} {model}: {protocol.describe(accs)}")
+    grid = files.grid_path(settings.first_exp + settings.num_exp - 1, last)
     if grid.exists():
         say(f"images  {grid}")
     say(f"set     {files.set_path}")
     say(f"results {files.results_path}")
 
 
-class Experiments:
-    """The state of a run: its data and files, and what has been made and measured so far.
-
-    A subclass makes the sets: `one_experiment`, and what `kind` of images they are.
-    """
-
-    kind = "condensed"
+class Run:
+    """A run: its maker and files, and its progress, which is all that changes."""
 
     def __init__(
         self,
-        args: Namespace,
-        data: ImageData,
-        files: RunFiles,
+        asked: RunSettings,
+        settings: RunSettings,
+        maker: Maker,
+        files: RunFolder | NoFolder,
         interrupts: Interrupts,
-        identity: dict,
-        state: dict | None,
+        state: Progress,
     ):
-        self.args, self.data, self.files, self.interrupts = args, data, files, interrupts
-        self.identity, self.ranks = identity, getattr(args, "ranks", Ranks())
-        self.evaluator = training.Evaluator(data, args)
-        counts = torch.tensor(args.counts, device=args.device)
-        self.labels = torch.arange(data.num_classes, device=args.device).repeat_interleave(counts)
+        self.asked, self.settings, self.maker = asked, settings, maker
+        self.files, self.interrupts, self.state = files, interrupts, state
+        self.ranks: Ranks = maker.plan.ranks
+        self.machine = maker.plan.machine
         self.started = self.saved = time.perf_counter()
-        self.log_bytes = state["log_bytes"] if state else None  # None: nothing to go on from
-        state = state or {}
-        self.sets: list[Tensor] = state.get("sets", [])  # of finished experiments: [N, C, H, W]
-        self.evaluations: list[dict] = state.get("evaluations", [])
-        self.skipped: list[list[int]] = state.get("skipped", [])  # [experiment, iteration]
-        self.seconds_before, self.step_seconds = state.get("seconds", 0.0), state.get("step_seconds", 0.0)
-        self.steps = state.get("steps", 0)
-        self.concluded: list[int] | None = state.get("concluded")  # [num_exp, num_eval] of the last conclusion
-        self.experiment, self.iteration = state.get("experiment", args.first_exp), state.get("iteration", 0)
-        self.restored = state.get("images"), state.get("velocity")  # of the experiment in progress
-        self.about = {
-            "args": plain(args),
-            "asked": getattr(args, "asked", plain(args)),
-            "mean": data.mean,
-            "std": data.std,
-            "class_names": data.class_names,
-            "seed": args.seed,
-            "versions": versions(),
-        }
-        if data.whitening is not None:  # x @ inverse + mean gives pixels in [0, 1]
-            self.about["zca"] = {name: x.cpu() for name, x in data.whitening._asdict().items()}
+        self.seconds_before = state.seconds
+        stepped = isinstance(settings, StepSettings)
+        self.eval_every = settings.eval_every if stepped else 0
+        self.checkpoint_every = settings.checkpoint_every if stepped else 1
+        self.in_progress = False  # whether the maker holds the experiment that `state` is at
 
-    # --- experiments ---------------------------------------------------------------------------------------------
+    # --- experiments -----------------------------------------------------------------------------------------------
 
-    def all_experiments(self) -> None:
-        args, files = self.args, self.files
+    def all_experiments(self, size: str) -> None:
+        settings, files, state, maker = self.settings, self.files, self.state, self.maker
         with self.interrupts.anywhere():  # before anything is written: it may refuse
             began = time.perf_counter()
-            self.begin()
-            self.step_seconds += time.perf_counter() - began
-        files.open(self.log_bytes, (self.experiment, self.iteration))
-        if self.concluded == [args.num_exp, args.num_eval] and self.ranks.first:
-            damaged = files.damaged(self.sets)
-            print(f"warning: {damaged} is damaged or gone: it is written again", file=sys.stderr)
-        if self.log_bytes is None:
-            files.log(f"command: {' '.join(sys.argv)}")
-            files.log(f"arguments: {plain(args)}")
-            files.say(
-                f"{args.dataset}: {len(self.data.x_train)} training images, {self.data.num_classes} classes; "
-                f"{described(args.model, self.data.im_size)} on {args.device}"
-                f"{f', {self.ranks.world} ranks' if self.ranks.world > 1 else ''}; writing to {args.save_path}"
-            )
-            sizes = sorted(map(len, self.data.indices))
-            if sizes[0] < sizes[-1]:
-                files.say(
-                    f"classes have {sizes[0]} to {sizes[-1]} training images; all weigh the same, and one smaller than "
-                    "the batch is gone through again within it"
-                )
-            files.say(f"evaluation: {training.protocol(args, self.data)}")
-            self.checkpoint()  # from here on, there is something to go on from
-            files.wait()
+            maker.prepare(settings.num_exp - len(state.sets))
+            state.step_seconds += time.perf_counter() - began
+        self.evaluator = protocol.Evaluator(maker.data, settings, self.machine)
+        files.open(state.log_bytes if state.written else None, (state.experiment, state.iteration))
+        if state.concluded == [settings.num_exp, settings.num_eval] and self.ranks.first:
+            damaged = files.damaged(state.sets)
+            print(f"warning: {damaged} is damaged or missing: it is written again", file=sys.stderr)
+        if state.written:
+            files.say(f"resuming from the checkpoint of experiment {state.experiment}, iteration {state.iteration}")
         else:
-            files.say(f"going on from the checkpoint of experiment {self.experiment}, iteration {self.iteration}")
-        for number in range(args.num_exp):
-            experiment = args.first_exp + number
-            if number < len(self.sets):  # finished; there may be more networks to evaluate it with than before
-                self.evaluate_finished(self.sets[number].to(args.device), experiment)
+            self.introduce()
+            self.checkpoint()  # from here on, the run can resume
+            files.wait()
+        for number in range(settings.num_exp):
+            experiment = settings.first_exp + number
+            if number < len(state.sets):  # finished; more networks may be requested than before
+                self.evaluate_baseline(experiment)
+                self.evaluate(state.sets[number], maker.kind, experiment, maker.iterations)
             else:
-                self.sets.append(self.one_experiment(experiment).cpu())
-                self.experiment, self.iteration = experiment + 1, 0
+                state.sets.append(self.one_experiment(experiment).cpu())
+                state.experiment, state.iteration = experiment + 1, 0
+                state.images = state.velocity = None
+                self.in_progress = False
             self.save_results()
             self.checkpoint()
         if self.ranks.first:
-            conclude(args, files, self.evaluations, files.say)
-            files.hyper_parameters(plain(args), training.summary(next(iter(self.accuracies().values()))))
-        self.concluded = [args.num_exp, args.num_eval]
+            conclude(settings, files, state.evaluations, size, files.say)
+            found = next(iter(self.accuracies().values()))
+            files.hyper_parameters(plain(maker.arguments()), protocol.summary(found))
+        state.concluded = [settings.num_exp, settings.num_eval]
         self.checkpoint()
         files.wait()
 
-    def begin(self) -> None:
-        """What is computed once, from the data alone."""
+    def introduce(self) -> None:
+        """The first lines of training.log: the command, the data, the network, the evaluation."""
+        settings, data, files = self.settings, self.maker.data, self.files
+        files.log(f"command: {' '.join(sys.argv)}")
+        files.log(f"arguments: {plain(self.maker.arguments())}")
+        others = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
+        files.say(
+            f"{settings.dataset}: {len(data.x_train)} training images, {data.num_classes} classes; "
+            f"{described(settings.model, data.im_size)} on {self.machine.device}{others}; writing to "
+            f"{settings.save_path}"
+        )
+        sizes = sorted(map(len, data.indices))
+        if sizes[0] < sizes[-1]:
+            files.say(
+                f"classes have {sizes[0]} to {sizes[-1]} training images; all weigh the same, and a class smaller than "
+                "the batch is repeated within it"
+            )
+        files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
 
     def one_experiment(self, experiment: int) -> Tensor:
-        """Make and evaluate a set; its images [N, C, H, W], normalised, classes one after the other."""
-        raise NotImplementedError
+        """Make and evaluate one set; its images [N, C, H, W], normalised, classes one after the other."""
+        state, maker = self.state, self.maker
+        saved = None if state.images is None else (state.images, state.velocity)
+        maker.start(experiment, saved)
+        self.in_progress = True
+        if saved is None:
+            self.save_grid(0)
+        self.evaluate_baseline(experiment)
+        self.evaluate_if_due()
+        with tqdm(
+            range(state.iteration + 1, maker.iterations + 1),
+            desc=f"exp {experiment}",
+            unit="it",
+            dynamic_ncols=True,
+            initial=state.iteration,
+            total=maker.iterations,
+            disable=not self.ranks.first or not maker.iterations,
+        ) as bar:
+            began = time.perf_counter()
+            for iteration in bar:
+                maker.step(iteration)
+                state.iteration, state.steps = iteration, state.steps + 1
+                stop, save = self.ranks.largest(self.interrupts.received or 0, self.checkpoint_is_due())
+                self.interrupts.received, due = stop or None, self.evaluation_is_due()
+                regular = due or iteration % CHECK_EVERY == 0
+                if regular or save or stop:
+                    text = self.check()
+                    if regular:
+                        bar.set_postfix_str(text)
+                if due or save or stop:
+                    state.step_seconds += time.perf_counter() - began
+                    self.checkpoint()
+                    if stop:
+                        self.files.wait()
+                        self.interrupts.check()
+                    self.evaluate_if_due()
+                    began = time.perf_counter()
+        return maker.images()
 
-    def evaluate_finished(self, images: Tensor, experiment: int) -> None:
-        """On the networks that have not seen the set [N, C, H, W] of an experiment yet."""
-        self.evaluate(images, self.kind, experiment, self.args.Iteration)
+    def check(self) -> str:
+        """Log the losses since the last check, those of every CHECK_EVERY-th iteration; the last ones as text.
+
+        Raises UserError where a loss is not finite, after writing the images before that iteration.
+        """
+        state, files, text = self.state, self.files, ""
+        try:
+            reports = self.maker.check()
+        except Diverged as diverged:
+            raise self.diverged(diverged) from None
+        for report in reports:
+            if report.skipped:
+                state.skipped.append([state.experiment, report.iteration])
+                where = f"experiment {state.experiment}, iteration {report.iteration}"
+                files.say(f"{where}: {report.skipped}; the step is skipped")
+                continue
+            text = report.text
+            if report.iteration % CHECK_EVERY == 0 or report.iteration == self.maker.iterations:
+                loss = sum(report.terms.values())
+                files.log(f"exp {state.experiment} iter {report.iteration}: loss {loss:.6g} ({text})")
+                files.metrics("loss", state.experiment, report.iteration, {"total": loss, **report.terms})
+        return text
+
+    def diverged(self, found: Diverged) -> UserError:
+        """Write the images before the iteration that diverged; the error to raise."""
+        experiment, before = self.state.experiment, found.iteration - 1
+        where = f"experiment {experiment}, iteration {found.iteration}"
+        told = self.metadata() | {"velocity": found.velocity, "experiment": experiment, "iteration": before}
+        name = f"last_finite_{{}}_exp{experiment}_iter{before}"
+        labels = self.maker.plan.labels().cpu()
+        path = self.files.save_set([[found.images, labels]], {}, told, name) or self.settings.save_path
+        message = (
+            f"{where}: {found}; the images before it are in {path}; lower --lr_img or the weight of the term, or use "
+            "--on_nonfinite skip"
+        )
+        self.files.log(f"error: {message}")
+        return UserError(message)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, images: Tensor | Normalised, kind: str, experiment: int, iteration: int) -> None:
-        """Score images [N, C, H, W] on the networks that have not done so; a checkpoint after each (of every rank)."""
-        args = self.args
-        for model in training.get_eval_pool(args.eval_mode, args.model):
+    def evaluation_is_due(self) -> bool:
+        iteration, every = self.state.iteration, self.eval_every
+        return iteration == self.maker.iterations or bool(every and iteration and iteration % every == 0)
+
+    def evaluate_if_due(self) -> None:
+        state, maker = self.state, self.maker
+        if self.evaluation_is_due():
+            images = maker.images()
+            if state.iteration:
+                self.save_grid(state.iteration)
+            self.evaluate(images, maker.kind, state.experiment, state.iteration)
+
+    def evaluate_baseline(self, experiment: int) -> None:
+        if self.eval_every:
+            self.evaluate(self.maker.baseline(experiment), "random real", experiment, 0)
+
+    def save_grid(self, iteration: int) -> None:
+        images = self.maker.images()
+        if len(images):
+            pixels = self.maker.data.normalisation.pixels(images.detach())
+            self.files.save_grid(pixels, self.maker.plan.counts, self.state.experiment, iteration)
+
+    def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
+        """Score images [N, C, H, W] on the networks that have not scored them; a checkpoint after each (of every rank).
+
+        A network's accuracy counts once all ranks have finished theirs.
+        """
+        settings = self.settings
+        scored: tuple[Tensor | Normalised, Tensor] | None = None
+        for model in self.evaluator.models:
             entry = self.entry(experiment, iteration, kind, model)
             accs = entry.get("accuracies", [])
-            for it_first in range(len(accs), args.num_eval, self.ranks.world):
+            for it_first in range(len(accs), settings.num_eval, self.ranks.world):
                 it_eval, own = it_first + self.ranks.rank, []
                 with self.interrupts.anywhere():
-                    if it_eval < args.num_eval:
+                    scored = scored or self.maker.scored(experiment, images)
+                    if it_eval < settings.num_eval:
                         where = (experiment, iteration, it_eval)
-                        own = [self.evaluator.accuracy(model, images, self.labels, *where, self.files.log)]
+                        own = [self.evaluator.accuracy(model, *scored, *where, self.files.log)]
                     accs = [*accs, *(acc for accs in self.ranks.all(own) for acc in accs)]
-                entry.update(training.summary(accs))
-                if len(accs) == args.num_eval:
-                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {training.describe(accs)}")
-                    values = {f"{model}, {kind}": training.summary(accs)["mean"]}
+                entry.update(protocol.summary(accs))
+                if len(accs) == settings.num_eval:
+                    self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {protocol.describe(accs)}")
+                    values = {f"{model}, {kind}": protocol.summary(accs)["mean"]}
                     self.files.metrics("accuracy", experiment, iteration, values)
                 self.checkpoint()
 
     def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
         """The record of an evaluation, a new one if there is none yet."""
         key = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
-        for entry in self.evaluations:
+        for entry in self.state.evaluations:
             if key.items() <= entry.items():
                 return entry
         # condensing_seconds: of all experiments so far, evaluations not counted
-        self.evaluations.append(key | {"condensing_seconds": self.step_seconds})
-        return self.evaluations[-1]
+        self.state.evaluations.append(key | {"condensing_seconds": self.state.step_seconds})
+        return self.state.evaluations[-1]
 
-    # --- what is written -------------------------------------------------------------------------------------------
+    # --- what is written ---------------------------------------------------------------------------------------------
 
-    def in_progress(self) -> tuple[Tensor | None, Tensor | None]:
-        """Images and velocity of the experiment in progress, on the CPU."""
-        return self.restored
+    def checkpoint_is_due(self) -> bool:
+        due = self.state.iteration % self.checkpoint_every == 0
+        return due or time.perf_counter() - self.saved > CHECKPOINT_SECONDS
 
     def checkpoint(self) -> None:
-        """Hand the state to the writer, as a copy."""
-        images, velocity = self.in_progress()
+        """Hand a copy of the state to the writer."""
+        state, maker = self.state, self.maker
         self.saved = time.perf_counter()
-        state = {
-            "experiment": self.experiment,
-            "iteration": self.iteration,
-            "images": images,
-            "velocity": velocity,
-            "counts": self.args.counts,
-            "sets": list(self.sets),
-            "evaluations": copy.deepcopy(self.evaluations),
-            "skipped": list(self.skipped),
-            "seconds": self.seconds(),
-            "step_seconds": self.step_seconds,
-            "steps": self.steps,
-            "concluded": self.concluded,
-            "chosen": {name: getattr(self.args, name) for name in checkpoint.CHOSEN if hasattr(self.args, name)},
-            "versions": versions(),
-            **self.identity,
-        }
-        self.files.save_checkpoint(state)
+        if self.in_progress:
+            state.images, state.velocity = maker.state()
+        state.seconds, state.versions = self.seconds(), versions()
+        declared = declarations(type(self.settings))
+        arguments = maker.plan.settings.values()
+        state.chosen = {name: arguments[name] for name, own in declared.items() if own.chosen}
+        written = copy.copy(state)
+        written.sets, written.skipped = list(state.sets), list(state.skipped)
+        written.evaluations = copy.deepcopy(state.evaluations)
+        self.files.save_checkpoint(written)
 
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
     def accuracies(self) -> dict[str, list[float]]:
         """Of all finished experiments, by network."""
-        return accuracies(self.evaluations, self.kind, self.args.Iteration)
+        return accuracies(self.state.evaluations, self.maker.kind, self.maker.iterations)
+
+    def arguments(self) -> dict:
+        """Every setting with its final value, and the command's name."""
+        return plain(self.maker.arguments()) | {"recipe": self.state.recipe}
+
+    def metadata(self) -> dict:
+        """What the set's file says beside the images."""
+        data = self.maker.data
+        told = {"args": self.arguments(), "asked": requested(self.asked), "mean": data.mean, "std": data.std}
+        told |= {"class_names": data.class_names, "seed": self.settings.seed, "versions": versions()}
+        return told | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
 
     def save_results(self) -> None:
-        """The sets of the finished experiments and results.json."""
-        accs = self.accuracies()
-        self.files.save_set([[x, self.labels.cpu()] for x in self.sets], accs, self.about)
+        """Write the sets of the finished experiments and results.json."""
+        accs, labels = self.accuracies(), self.maker.plan.labels().cpu()
+        self.files.save_set([[x, labels] for x in self.state.sets], accs, self.metadata())
         self.files.save_results(self.record(accs))
 
     def record(self, made: dict[str, list[float]]) -> dict:
-        """What results.json holds. Accuracies are in [0, 1].
+        """The content of results.json. Accuracies are in [0, 1].
 
-        mean, std, n, accuracies are of the model that condensed, or of the pool's first where it has not that model.
+        mean, std, n and accuracies are of the network that condensed, or of the pool's first if that is not in it.
         """
-        args = self.args
-        random_real = accuracies(self.evaluations, "random real", 0)
-        first = made.get(args.model, next(iter(made.values())))
+        settings, state, maker = self.settings, self.state, self.maker
+        random_real = accuracies(state.evaluations, "random real", 0)
+        first = made.get(settings.model, next(iter(made.values())))
         return {
             "command": sys.argv,
-            "args": plain(args),
-            "asked": getattr(args, "asked", plain(args)),
-            "protocol": training.protocol(args, self.data),
-            **training.summary(first),
-            "models": {model: training.summary(accs) for model, accs in made.items()},
-            "random_real": {model: training.summary(accs) for model, accs in random_real.items()},
-            "evaluations": self.evaluations,
-            "skipped": self.skipped,
-            "images_per_class": self.args.counts,
+            "args": self.arguments(),
+            "asked": requested(self.asked),
+            "protocol": protocol.protocol(settings, self.machine, maker.data),
+            **protocol.summary(first),
+            "models": {model: protocol.summary(accs) for model, accs in made.items()},
+            "random_real": {model: protocol.summary(accs) for model, accs in random_real.items()},
+            "evaluations": state.evaluations,
+            "skipped": state.skipped,
+            "images_per_class": list(maker.plan.counts),
             "ranks": self.ranks.world,
             "seconds": self.seconds(),
-            "iterations_per_second": self.steps / self.step_seconds if self.steps else None,
-            "peak_memory_bytes": memory.peak_memory(args.device),
-            "hardware": hardware(args.device),
+            "iterations_per_second": state.steps / state.step_seconds if state.steps else None,
+            "peak_memory_bytes": device.peak_memory(self.machine.device),
+            "hardware": hardware(self.machine),
             "versions": versions(),
         }

@@ -1,49 +1,46 @@
-"""Whether and how a command goes on from the checkpoint in its save_path."""
+"""Whether and how a command resumes from the checkpoint in its save_path."""
 
 import contextlib
 import sys
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ddm.runs import checkpoint
-from ddm.data.data import ImageData
+from ddm.data.images import ImageData
 from ddm.errors import UserError
-from ddm.runs.files import versions
+from ddm.runs import progress
+from ddm.runs.progress import Progress
+from ddm.runs.results import versions
+from ddm.runs.settings import RunSettings
+from ddm.settings import Role, declarations
 
-# Arguments that leave the result as it is, but for rounding.
-FREE = {"device", "data_path", "save_path", "resume", "checkpoint_every", "on_nonfinite", "class_chunk"}
-FREE |= {"proxy_cache", "like", "preset", "tensorboard"}  # what they set is compared, flag by flag
-MAY_GROW = {"num_exp", "num_eval"}
+S = TypeVar("S", bound=RunSettings)
 
 
-def find(args: Namespace, requested: dict) -> dict | None:
-    """The state to go on from, None for a fresh start, as --resume asks; fits args to it.
+def find(settings: RunSettings, recipe: str) -> Progress | None:
+    """The state to resume from, None for a fresh start, as --resume asks.
 
-    `requested` are the arguments before anything was chosen. Raises UserError where the checkpoint is another
-    command's, or damaged, or missing where it must be there.
+    Raises UserError where the checkpoint is another command's, or damaged, or missing where it must exist.
     """
-    folder = Path(args.save_path)
-    if args.resume == "never":
+    folder = Path(settings.save_path)
+    if settings.resume == "never":
         if _entries(folder):
-            raise UserError(f"--resume never: {args.save_path!r} is not empty; name another --save_path")
+            raise UserError(f"--resume never: {settings.save_path!r} is not empty; name another --save_path")
         return None
-    state, problems = checkpoint.newest(folder)
+    state, problems = progress.newest(folder)
     for problem in problems:
-        print(f"warning: {problem}; going on from {checkpoint.PREVIOUS}", file=sys.stderr)
+        print(f"warning: {problem}; resuming from {progress.PREVIOUS}", file=sys.stderr)
     if state is None:
-        if args.resume == "must":
-            raise UserError(f"--resume must: no {checkpoint.NAME} in {args.save_path!r}")
+        if settings.resume == "must":
+            raise UserError(f"--resume must: no {progress.NAME} in {settings.save_path!r}")
         results = [name for name in _entries(folder) if name == "results.json" or name.startswith("res_")]
         if results:
             raise UserError(
-                f"{args.save_path!r} has {results[0]} of another run, and no {checkpoint.NAME} to go on from: "
+                f"{settings.save_path!r} has {results[0]} of another run, and no {progress.NAME} to resume from: "
                 "name another --save_path"
             )
         return None
-    accept(state, requested)
-    for name, value in state["chosen"].items():  # where left open, what was chosen for the first part holds
-        if requested[name] == state["requested"][name]:
-            setattr(args, name, value)
+    accept(state, settings, recipe)
     return state
 
 
@@ -53,14 +50,25 @@ def _entries(folder: Path) -> list[str]:
     return []
 
 
-def accept(state: dict, requested: dict) -> None:
-    """Raise UserError where arguments that change the result differ from the checkpoint's; say which others do."""
-    before = state["requested"]
+def with_chosen(settings: S, state: Progress | None) -> S:
+    """The settings with what was chosen for the first part of the run, where they leave it open as before."""
+    if state is None:
+        return settings
+    requested = settings.values()
+    kept = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
+    return replace(settings, **kept)
+
+
+def accept(state: Progress, settings: RunSettings, recipe: str) -> None:
+    """Raise UserError where settings that change the result differ from the checkpoint's; note which others do."""
+    before, requested = {"recipe": state.recipe, **state.requested}, {"recipe": recipe, **settings.values()}
+    roles = {name: own.role for name, own in declarations(type(settings)).items()}
+    free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
-    # A flag that is newer than the checkpoint, and off, leaves all as it was.
+    # A switch that is newer than the checkpoint, and off, changes nothing.
     differing -= {k for k in differing if k not in before and requested[k] is False}
-    grown = {k for k in MAY_GROW & differing if requested[k] > before[k]}
-    refused = sorted(differing - FREE - grown, key=lambda name: (name != "recipe", name))  # what matters most first
+    grown = {k for k in differing if roles.get(k) is Role.GROWS and requested[k] > before[k]}
+    refused = sorted(differing - free - grown, key=lambda name: (name != "recipe", name))  # the main difference first
     if refused:
         listed = ", ".join(f"--{k} {before.get(k)} there, {requested.get(k)} now" for k in refused[:4])
         more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
@@ -69,20 +77,20 @@ def accept(state: dict, requested: dict) -> None:
         )
     for k in sorted(differing - {"resume", "save_path"}):
         print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; the result stays comparable", file=sys.stderr)
-    changed = [k for k, v in versions().items() if state["versions"].get(k) != v]
+    changed = [k for k, v in versions().items() if state.versions.get(k) != v]
     if changed:
         print(f"note: other versions than before of {', '.join(changed)}: last digits may differ", file=sys.stderr)
 
 
-def check_data(state: dict | None, digest: str, data: ImageData, counts: list[int]) -> None:
-    """Raise UserError where the data are not those of the checkpoint, or its images not like them."""
+def check_data(state: Progress | None, digest: str, data: ImageData, counts: Any) -> None:
+    """Raise UserError where the data are not those of the checkpoint, or its images do not fit them."""
     if state is None:
         return
-    if state["data"] != digest:
+    if state.data != digest:
         raise UserError(f"the {data.name} files are not the data that the checkpoint was made with: restore them")
-    if state["counts"] != counts:
+    if state.counts != list(counts):
         raise UserError("the .json file of --ipc is not what it was for the checkpoint: restore it")
-    shape = (sum(counts), data.channel, *data.im_size)
-    for images in (state["images"], state["velocity"], *state["sets"]):
+    shape = (sum(counts), *data.shape)
+    for images in (state.images, state.velocity, *state.sets):
         if images is not None and images.shape != shape:
             raise UserError(f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}")

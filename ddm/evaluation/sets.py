@@ -1,6 +1,6 @@
-"""Condensed sets from the files that people share: ours, those of the DC/DSA/DM family, pictures and arrays.
+"""Reads condensed sets of any origin: ours, those of the DC/DSA/DM family, pictures and arrays.
 
-What a file does not say, the pixels must: `read` recognises in which space they are, and says what it took them for.
+Where a file does not say how its pixels are scaled, `read` guesses it from their range and reports the guess.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddm.data import layouts
-from ddm.data.data import ImageData
+from ddm.data.images import ImageData, Normalisation
 from ddm.errors import UserError
+from ddm.evaluation.settings import SpaceSettings
+from ddm.settings import declarations
 
-SPACES = ("auto", "normalised", "unit", "bytes")  # as networks see them; in [0, 1]; in 0 .. 255
+SPACES = declarations(SpaceSettings)["space"].choices  # auto; as networks see them; in [0, 1]; in 0 .. 255
 # What numpy's arrays, and its floats in a published file's list of accuracies, are made of; nothing of it runs code.
 SAFE = [
     *(
@@ -43,13 +45,13 @@ class Contents(NamedTuple):
     """What a file holds, before its pixels are interpreted."""
 
     sets: list[tuple[Tensor, Tensor]]
-    about: dict  # what else the file says; "args", if there, is a dict
+    metadata: dict  # what else the file says; "args", if present, is a dict
     space: str | None  # one of SPACES; None: it does not say
 
 
-def about(path: str | Path) -> dict:
-    """What a file says of itself beside its images: of ours, the arguments and more; of others, nothing."""
-    return _contents(Path(path), None).about
+def metadata(path: str | Path) -> dict:
+    """What a file says beside its images: the arguments and more in our files, nothing in others."""
+    return _contents(Path(path), None).metadata
 
 
 def read(
@@ -113,12 +115,12 @@ def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
 
 def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str) -> tuple[Tensor, str | None]:
     """Images as networks see them, and how their space was found."""
-    whitened = contents.about.get("zca") is not None
-    if whitened and data.whitening is None:
+    whitened = contents.metadata.get("zca") is not None
+    if whitened and not data.normalisation.whitened:
         raise UserError("the images are whitened: evaluate them with --zca")
-    if contents.space and not whitened and data.whitening is not None:
+    if contents.space and not whitened and data.normalisation.whitened:
         raise UserError("the images are not whitened: leave --zca out")
-    if data.whitening is not None and not whitened:  # --zca was said, and the file does not say otherwise
+    if data.normalisation.whitened and not whitened:  # --zca was given, and the file does not contradict it
         return images.float(), "pixels are taken for whitened by the same transform"
     note = None
     if contents.space:
@@ -128,19 +130,12 @@ def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str)
         note = f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (--space says otherwise)"
     images = images.float()
     if space == "normalised":
-        if not whitened and {"mean", "std"} <= contents.about.keys() and contents.about["mean"] != data.mean:
-            mean, std = (torch.tensor(contents.about[key]).view(-1, 1, 1) for key in ("mean", "std"))
-            note = (
-                f"the file was normalised with other constants ({contents.about['mean']}) and is brought to the data's"
-            )
-            images = _from_unit(images * std + mean, data)
+        if not whitened and {"mean", "std"} <= contents.metadata.keys() and contents.metadata["mean"] != data.mean:
+            own = Normalisation.of(contents.metadata["mean"], contents.metadata["std"])
+            note = f"the file was normalised with other constants ({own.mean}) and is brought to the data's"
+            images = data.normalisation.to("cpu").normalise(own.unclipped(images))
         return images, note
-    return _from_unit(images / 255 if space == "bytes" else images, data), note
-
-
-def _from_unit(images: Tensor, data: ImageData) -> Tensor:
-    mean, std = data.constants.cpu()
-    return (images - mean) / std
+    return data.normalisation.to("cpu").normalise(images / 255 if space == "bytes" else images), note
 
 
 def guessed(images: Tensor) -> str:
@@ -156,7 +151,7 @@ def suspicious(images: Tensor, data: ImageData) -> str | None:
 
     Images in [-1, 1], or in [0, 1] but for a little, pass for normalised ones; as pixels they are grey.
     """
-    if data.whitening is not None:
+    if data.normalisation.whitened:
         return None
     mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
     if mean.abs().max() >= 0.7 or std.min() <= 0.4 or std.max() >= 2.5:
@@ -165,8 +160,7 @@ def suspicious(images: Tensor, data: ImageData) -> str | None:
             f"after normalisation its channels have {shown}, where images of {data.name} have about 0 +- 1: if it was "
             "normalised with other constants, or is in [0, 1], accuracy falls to chance; see --space"
         )
-    constants = data.constants.cpu()
-    pixels = (images * constants[1] + constants[0]).flatten()
+    pixels = data.normalisation.to("cpu").unclipped(images).flatten()
     low, high = np.percentile(pixels[:: max(1, len(pixels) // 2**20)].numpy(), (0.5, 99.5))
     if high - low < 0.7:
         return (
@@ -190,7 +184,11 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         sets = [
             (torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()) for images, labels in contents.sets
         ]
-        own = contents.about if isinstance(contents.about.get("args", {}), dict) else contents.about | {"args": {}}
+        own = (
+            contents.metadata
+            if isinstance(contents.metadata.get("args", {}), dict)
+            else contents.metadata | {"args": {}}
+        )
         return Contents(sets, own, contents.space if contents.space in SPACES[1:] else None)
     except UserError:
         raise
@@ -286,13 +284,13 @@ def _pictures(path: Path, data: ImageData) -> Contents:
 class CondensedDataset(Dataset):
     """A condensed set as a torch Dataset of (image [C, H, W], int label).
 
-        from utils import CondensedDataset
+        from ddm import CondensedDataset
         train = CondensedDataset("result/res_DM_CIFAR10_ConvNet_10ipc.pt")
 
     Images are as they were saved, that is normalised with `train.mean` and `train.std`, or in [0, 1] with
     `pixels=True`. `experiment` is the number of the set in the file; `transform` is called with each image.
-    Raises UserError for what is no condensed set of hard labels, or does not say how its pixels were normalised where
-    they are asked for.
+    `accuracies` are those of this set by network, in [0, 1], as far as the file has them. Raises UserError for what is
+    no condensed set of hard labels, or does not say how its pixels were normalised where they are asked for.
     """
 
     def __init__(self, path: str | Path, experiment: int = 0, pixels: bool = False, transform=None):
@@ -303,23 +301,34 @@ class CondensedDataset(Dataset):
             raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment}")
         images, labels = contents.sets[experiment]
         _check_labels(Path(path), images, labels)
-        self.images, self.labels = images.float(), labels.long().flatten()
-        self.class_names = contents.about.get("class_names")
-        self.mean, self.std = contents.about.get("mean"), contents.about.get("std")
+        self._fill(images, labels, contents.metadata, contents.space or guessed(images), str(path), experiment)
         self.transform = transform
         if pixels:
-            self.images = self._pixels(contents.about.get("zca"), contents.space or guessed(images), path)
+            self.images = self.pixels()
 
-    def _pixels(self, zca: dict | None, space: str, path: str | Path) -> Tensor:
-        images = self.images
-        if zca is not None:
-            return (images.flatten(1) @ zca["inverse"] + zca["mean"]).view_as(images).clamp(0, 1)
-        if space != "normalised":
-            return (images / 255 if space == "bytes" else images).clamp(0, 1)
-        if self.mean is None or self.std is None:
-            raise UserError(f"{path} does not say how its images were normalised: utils.get_dataset has the constants")
-        mean, std = (torch.as_tensor(x).float().view(-1, 1, 1) for x in (self.mean, self.std))
-        return (images * std + mean).clamp(0, 1)
+    @classmethod
+    def made(cls, images: Tensor, labels: Tensor, metadata: dict) -> "CondensedDataset":
+        """A set that is not in a file: normalised images [N, C, H, W], labels [N], and what a file would say."""
+        own = cls.__new__(cls)
+        own._fill(images, labels, metadata, "normalised", "the set", 0)
+        own.transform = None
+        return own
+
+    def _fill(self, images: Tensor, labels: Tensor, told: dict, space: str, name: str, experiment: int) -> None:
+        self.images, self.labels = images.float(), labels.long().flatten()
+        self.class_names, self.mean, self.std = (told.get(key) for key in ("class_names", "mean", "std"))
+        self.metadata, self.space, self.name = told, space, name
+        self.accuracies = set_accuracies(told, experiment)
+
+    def pixels(self) -> Tensor:
+        """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""
+        zca = self.metadata.get("zca")
+        if zca is None and self.space != "normalised":
+            return (self.images / 255 if self.space == "bytes" else self.images).clamp(0, 1)
+        if zca is None and (self.mean is None or self.std is None):
+            raise UserError(f"{self.name} does not say how its images were normalised: get_dataset has the constants")
+        channels = [0.0] * self.images.shape[1]
+        return Normalisation.of(self.mean or channels, self.std or channels, zca).pixels(self.images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -327,3 +336,16 @@ class CondensedDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+
+
+def set_accuracies(told: dict, experiment: int) -> dict[str, list[float]]:
+    """The accuracies of one set, by network; all of a file that does not say how many experiments it has."""
+    accs = told.get("accs_all_exps")
+    accs = accs if isinstance(accs, dict) else {}
+    sets = told.get("args", {}).get("num_exp", 1)
+    own = {}
+    for model, values in accs.items():
+        values = [float(acc) for acc in values] if isinstance(values, list | tuple) else []
+        n = len(values) // sets
+        own[model] = values[n * experiment : n * (experiment + 1)] if n * sets == len(values) else values
+    return {model: values for model, values in own.items() if values}

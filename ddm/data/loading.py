@@ -1,0 +1,276 @@
+"""From a data set's name or path to an `ImageData`.
+
+The name determines the source, in this order: the store `<data_path>/<NAME>.store` that `ddm prepare` writes, the file
+`<data_path>/<NAME>.npz`, torchvision's files there, torchvision's download. A path is a store, an .npz file or a folder
+of class folders.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections import ChainMap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddm import rng
+from ddm.data import layouts, store
+from ddm.data.catalogue import DATASETS, Arrays, Spec
+from ddm.data.images import ImageData, Normalisation, by_class, subset
+from ddm.data.store import Mapped
+from ddm.errors import UserError, lookup
+
+NAMES = ChainMap(layouts.PREPARED, DATASETS)
+
+
+def is_path(name: str) -> bool:
+    """Whether --dataset is a path, not one of NAMES."""
+    if name in NAMES:
+        return False
+    with contextlib.suppress(OSError):  # a name too long for one
+        return os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists()
+    return False
+
+
+def short_name(name: str) -> str:
+    """The name of a data set for files: of a path, its last part without extension."""
+    return Path(os.path.abspath(name)).stem if is_path(name) else name
+
+
+def check_name(name: str) -> None:
+    """Raise UserError, with the nearest name, unless --dataset is a path or one of NAMES."""
+    if not is_path(name):
+        lookup(NAMES, name, "dataset")
+
+
+def load_split(
+    name: str, data_path: str | Path, res: int | None, eval_split: str, zca: bool, seed: int
+) -> tuple[ImageData, str]:
+    """The data set as a run sees it, on the CPU, and the digest of its files.
+
+    With eval_split 'val' the test images are a seeded tenth of the training images; with `zca` all are whitened.
+    Raises UserError as `load`, `ImageData.with_validation` and `ImageData.whitened` do.
+    """
+    data = load(name, data_path, res)
+    digest = data.digest()
+    if eval_split == "val":
+        data = data.with_validation(rng.seed_of(seed, 0, 0, -1, "validation split"))
+    return (data.whitened() if zca else data), digest
+
+
+def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
+    """Find a data set: a name of NAMES, or the path of a store, an .npz file or a folder of class folders.
+
+    An .npz file holds x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test and optionally classes. `res` is
+    the side in pixels, where it can be chosen. A folder is first made into a store. Raises UserError when there is
+    neither data nor network, and for files that can't be read or don't have the data set's shape.
+    """
+    data_path = Path(data_path)
+    if is_path(name):
+        return _own(Path(name), data_path, res)
+    lookup(NAMES, name, "dataset")
+    prepared = layouts.PREPARED.get(name)
+    if prepared is not None:
+        res = res or prepared.res
+    elif res not in (None, DATASETS[name].shape[1]):
+        raise UserError(f"--res {res}: {name} has images of {DATASETS[name].shape[1]} pixels; leave --res out")
+    npz = data_path / f"{name}.npz"
+    try:
+        for path in (layouts.store_path(data_path, name, res), layouts.store_path(data_path, name, None)):
+            if store.is_store(path):
+                return _stored(name, path, res)
+        has_npz = npz.is_file() and prepared is None
+    except OSError as error:
+        raise UserError(f"--data_path {str(data_path)[:80]!r} can't be read: {error.strerror}") from None
+    if prepared is not None:
+        whole = layouts.store_path(data_path, "ImageNet", res)
+        if prepared.indices and store.is_store(whole):
+            return classes_of(_stored("ImageNet", whole, res), name, sorted(prepared.indices))
+        raise UserError(
+            f"no {name} at {res} pixels in {str(data_path)!r}: ddm prepare {name} --source DIR_OR_ARCHIVE "
+            f"--res {res} --data_path {data_path} makes it (docs/datasets.md)"
+        )
+    if has_npz:
+        return _tensors(name, DATASETS[name], _read_npz(npz), str(npz))
+    return _tensors(name, DATASETS[name], _read_or_download(name, DATASETS[name], data_path), name)
+
+
+def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
+    """A data set from its store, images left where they are."""
+    about, arrays = store.read(path)
+    if res is not None and about["shape"][1:] != [res, res]:
+        raise UserError(f"{path} has images of {about['shape'][2]}x{about['shape'][1]} pixels, --res asks for {res}")
+    return _image_data(name, about["class_names"], about["mean"], about["std"], arrays, str(path), about["digest"])
+
+
+def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
+    """Some classes of a data set, labelled in the given order, under a new name."""
+    label = torch.full((data.num_classes,), -1)
+    label[classes] = torch.arange(len(classes))
+    arrays = {}
+    for split in ("train", "test"):
+        y = label[getattr(data, f"y_{split}")]
+        rows = torch.nonzero(y >= 0).flatten()
+        arrays |= {f"x_{split}": subset(getattr(data, f"x_{split}"), rows), f"y_{split}": y[rows]}
+    digest = hashlib.blake2b(f"{data.digest()} {classes}".encode(), digest_size=16).hexdigest()
+    names = [data.class_names[c] for c in classes]
+    found = _image_data(name, names, data.mean, data.std, arrays, name, digest)
+    return replace(found, normalisation=data.normalisation)
+
+
+def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
+    """A user's data: a store, an .npz file, or a folder of class folders, which becomes a store in data_path."""
+    if not os.path.exists(path):  # of a path too long, too
+        raise UserError(f"--dataset {str(path)[:80]!r}: there is no such file or folder")
+    name = short_name(str(path))
+    if store.is_store(path):
+        return _stored(name, path, res)
+    if path.is_file():
+        data = load_file(path)
+        if res is not None and data.im_size != (res, res):
+            raise UserError(f"--res {res}: {path} has images of {data.im_size[1]}x{data.im_size[0]}; leave --res out")
+        return data
+    listing = layouts.folders(path, name)
+    where = layouts.store_path(data_path / "own", name, res)  # not in the place of a published one
+    if store.is_store(where):
+        about, _ = store.read(where)
+        listed = {split: files.digest() for split, files in listing.splits.items()}
+        if about["recipe"].get("listing") != listed or about["recipe"].get("source") != str(path.resolve()):
+            raise UserError(
+                f"{where} was made from other files than {path} has now: delete it, or name another --data_path"
+            )
+    else:
+        for note in listing.notes:
+            print(f"note: {path}: {note}")
+        layouts.fill(where, listing, str(path.resolve()), res)
+    return _stored(name, where)
+
+
+def load_file(path: Path, name: str | None = None) -> ImageData:
+    """An .npz file (see `load`); with a name it must be that data set, without one it describes itself."""
+    arrays = _read_npz(path)
+    if name is None:
+        return from_arrays(arrays, str(path), short_name(str(path)))
+    return _tensors(name, DATASETS[name], arrays, str(path))
+
+
+def from_arrays(arrays: Arrays, source: str, name: str = "data") -> ImageData:
+    """A data set of the user's arrays, whose constants are measured; `source` names them in errors."""
+    return _tensors(name, own_spec(source, arrays), arrays, source)
+
+
+MOST_CLASSES = 100_000
+
+
+def own_spec(path: str, arrays: Arrays) -> Spec:
+    """The table row of a user's .npz file; its constants are measured on the training images."""
+    x, y = arrays.x_train, arrays.y_train
+    for labels in (y, arrays.y_test):
+        good = (
+            np.issubdtype(labels.dtype, np.integer)
+            and labels.size
+            and labels.min() >= 0
+            and labels.max() < MOST_CLASSES
+        )
+        if not good:
+            raise UserError(f"{path}: labels must be integers from 0, one for each image, fewer than {MOST_CLASSES}")
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or not np.issubdtype(y.dtype, np.integer):
+        raise UserError(
+            f"{path}: x_train is {x.dtype} {list(x.shape)} and y_train {y.dtype}, needs uint8 images, integers"
+        )
+    x = x[..., None] if x.ndim == 3 else x
+    names = arrays.classes or [str(label) for label in range(max(int(y.max()), int(arrays.y_test.max())) + 1)]
+    mean, std = (getattr(x, f)((0, 1, 2), dtype=np.float64) / 255 for f in ("mean", "std"))
+    return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), np.maximum(std, 1e-6).tolist(), None)
+
+
+def _read_npz(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file if key in Arrays._fields}
+    except Exception as error:  # a damaged archive raises whatever its damage hits: zlib, tokenize, MemoryError, ...
+        raise UserError(f"{path}: not a readable .npz file ({_reason(error)})") from None
+    missing = [key for key in Arrays._fields[:4] if not isinstance(arrays.get(key), np.ndarray)]
+    if missing:
+        raise UserError(f"{path}: no array {', '.join(missing)}; it has {', '.join(arrays) or 'none of them'}")
+    classes = arrays.pop("classes", None)
+    if classes is not None:
+        names = np.atleast_1d(classes).tolist()
+        classes = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
+    return Arrays(**arrays, classes=classes)
+
+
+def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
+    before = _folders(data_path)
+    try:
+        return spec.read(data_path)
+    except Exception as error:  # no network, no permission, or whatever damaged files make a reader raise
+        for folder in sorted(_folders(data_path) - before, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # refuses one with files in it
+        where = repr(str(data_path))
+        if isinstance(error, OSError) or "download" in str(error):  # URLError is an OSError
+            raise UserError(
+                f"no {name} in {where}, and downloading it failed ({_reason(error)}): put {name}.npz (x_train, "
+                "y_train, x_test, y_test) or torchvision's files there, or name their folder with --data_path"
+            ) from None
+        raise UserError(
+            f"the {name} files in {where} can't be read ({_reason(error)}): delete them, to have them downloaded again"
+        ) from None
+
+
+def _folders(path: Path) -> set[Path]:
+    """Those that a download may add: the folder, its parents, and two levels below."""
+    return {*path.glob("*/*/"), *path.glob("*/"), *(folder for folder in (path, *path.parents) if folder.is_dir())}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error's text, which in torchvision's is the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:100] if lines else type(error).__name__
+
+
+def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
+    """Check the arrays against the table and turn them into tensors."""
+    splits, num_classes = {}, len(spec.class_names)
+    for split in ("train", "test"):
+        x, y = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}")
+        if x.ndim == 3:
+            x = x[..., None]
+        c, h, w = spec.shape
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != (h, w, c):
+            raise UserError(f"{source}: x_{split} is {x.dtype} {list(x.shape)}, {name} needs uint8 [N, {h}, {w}, {c}]")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if not np.issubdtype(y.dtype, np.integer) or y.shape != (len(x),):
+            raise UserError(f"{source}: y_{split} is {y.dtype} {list(y.shape)}, x_{split} needs integers [{len(x)}]")
+        if len(x) == 0:
+            raise UserError(f"{source}: x_{split} is empty")
+        if y.min() < 0 or y.max() >= num_classes:
+            raise UserError(f"{source}: y_{split} has labels {y.min()} to {y.max()}, {name} has 0 to {num_classes - 1}")
+        splits[f"x_{split}"] = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        splits[f"y_{split}"] = torch.from_numpy(y.astype(np.int64))
+    class_names = arrays.classes or spec.class_names
+    if len(class_names) != num_classes:
+        raise UserError(f"{source}: {len(class_names)} class names, {name} has {num_classes} classes")
+    return _image_data(name, list(class_names), spec.mean, spec.std, splits, source)
+
+
+def _image_data(
+    name: str,
+    class_names: list[str],
+    mean: list[float],
+    std: list[float],
+    splits: dict[str, Tensor | Mapped],
+    source: str,
+    digest: str | None = None,
+) -> ImageData:
+    for split in ("train", "test"):
+        y = splits[f"y_{split}"]
+        if not len(y) or y.min() < 0 or y.max() >= len(class_names):
+            raise UserError(f"{source}: the {split} set has no images, or labels beyond its {len(class_names)} classes")
+    indices = by_class(splits["y_train"], len(class_names))
+    return ImageData(name, class_names, Normalisation.of(mean, std), **splits, indices=indices, known_digest=digest)

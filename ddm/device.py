@@ -1,0 +1,188 @@
+"""Questions about the machine: which device, how much memory, which arithmetic, compiled or not."""
+
+import contextlib
+import ctypes
+import gc
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ddm.errors import UserError
+from ddm.settings import MachineSettings
+
+F = TypeVar("F", bound=Callable)
+
+# Pixels to condense from which compiling (tens of seconds, once) pays off. CPU: measured, about a minute uncompiled.
+# CUDA: a guess, about ten minutes of its work; to be measured.
+REPAYS = {"cpu": 2**26, "cuda": 2**33}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how networks are computed. The default computes as plain torch does on the CPU."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: str = "off"
+
+    def compiled(self, function: F) -> F:
+        """`function`, compiled for each of its shapes if the run is compiled."""
+        if self.compile != "on":
+            return function
+        torch._dynamo.config.recompile_limit = 64  # shapes and architectures of a run; the default 8 is too few
+        return torch.compile(function, dynamic=False)
+
+    def laid_out_net(self, net: nn.Module) -> nn.Module:
+        """A network with channels last in memory if the run is compiled; for images see `laid_out`."""
+        return net.to(memory_format=torch.channels_last) if self.compile == "on" else net
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images [..., C, H, W] with channels last in memory if the run is compiled."""
+        if self.compile != "on":
+            return images
+        flat = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        return flat.unflatten(0, images.shape[:-3])
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Convolutions and products in bfloat16 if the precision is 'bf16'."""
+        if self.precision == "bf16":
+            return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
+    """Choose precision and compilation for experiments that condense with `pixels` pixels.
+
+    Raises UserError where --compile on is impossible; 'auto' then warns in one line on stderr.
+    """
+    kind, compile, precision = torch.device(device).type, settings.compile, settings.precision
+    if compile == "auto" and pixels < REPAYS.get(kind, float("inf")):
+        compile = "off"
+    if compile != "off":
+        problem = compiler_problem(device)
+        if problem and compile == "on":
+            raise UserError(f"--compile on: torch.compile does not work here ({problem}); leave it at auto")
+        if problem:
+            print(f"warning: running uncompiled, torch.compile does not work here ({problem})", file=sys.stderr)
+        compile = "off" if problem else "on"
+    if precision is None:
+        precision = "bf16" if compile == "on" and fast_bf16(kind) else "fp32"
+    return Machine(device, precision, compile)
+
+
+def compiler_problem(device: str) -> str | None:
+    """Compile one addition; the first line of the error, or None."""
+    # The first compilation imports this module, which warns about a CUDA toolkit without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        torch.compile(torch.add)(torch.ones(2, device=device), 1)
+    except Exception as error:  # a missing compiler, headers, triton: each raises its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"{reason[:100]}; on a CPU it needs a C++ compiler and Python's headers"
+    return None
+
+
+def fast_bf16(kind: str) -> bool:
+    """Whether a kind of device ('cpu', 'cuda') computes bfloat16 faster than float32."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # "Supported" is not enough on a CPU: emulated bfloat16 is several times slower than float32.
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return kind == "cpu" and torch.backends.mkldnn.is_available() and native
+
+
+def find_device(name: str) -> str:
+    """'auto' or a torch device name -> a device that exists; raises UserError otherwise."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda, cuda:0 .. or mps") from None
+    present = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not present.get(device.type, False):
+        available = "cuda" if cuda else "mps" if mps else "cpu only"
+        raise UserError(f"device {name!r} does not exist here: torch finds {available}")
+    return str(device)
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large blocks once freed, where the C library is glibc.
+
+    By default it returns feature maps to the system at every layer and takes them back zeroed, page by page. On a
+    2-core CPU that takes a third of an eager step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory(device: str) -> int | None:
+    """Free bytes on a device; None where the system does not tell.
+
+    For host memory it is Linux's "available"; a container's limit is not looked at.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device or the C library has no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Return cached memory to the device, after an attempt that was too large."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory(device: str) -> int | None:
+    """Peak bytes: of the CUDA device, else of this process; None where the system does not tell (Windows)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: int) -> int:
+    """Bytes that one class takes in a step, a rough and high estimate; image is [C, H, W].
+
+    A gradient keeps every feature map of a synthetic image, and backward needs as much again. A real image takes its
+    pixels: drawn, normalised and augmented.
+    """
+    sizes: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        sizes.append(output.numel())
+
+    with torch.device("meta"):
+        hooks = [module.register_forward_hook(note) for module in net.modules() if not list(module.children())]
+        with torch.no_grad():
+            net(torch.empty(1, *image))
+        for hook in hooks:
+            hook.remove()
+    return 4 * (2 * ipc * sum(sizes) + 4 * batch_real * math.prod(image))

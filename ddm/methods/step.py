@@ -1,0 +1,119 @@
+"""One iteration: sample, augment, embed, match, step.
+
+Classes go through the network several at a time (`--class_chunk`), each chunk with one backward; this is exact because
+the objective is a sum over classes. The network is always the same module, initialised afresh in place.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddm import rng
+from ddm.augment import augment_classes
+from ddm.data.images import ImageData
+from ddm.methods.matching import Matcher
+from ddm.methods.plan import Plan
+from ddm.methods.sampling import Random, initial_indices
+from ddm.networks import initialise
+
+# (iterations done, iterations in all) -> factor of lr_img in [0, 1]
+SCHEDULES = {
+    "constant": lambda done, total: 1.0,
+    "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
+}
+
+
+def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
+    """Random real images, counts[c] of class c, normalised: [N, C, H, W]."""
+    return data.batch(initial_indices(data, counts, seed, experiment))
+
+
+def noise_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
+    """Standard normal pixels in the normalised space: [N, C, H, W]."""
+    shape = (sum(counts), *data.shape)
+    generator = rng.generator(seed, experiment, 0, -1, "initial images")
+    return torch.randn(shape, generator=generator, device="cpu").to(data.device)
+
+
+INITS = {"real": real_images, "noise": noise_images}
+
+
+@dataclass
+class Synthetic:
+    """The set that is being condensed, or a rank's part of it; a step changes its tensors in place."""
+
+    images: Tensor  # [N, C, H, W], normalised, classes one after the other, requires grad
+    optimizer: torch.optim.Optimizer
+    velocity: Tensor  # the optimizer's momentum buffer, of the images' shape
+    finite: Tensor  # boolean scalar: whether the last step was finite
+    bounds: Tensor | None = None  # [2, C, 1, 1]: what the images are clipped to after each step
+
+    @classmethod
+    def start(
+        cls, images: Tensor, plan: Plan, velocity: Tensor | None = None, bounds: Tensor | None = None
+    ) -> "Synthetic":
+        """From images [N, C, H, W] and, when resuming, their momentum."""
+        images.requires_grad_(True)
+        velocity = torch.zeros_like(images) if velocity is None else velocity
+        optimizer = torch.optim.SGD([images], lr=plan.settings.lr_img, momentum=plan.settings.momentum_img)
+        if plan.settings.momentum_img:
+            optimizer.state[images]["momentum_buffer"] = velocity
+        return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
+
+
+class Step(NamedTuple):
+    """The outcome of a step, on the device."""
+
+    terms: dict[str, Tensor]  # by name: [chunks], each summed over the classes of the chunk
+    gradient_finite: Tensor  # boolean [N], for each synthetic image
+    finite: Tensor  # boolean scalar: terms, gradient and stepped pixels, on all ranks
+    chunks: list[range]  # of classes
+
+
+def condensation_step(
+    matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, plan: Plan
+) -> Step:
+    """One SGD step on a rank's synthetic pixels under one fresh network, without a host sync.
+
+    Where a term, a gradient or a stepped pixel is not finite, images and momentum stay as they were. So they do in all
+    later steps too, unless --on_nonfinite is 'skip'. Raises the device's error where memory is out, before anything
+    has changed.
+    """
+    settings, image_syn, velocity, finite = plan.settings, syn_set.images, syn_set.velocity, syn_set.finite
+    where = (settings.seed, experiment, iteration)
+    initialise(matcher.net, rng.generator(*where, -1, "network"))
+    schedule = SCHEDULES[settings.lr_schedule](iteration - 1, settings.Iteration)
+    syn_set.optimizer.param_groups[0]["lr"] = settings.lr_img * schedule
+    syn_set.optimizer.zero_grad(set_to_none=True)
+    parts: dict[str, list[Tensor]] = {}
+    first, done = 0, []
+    for classes in plan.chunks():
+        # A class has one augmentation for its real and its synthetic images.
+        seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
+        real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
+        last = first + len(classes) * plan.counts[classes.start]
+        syn = image_syn[first:last].unflatten(0, (len(classes), -1))
+        first, done = last, [*done, classes]
+        real, syn = (augment_classes(x, settings.dsa_strategy, seeds) for x in (real, syn))
+        terms = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)
+        sum(terms.values()).backward()
+        for name, value in terms.items():
+            parts.setdefault(name, []).append(value.detach())
+
+    terms = {name: torch.stack(values) for name, values in parts.items()}
+    gradient_finite = image_syn.grad.isfinite().flatten(1).all(1)
+    before, velocity_before = image_syn.detach().clone(), velocity.clone()
+    syn_set.optimizer.step()
+    with torch.no_grad():
+        good = torch.stack(list(terms.values())).isfinite().all() & gradient_finite.all() & image_syn.isfinite().all()
+        good = plan.ranks.everywhere(good)
+        finite.copy_(good if settings.on_nonfinite == "skip" else finite & good)
+        image_syn.copy_(torch.where(finite, image_syn, before))
+        if syn_set.bounds is not None:
+            image_syn.clamp_(*syn_set.bounds)
+        velocity.copy_(torch.where(finite, velocity, velocity_before))
+    return Step(terms, gradient_finite, finite.clone(), done)

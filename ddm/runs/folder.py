@@ -1,0 +1,243 @@
+"""The files of a run in its save_path: training.log, metrics.jsonl, image grids, the set, results.json."""
+
+import contextlib
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddm import disk, drawing
+from ddm.errors import UserError
+from ddm.runs import progress
+
+
+def get_time() -> str:
+    """'[2026-01-31 12:00:00]', local time."""
+    return time.strftime("[%Y-%m-%d %H:%M:%S]", time.localtime())
+
+
+def set_stem(method: str, dataset: str, model: str, ipc: int | str, zca: bool = False) -> str:
+    """The published part of file names, DM_CIFAR10_ConvNet_10ipc; a .json file of ipc gives its name."""
+    ipc = Path(ipc).stem if isinstance(ipc, str) else ipc
+    return f"{method}_{dataset}{'_ZCA' if zca else ''}_{model}_{ipc}ipc"
+
+
+class Board:
+    """A TensorBoard writer that is made when it is first used. Raises UserError without the package."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self._make: Callable[[], Any] = lambda: SummaryWriter(str(folder / "tensorboard"))
+        self._made: Any = None
+
+    @property
+    def writer(self) -> Any:
+        self._made = self._made or self._make()
+        return self._made
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+
+class NoFolder:
+    """The folder of a rank that writes nothing: every method does nothing."""
+
+    def __enter__(self) -> "NoFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None: ...
+    def damaged(self, sets: list[Tensor]) -> Path | None: ...
+    def log(self, line: str) -> None: ...
+    def say(self, line: str) -> None: ...
+    def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None: ...
+    def hyper_parameters(self, args: dict, found: dict) -> None: ...
+    def save_checkpoint(self, state: "progress.Progress") -> None: ...
+    def wait(self) -> None: ...
+    def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None: ...
+    def save_set(self, sets: list, accs: dict, told: dict, name: str = "res_{}") -> None: ...
+    def save_results(self, record: dict) -> None: ...
+
+
+class RunFolder:
+    """The files of one run, and the lock on their folder: `with RunFolder(...) as files`, then `files.open()`.
+
+    Nothing is written before `open`. Raises UserError where another process uses the folder, and, once it is open,
+    where the disk refuses a write.
+    """
+
+    def __init__(self, save_path: str, stem: str, tensorboard: bool = False):
+        self.folder, self.stem = Path(save_path), stem
+        self.shown = repr(str(self.folder)[:80])  # in messages
+        self.set_path, self.results_path = self.folder / f"res_{stem}.pt", self.folder / "results.json"
+        self._log: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self.board = Board(self.folder) if tensorboard else None
+        self._lock: disk.Lock | None = None
+        self._writer = progress.Writer(self.folder / progress.NAME)
+
+    def __enter__(self) -> "RunFolder":
+        with self._refused():
+            exists = self.folder.exists()
+        if exists:
+            self._take()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+        for file in (self._log, self._metrics, self.board, self._lock):
+            if file is not None:
+                with contextlib.suppress(OSError):  # failed writes were reported already
+                    file.close()
+
+    def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None:
+        """Make the folder and open training.log, cut to its first `log_bytes`: the rest is repeated and logged again.
+
+        Error lines stay. metrics.jsonl keeps the lines up to `at`, an experiment and iteration.
+        """
+        with self._refused():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._take()
+                if (self.folder / progress.NAME).exists():
+                    raise UserError(f"another process has used {self.shown} meanwhile: run the command again")
+            log = self.folder / "training.log"
+            if log.exists():
+                content = log.read_bytes()
+                kept, again = content[: log_bytes or 0], content[log_bytes or 0 :].splitlines(keepends=True)
+                errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
+                if len(kept) + sum(map(len, errors)) < len(content):
+                    self.replace(log, b"".join([kept, *errors]))
+            self._open_metrics(at)
+            # Open for the whole run, and closed with the process.
+            self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+    def _open_metrics(self, at: tuple[int, int]) -> None:
+        path, kept = self.folder / "metrics.jsonl", []
+        if path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed process leaves half a line
+                    record = json.loads(line)
+                    if (record["experiment"], record["iteration"]) <= at:
+                        kept.append(line)
+            self.replace(path, "".join(kept))
+        self._metrics = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
+
+    def _take(self) -> None:
+        try:
+            self._lock = disk.Lock(self.folder)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to --save_path {self.shown}: name another") from None
+        except OSError as error:
+            raise UserError(f"can't use --save_path {self.shown}: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"can't write to --save_path {self.shown}: {error.strerror or error}; once it can be written, run the "
+                "same command again to resume from the last checkpoint, if there is one"
+            ) from None
+
+    def replace(self, path: Path, content: Callable[[IO[bytes]], object] | bytes | str) -> None:
+        """Write a file of the run as `disk.replace` does."""
+        with self._refused():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.replace(path, content)
+
+    def log(self, line: str) -> None:
+        """A line for training.log alone."""
+        with self._refused():
+            self._log.write(f"{get_time()} {line}\n")
+
+    def say(self, line: str) -> None:
+        """A line for training.log and, past the progress bar, for the terminal."""
+        self.log(line)
+        with contextlib.suppress(OSError):  # a terminal that went away; the log has the line
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl and, with --tensorboard, scalars."""
+        record = {"kind": kind, "experiment": experiment, "iteration": iteration, "time": round(time.time(), 1)}
+        with self._refused():
+            self._metrics.write(json.dumps(record | values) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.writer.add_scalar(f"{kind}/{name}/exp{experiment}", value, iteration)
+
+    def hyper_parameters(self, args: dict, found: dict) -> None:
+        """For TensorBoard's table of runs."""
+        if self.board is not None:
+            values = {key: value if value is not None else "unset" for key, value in args.items()}
+            accuracy = {"accuracy/mean": found["mean"], "accuracy/std": found["std"]}
+            self.board.writer.add_hparams(values, accuracy, run_name=".")
+
+    def save_checkpoint(self, state: "progress.Progress") -> None:
+        """Write a state in the background; its tensors must not change any more."""
+        with self._refused():
+            os.fsync(self._log.fileno())
+            state.log_bytes = os.fstat(self._log.fileno()).st_size
+            self._writer.submit(state)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        with self._refused():
+            self._writer.wait()
+
+    def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None:
+        """Images [N, C, H, W] in [0, 1] as one PNG, one row per class; `counts` are the images of each class."""
+        path = self.grid_path(experiment, iteration)
+        columns, tiles = max(counts), drawing.in_rows(images.cpu(), list(counts))
+        self.replace(path, drawing.png(tiles, columns))
+        if self.board is not None:
+            from torchvision.utils import make_grid  # imported here: it takes two seconds
+
+            self.board.writer.add_image(f"images/exp{experiment}", make_grid(tiles, nrow=columns), iteration)
+
+    def grid_path(self, experiment: int, iteration: int) -> Path:
+        return self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
+
+    def save_set(
+        self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], told: dict, name: str = "res_{}"
+    ) -> Path:
+        """The published file, {'data': [[images, labels], ...], 'accs_all_exps'}, and what describes it."""
+        path = self.folder / f"{name.format(self.stem)}.pt"
+        content = {"data": sets, "accs_all_exps": accs_all_exps, **told}
+        self.replace(path, lambda file: torch.save(content, file))
+        return path
+
+    def save_results(self, record: dict) -> None:
+        """Write results.json, with today's date."""
+        record = {**record, "date": datetime.date.today().isoformat()}
+        self.replace(self.results_path, json.dumps(record, indent=2) + "\n")
+
+    def damaged(self, sets: list[Tensor]) -> Path | None:
+        """The first of a finished run's files that is missing or not what was written; None where both are good."""
+        try:
+            saved = [images for images, _ in torch.load(self.set_path, map_location="cpu", weights_only=True)["data"]]
+            if not all(torch.equal(a, b) for a, b in zip(saved, sets, strict=True)):
+                return self.set_path
+        except Exception:  # damaged files raise many kinds of errors
+            return self.set_path
+        try:
+            json.loads(self.results_path.read_text())
+        except (OSError, ValueError):
+            return self.results_path
+        return None

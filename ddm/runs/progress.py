@@ -1,0 +1,195 @@
+"""The state of a run, its one schema, and the checkpoint that holds it: written whole or not at all.
+
+A checkpoint is a torch file of {"sha256", "state"}: the state, itself a torch file as bytes, and its digest. It is read
+back before it replaces the one before. All of it loads with torch's safe loader.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddm import disk
+from ddm.errors import UserError
+
+FORMAT = 3  # raised when older code could not resume from the state, or this code from an older state
+ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
+NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Everything that a run needs to resume. The names and types of these fields are the checkpoint's schema."""
+
+    recipe: str  # whose run it is
+    requested: dict  # the settings before anything was chosen
+    chosen: dict  # what was chosen for those that were left open
+    versions: dict
+    data: str  # digest of all images and labels
+    counts: list  # images of each class
+    experiment: int  # where the run is
+    iteration: int = 0
+    images: Tensor | None = None  # of the experiment in progress, [N, C, H, W], and their momentum
+    velocity: Tensor | None = None
+    sets: list = field(default_factory=list)  # the images of finished experiments
+    evaluations: list = field(default_factory=list)  # as in results.json
+    skipped: list = field(default_factory=list)  # [experiment, iteration] of skipped steps
+    concluded: list | None = None  # [num_exp, num_eval] once all is done
+    seconds: float = 0.0
+    step_seconds: float = 0.0  # evaluations not counted
+    steps: int = 0
+    log_bytes: int = -1  # of training.log when this was written; -1: never written
+
+    @property
+    def written(self) -> bool:
+        return self.log_bytes >= 0
+
+    def problem(self) -> str | None:
+        """Why the parts do not fit each other; None where they do."""
+        for name, kind in get_type_hints(Progress).items():
+            if not isinstance(getattr(self, name), kind):
+                return f"it has no good {name}"
+        fits = (
+            {"first_exp", "num_exp", "num_eval"} <= self.requested.keys()
+            and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in self.evaluations)
+            and self.experiment == self.requested["first_exp"] + len(self.sets)
+            and 0 <= self.iteration <= self.requested.get("Iteration", 0)
+            and (self.iteration == 0 or (self.images is not None and self.velocity is not None))
+        )
+        if not fits:
+            return "its parts do not fit each other"
+        images = [x for x in (self.images, self.velocity, *self.sets) if x is not None]
+        if not all(isinstance(x, Tensor) and x.isfinite().all() for x in images):
+            return "its images are not all finite numbers"
+        return None
+
+
+class Unusable(Exception):
+    """Why a file is not a checkpoint to resume from."""
+
+
+def write(path: Path, state: Progress) -> None:
+    """Replace the checkpoint at `path` once the new one is on disk and reads back; the old one is kept beside it.
+
+    Raises OSError where the disk refuses, and leaves the old one as it was.
+    """
+    content = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    payload = _as_bytes({"format": FORMAT, **content})
+    state_bytes = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
+    outer = _as_bytes({"sha256": hashlib.sha256(payload).hexdigest(), "state": state_bytes})
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "wb") as file:  # a plain write: where the disk is full, torch.save's error does not say so
+            file.write(outer)
+            file.flush()
+            os.fsync(file.fileno())
+        read(tmp)
+        if path.exists() and _is_good(path):  # a damaged checkpoint must not replace a good one
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(tmp, path)
+        disk.sync_folder(path.parent)
+    except Unusable as error:
+        raise OSError(f"what was written does not read back: {error}") from None
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Progress:
+    """The state in a checkpoint; raises Unusable."""
+    try:
+        content = torch.load(io.BytesIO(_payload(path)), map_location="cpu", weights_only=True)
+    except Unusable:
+        raise
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise Unusable(_first_line(error)) from None
+    number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
+    if number == 2:
+        raise Unusable("it was written by version 0.1.0: finish that run with that version, or start over")
+    if number != FORMAT:
+        raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
+    try:
+        state = Progress(**content)
+    except TypeError as error:
+        raise Unusable(f"its content is not that of a run: {_first_line(error)}") from None
+    problem = state.problem()
+    if problem:
+        raise Unusable(problem)
+    return state
+
+
+def newest(folder: Path) -> tuple[Progress | None, list[str]]:
+    """The last good state in a folder, and what was wrong with newer ones, one line each.
+
+    None where there has never been a checkpoint. Raises UserError where there are checkpoints and none is good.
+    """
+    problems = []
+    for name in (NAME, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                return read(path), problems
+            except Unusable as error:
+                problems.append(f"{path} can't be used: {error}")
+    if problems:
+        raise UserError(f"{problems[0]}; to start over, name an empty --save_path")
+    return None, []
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return bool(_payload(path))
+    except Unusable:
+        return False
+
+
+def _payload(path: Path) -> bytes:
+    try:
+        outer = torch.load(path, map_location="cpu", weights_only=True)
+        payload, digest = outer["state"].numpy().tobytes(), outer["sha256"]
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise Unusable(_first_line(error)) from None
+    if hashlib.sha256(payload).hexdigest() != digest:
+        raise Unusable("its content does not match its digest")
+    return payload
+
+
+def _as_bytes(content: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return ((str(error).strip().splitlines() or [""])[0] or type(error).__name__)[:80]
+
+
+class Writer:
+    """Writes checkpoints in the background, one after the other."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._pool, self._last = ThreadPoolExecutor(1), Future()
+        self._last.set_result(None)
+
+    def submit(self, state: Progress) -> None:
+        """Write a state whose tensors do not change any more; raises the OSError of the write before."""
+        self.wait()
+        self._last = self._pool.submit(write, self.path, state)
+
+    def wait(self) -> None:
+        """Until all is on the disk; raises the OSError of the last write."""
+        self._last.result()
+
+    def close(self) -> None:
+        """Until all is on the disk, or has failed to get there."""
+        self._pool.shutdown()

@@ -1,0 +1,235 @@
+"""What a setting is: one declaration holds the flag's default, help text, check and role.
+
+A settings class is a frozen, keyword-only dataclass whose fields are made by `setting`. Its field names are the flags.
+Commands inherit the classes they need, so that flags stay flat. Nothing here imports torch: `--help` must be fast.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any, ClassVar, dataclass_transform
+
+from ddm.errors import UserError, nearest
+
+
+class Role(Enum):
+    """What a setting means to whoever compares, repeats or resumes a run."""
+
+    RESULT = "it changes the result: must be equal on resume"
+    GROWS = "it may grow on resume: more experiments, more networks"
+    MANNER = "it changes how a run behaves, not its numbers: free on resume, repeated by --like"
+    PLACE = "it says where and how a run was started: free on resume, not repeated by --like"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The declaration of one setting, kept in its dataclass field's metadata."""
+
+    help: str
+    check: Callable[[str], Any] | None = None  # text -> value; raises UserError. None: any text, or a switch
+    choices: tuple[str, ...] | None = None
+    role: Role = Role.RESULT
+    group: str = "options"  # its heading in --help
+    # Left at its default, it is chosen for the user; a resumed run keeps what was chosen.
+    chosen: bool = False
+    exclusive: str | None = None  # settings with the same word here exclude each other
+    positional: bool = False
+    hidden: bool = False  # from --help
+    metavar: str | None = None
+    spellings: tuple[str, ...] = ()  # other flags for the same setting
+
+
+def setting(default: Any = MISSING, help: str = "", **declaration: Any) -> Any:
+    """A dataclass field with a `Setting`; without a default the flag is required."""
+    return field(default=default, metadata={"setting": Setting(help, **declaration)})
+
+
+def grouped(group: str) -> Callable[..., Any]:
+    """`setting` for one group of flags."""
+    return partial(setting, group=group)
+
+
+def altered(base: type["Settings"], name: str, **changes: Any) -> Any:
+    """A base class's setting with another default, help, ... for a class that inherits it."""
+    old = base.__dataclass_fields__[name]
+    default = changes.pop("default", old.default)
+    return field(default=default, metadata={"setting": dataclasses.replace(old.metadata["setting"], **changes)})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, altered))
+class Settings:
+    """The base of all settings classes. Values are checked as the command line checks them.
+
+    Raises UserError for a value that its check or its choices refuse.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> setting -> value; explicit flags override them
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        for name, declared in declarations(type(self)).items():
+            value = checked(name, declared, getattr(self, name), self.__dataclass_fields__[name].default)
+            object.__setattr__(self, name, value)
+
+    def but(self, **changes: Any) -> Any:
+        """The same settings with some values changed."""
+        return dataclasses.replace(self, **changes)
+
+    def values(self, *roles: Role) -> dict[str, Any]:
+        """Name -> value, of some roles or of all."""
+        declared = declarations(type(self))
+        return {name: getattr(self, name) for name in declared if not roles or declared[name].role in roles}
+
+
+def declarations(cls: type[Settings]) -> dict[str, Setting]:
+    """Name -> declaration of every setting of a class."""
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return {name: f.metadata["setting"] for name, f in fields.items() if "setting" in f.metadata}
+
+
+def checked(name: str, declared: Setting, value: Any, default: Any = None) -> Any:
+    """A value as its setting wants it, or UserError. None stands for "unset"."""
+    if value is None or (value is default and not isinstance(value, str)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(checked(name, declared, item) for item in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        if not (isinstance(default, bool) and isinstance(value, bool)):
+            raise UserError(f"argument --{name}: {value!r} is no value of this flag")
+        return value
+    if not isinstance(value, str | int | float):
+        raise UserError(f"argument --{name}: {value!r} is no value of a flag")
+    if declared.choices is not None and value not in declared.choices:
+        raise UserError(f"argument --{name}: {value!r} is none of {', '.join(declared.choices)}")
+    if declared.check is None:
+        return str(value)
+    try:
+        return declared.check(str(value))
+    except UserError as error:
+        raise UserError(f"argument --{name}: {error}") from None
+
+
+# --- checks: text -> value, UserError otherwise --------------------------------------------------------------
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A check for an integer of `low` or more."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise UserError(f"{text!r} is not an integer") from None
+        if value < low:
+            raise UserError(f"{value} is below {low}")
+        if value >= 2**63:
+            raise UserError(f"{text[:20]} is 2**63 or more")
+        return value
+
+    return integer
+
+
+def non_negative(text: str) -> float:
+    """A check for a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{text!r} is not a number") from None
+    if not 0 <= value < 1e38:  # what float32 holds; false for NaN
+        raise UserError(f"{text} is not a finite number of 0 or more")
+    return value
+
+
+def below_one(text: str) -> float:
+    """A check for a number in [0, 1)."""
+    value = non_negative(text)
+    if value >= 1:
+        raise UserError(f"{text} is not below 1")
+    return value
+
+
+def up_to_one(text: str) -> float:
+    """A check for a number in [0, 1]."""
+    value = non_negative(text)
+    if value > 1:
+        raise UserError(f"{text} is above 1")
+    return value
+
+
+def resolution(text: str) -> int:
+    """A check for an image side in pixels."""
+    value = at_least(1)(text)
+    if value > 4096:
+        raise UserError(f"{value} is above 4096")
+    return value
+
+
+def images_per_class(text: str) -> int | str:
+    """A check for a number, or the path of a .json file."""
+    return text if text.endswith(".json") else at_least(1)(text)
+
+
+def a_path(text: str) -> str:
+    """A check for a path; an empty one would mean the working folder."""
+    if not text.strip():
+        raise UserError("the path is empty")
+    return text
+
+
+def layer_numbers(text: str) -> str:
+    """A check for 'all', or different layer numbers joined by commas."""
+    parts = text.split(",")
+    if text != "all" and (len(set(parts)) < len(parts) or not all(p.isdecimal() and len(p) < 4 for p in parts)):
+        raise UserError(f"{text!r} is neither 'all' nor different layer numbers such as 0,2")
+    return text
+
+
+def names_of(valid: tuple[str, ...], what: str) -> Callable[[str], str]:
+    """A check for some of the names in `valid`, joined by commas; an empty text is none of them."""
+
+    def names(text: str) -> str:
+        for name in filter(None, text.split(",")):
+            if name not in valid:
+                raise UserError(f"unknown {what} {name!r}: {nearest(name, valid)}")
+        return text
+
+    return names
+
+
+# --- the settings that the ground floor reads ----------------------------------------------------------------
+
+machine = grouped("machine")
+
+
+class SeedSettings(Settings):
+    """Where all randomness comes from."""
+
+    seed: int = setting(0, "seed of all randomness", check=at_least(0), group="optimisation")
+
+
+class DeviceSettings(Settings):
+    """Where networks are computed."""
+
+    device: str = machine("auto", "auto (cuda, then mps, then cpu) or a torch device", role=Role.PLACE)
+
+
+class MachineSettings(DeviceSettings):
+    """Where and in which arithmetic networks are computed."""
+
+    precision: str | None = machine(
+        None,
+        "arithmetic of networks; unset: bf16 if the run is compiled and the device is fast at it, else fp32",
+        choices=("fp32", "bf16"),
+        chosen=True,
+    )
+    compile: str = machine(
+        "auto",
+        "use torch.compile; auto: if the run is long enough to repay it and a compiler works",
+        choices=("auto", "on", "off"),
+        chosen=True,
+    )
