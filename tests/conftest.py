@@ -5,17 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ddm import flags
-from ddm.methods.condense import prepare
-from ddm.data.data import ImageData
-from ddm.methods.matching import Matcher
+from ddm import __main__ as entry
+from ddm import cli
+from ddm.commands import condense
+from ddm.commands.settings import RecipeSettings
+from ddm.data.images import ImageData
+from ddm.methods.condensation import Condensation
+from ddm.settings import Settings
 
 # pytest runs two processes; and results are equal bit for bit only where the number of threads is, too.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -72,30 +74,57 @@ def quick_model(recipe: str) -> str:
     return RECIPES[recipe].replace("ConvNet", "ConvNetW32")
 
 
-def command_line(recipe: str, *argv: str) -> subprocess.CompletedProcess:
-    """Run a recipe as a user does, in a process of its own."""
-    command = [sys.executable, str(ROOT / f"{recipe}.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def start_of(name: str) -> list[str]:
+    """How a recipe's script, or a command of ddm, is started."""
+    return [str(ROOT / f"{name}.py")] if name in RECIPES else ["-m", "ddm", name]
 
 
-def parse(recipe: str, *argv: str) -> Namespace:
-    """The resolved arguments of a recipe's command line."""
-    args = importlib.import_module(recipe).make_parser().parse_args(list(argv))
-    args.asked = vars(args).copy()  # as flags.main does
-    return flags.resolve(args)
+def command_line(name: str, *argv: str) -> subprocess.CompletedProcess:
+    """Run a recipe or a command (coreset, evaluate, ...) as a user does, in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *start_of(name), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
 
 
-def matcher(recipe: str, args: Namespace, data: ImageData) -> Matcher:
-    """What a run of the recipe matches under, before its first step."""
-    module = importlib.import_module(recipe)
-    statistics = module.settle(args)
-    return prepare(data, args, module.objective, statistics)
+def command(name: str, *argv: object) -> None:
+    """A command of ddm (condense, coreset, evaluate, ...) in this process; mistakes raise SystemExit(2)."""
+    entry.main([name, *map(str, argv)])
+
+
+def recipe_of(name: str) -> condense.Recipe:
+    """What a recipe's script hands to `ddm.recipe`."""
+    if name == "DM_DDM":
+        return condense.DDM
+    module = vars(importlib.import_module(name))
+    return condense.Recipe(name, module["objective"], module.get("needs"), module.get("settle"))
+
+
+def settings_class(name: str) -> type[Settings]:
+    """The settings class of a recipe or of a command of ddm."""
+    if name in RECIPES and name != "DM_DDM":
+        return importlib.import_module(name).Settings
+    return entry.COMMANDS["condense" if name == "DM_DDM" else name][1]
+
+
+def parsed(name: str, *argv: object) -> Settings:
+    """The settings of a command line as they were given (asked)."""
+    return cli.parse(settings_class(name), list(map(str, argv)))
+
+
+def parse(recipe: str, *argv: object) -> RecipeSettings:
+    """The settled settings of a recipe's command line: names checked, open values that need no data filled in."""
+    return recipe_of(recipe).settled(parsed(recipe, *argv))
+
+
+def maker(recipe: str, settings: RecipeSettings, data: ImageData, **more: object) -> Condensation:
+    """What a run of the recipe drives, before its first step: `.matcher`, `.plan`, `.prepare()`, `.start(0, None)`."""
+    own = recipe_of(recipe)
+    return Condensation(data, settings, own.objective, own.needed(settings), **more)
 
 
 def run(recipe: str, data_path: Path, save_path: Path, *argv: str) -> tuple[dict, dict]:
     """A recipe in this process: the contents of its res_*.pt and results.json."""
     arguments = [*QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), "--save_path", str(save_path)]
-    args = parse(recipe, *arguments, *argv)
-    importlib.import_module(recipe).run(args)
+    condense.run_recipe(recipe_of(recipe), parsed(recipe, *arguments, *argv))
     saved = torch.load(next(save_path.glob("res_*.pt")))
     return saved, json.loads((save_path / "results.json").read_text())
