@@ -137,7 +137,8 @@ def arguments_of(path: str, cls: type[Settings], given: Any) -> dict[str, Any]:
     declared = declarations(cls)
     spelt = {word: name for name, own in declared.items() for word in own.spellings}
     found = {spelt.get(name, name): value for name, value in found.items()}
-    repeated = {name for name, own in declared.items() if own.role is not Role.PLACE and not own.positional}
+    known = {name for name, own in declared.items() if own.role is Role.PLACE or own.positional}
+    repeated = {name for name, own in declared.items() if name not in known and not own.hidden}
     values = {}
     for name in repeated & found.keys():
         if found[name] is not None:
@@ -145,7 +146,6 @@ def arguments_of(path: str, cls: type[Settings], given: Any) -> dict[str, Any]:
                 values[name] = checked(name, declared[name], found[name], cls.__dataclass_fields__[name].default)
             except UserError as error:
                 raise UserError(f"argument --like: {shown} has {error}") from None
-    known = {name for name, own in declared.items() if own.role is Role.PLACE or own.positional}
     for names, what in (
         (found.keys() - repeated - known, "this command has no"),
         (repeated - found.keys(), "at its default, as the file has none:"),

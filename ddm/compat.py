@@ -91,7 +91,7 @@ def _augmentation(args: Namespace) -> Augmentation:
     """DSA where args.dsa, else the augmentation of Dataset Condensation."""
     if args.dsa:
         return lambda img, generator: DiffAugment(img, args.dsa_strategy, param=args.dsa_param, generator=generator)
-    return lambda img, generator: augment(img, vars(args).get("dc_aug_param"), device=args.device)
+    return lambda img, generator: augment(img, getattr(args, "dc_aug_param", None), device=args.device)
 
 
 def epoch(
@@ -102,15 +102,17 @@ def epoch(
     criterion: nn.Module,
     args: Namespace,
     aug: bool,
+    generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
     """One pass in mode 'train' or 'test': mean loss and accuracy in [0, 1].
 
-    Reads args.device and, where `aug`, args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param. Draws
-    from torch's global generator.
+    Reads args.device and, where `aug`, args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param. DSA is
+    drawn from `generator` (CPU; None is torch's global one, as published).
     """
     net.train(mode == "train")
     machine, augmentation = Machine(str(args.device)), _augmentation(args) if aug else None
-    return protocol.one_epoch(net, dataloader, optimizer if mode == "train" else None, criterion, machine, augmentation)
+    optimizer = optimizer if mode == "train" else None
+    return protocol.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
 
 
 def evaluate_synset(
@@ -120,18 +122,22 @@ def evaluate_synset(
     labels_train: Tensor,
     testloader: Iterable[tuple[Tensor, Tensor]],
     args: Namespace,
+    seed: int | None = None,
     log: Callable[[str], None] = print,
+    curve: list[list[float]] | None = None,
 ) -> tuple[nn.Module, float, float]:
     """Train `net` on images [N, C, H, W] (normalised) and labels [N], test it: net, last train and test accuracy.
 
-    Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. Batch order and augmentation come
-    from torch's global generator.
+    Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. A `seed` determines batch order and
+    augmentation; without one they come from torch's global generator, as published. Each epoch's training loss and
+    accuracy are added to `curve`.
     """
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     machine, E = Machine(str(args.device)), int(args.epoch_eval_train)
     settings = ProtocolSettings(epoch_eval_train=E, lr_net=float(args.lr_net), batch_train=int(args.batch_train))
     net, start = net.to(args.device), time.perf_counter()
     loss, acc_train = protocol.train(
-        net, images_train, labels_train, settings, machine, _augmentation(args), generator=None
+        net, images_train, labels_train, settings, machine, _augmentation(args), generator, curve
     )
     seconds = time.perf_counter() - start
     acc_test = protocol.test(net, testloader, machine)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ddm import networks
+from ddm.cli import preset_values
 from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.catalogue import Arrays
@@ -68,6 +69,8 @@ def condense(
         scored = maker.scored(settings.first_exp, images)
         accs = evaluator(*scored, settings.first_exp, maker.iterations, log or (lambda line: None))
     told = {"args": plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}, "asked": requested(settings)}
+    if data is not None:
+        del told["args"]["dataset"], told["asked"]["dataset"]
     told |= {"mean": found.mean, "std": found.std, "class_names": found.class_names, "seed": settings.seed}
     told |= {"accs_all_exps": accs, "versions": versions()}
     if found.normalisation.whitened:
@@ -80,8 +83,6 @@ def with_presets(settings: RecipeSettings, changes: dict[str, Any]) -> RecipeSet
     unknown = changes.keys() - settings.values().keys()
     if unknown:
         raise UserError(f"{type(settings).__name__} has no setting {sorted(unknown)[0]!r}")
-    from ddm.cli import preset_values
-
     return settings.but(**preset_values(type(settings), changes.get("preset")) | changes)
 
 
@@ -91,7 +92,9 @@ def registered(network: Callable[..., nn.Module] | None) -> Iterator[str | None]
     if network is None:
         yield None
         return
-    name = f"custom network {id(network)}"
+    name = getattr(network, "__name__", "network")
+    while name in networks.ARCHITECTURES:
+        name += "_yours"
     networks.ARCHITECTURES[name] = lambda channel, num_classes, im_size: network(channel, num_classes, im_size)
     try:
         yield name

@@ -24,8 +24,9 @@ ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
 TERMS = {"mm_ratio", "cm_ratio", "icd_ratio"}
 BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none
 STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # may differ, with a note
-# Runs that differ only in these are one row: which experiments, and what does not change results.
-ALONE = {name for name, role in roles().items() if role is not Role.RESULT} | {"first_exp", "subset"}
+# Runs that differ only in these are one row: which experiments, and what does not change results. num_eval does not
+# count among them: experiments with more networks would weigh more.
+ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"num_eval"} | {"first_exp", "subset"}
 
 
 class Result(NamedTuple):
@@ -100,7 +101,7 @@ def load(folders: Iterable[str]) -> list[Result]:
     for folder in map(Path, folders):
         paths = sorted(folder.rglob("results.json")) if folder.is_dir() else [folder]
         if not paths or not paths[0].is_file():
-            raise UserError(f"no results.json in {str(folder)!r}: name folders that recipes or coreset.py wrote")
+            raise UserError(f"no results.json in {str(folder)!r}: name folders that recipes or coreset wrote")
         for path in paths:
             try:
                 results.append(Result(path.resolve().parent.name, read(path)))
@@ -109,12 +110,12 @@ def load(folders: Iterable[str]) -> list[Result]:
                     raise
                 print(f"note: passed over, {error}", file=sys.stderr)
     if not results:
-        raise UserError(f"no results.json of a recipe or of coreset.py in {', '.join(map(repr, folders))}")
+        raise UserError(f"no results.json of a recipe or coreset in {', '.join(map(repr, folders))}")
     return merged(results)
 
 
 def read(path: Path) -> dict:
-    """The record in a results.json; raises UserError where it is not one of a recipe or coreset.py."""
+    """The record in a results.json; raises UserError where it is not one of a recipe or coreset."""
     try:
         record = json.loads(path.read_text())
         values = dict(record["args"]) | record

@@ -98,8 +98,8 @@ def metadata(found: Set) -> dict[str, str]:
     own = found.normalisation
     told = {"space": "normalised", "dataset": found.dataset, "mean": own.mean, "std": own.std}
     args = dict(found.metadata.get("args", {}))
-    if args:  # of this set alone, so that the same networks score it again
-        args |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
+    if args:
+        args = sets.alone(args, found.experiment)
     told |= {"class_names": found.class_names, "args": args}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
 
@@ -175,8 +175,7 @@ def to_card(found: Set, out: Path) -> None:
 def command(found: Set) -> str:
     """The command that makes this set again, with every flag, except those of the machine it was made on."""
     args = found.metadata["args"]
-    asked = dict(found.metadata.get("asked", args))
-    asked |= {"first_exp": args.get("first_exp", 0) + found.experiment, "num_exp": 1}
+    asked = found.metadata.get("asked", args) | sets.alone({"first_exp": args.get("first_exp", 0)}, found.experiment)
     known = roles()
     told = {key: value for key, value in asked.items() if known.get(key) is not Role.PLACE}
     told = {key: value for key, value in told.items() if value is not None and value is not False}  # a seed of 0 stays

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ddm.data import store
 from ddm.errors import UserError
 
-PART = 512  # images between two points where an interrupted preparation can go on
+PART = 512  # an interrupted preparation resumes after a multiple of so many images
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
@@ -58,7 +58,7 @@ class Files:
         if len({image.shape for image in images}) > 1:
             sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
             raise UserError(
-                f"the images differ in size ({', '.join(sizes[:3])} ..): say --res, the size to resize them to"
+                f"the images differ in size ({', '.join(sizes[:3])} ..): give --res, the size to resize them to"
             )
         return np.stack(images) if images else np.empty((0, 3, res or 1, res or 1), np.uint8), damaged
 
@@ -363,18 +363,18 @@ def fill(path: Path, listing: Listing, source: str, res: int | None, show: Calla
     recipe = {"name": listing.name, "source": source, "res": res, "part": PART}
     recipe["listing"] = {split: images.digest() for split, images in listing.splits.items()}
     try:
-        return _fill(path, listing, recipe, res, show)
+        with contextlib.closing(store.Writer(path, recipe)) as writer:
+            return _fill(writer, listing, res, show)
     except OSError as error:
         raise UserError(
             f"can't write {path}: {error.strerror or error}; what is done is kept in {path.name}.partial, and the same "
-            "command goes on from there"
+            "command resumes from there"
         ) from None
 
 
-def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Callable[[str], None]) -> dict:
-    writer = store.Writer(path, recipe)
+def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callable[[str], None]) -> dict:
     if not writer.fresh:
-        show(f"going on with {writer.partial}")
+        show(f"resuming {writer.partial}")
     labels = {}
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(threads) as pool:
@@ -386,7 +386,7 @@ def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Cal
                     pixels, damaged = images.read(part, res, pool)
                     if split["shape"] is not None and len(pixels) and list(pixels.shape[1:]) != split["shape"]:
                         raise UserError(
-                            f"the images differ in size ({split['shape']}, then {list(pixels.shape[1:])}): say --res, "
+                            f"the images differ in size ({split['shape']}, then {list(pixels.shape[1:])}): give --res, "
                             "the size to resize them to"
                         )
                     writer.append(name, pixels, part.stop - first, damaged)
@@ -396,7 +396,7 @@ def _fill(path: Path, listing: Listing, recipe: dict, res: int | None, show: Cal
             counts = np.bincount(labels[name], minlength=len(listing.class_names))
             shapes = {tuple(found["shape"][1:]) for found in writer.state["splits"].values() if found["shape"]}
             if len(shapes) > 1:
-                raise UserError(f"training and test images differ in size ({sorted(shapes)}): say --res")
+                raise UserError(f"training and test images differ in size ({sorted(shapes)}): give --res")
             if not len(labels[name]):
                 raise UserError(f"no image of the {name} set of {listing.name} can be read")
             if name == "train" and not counts.all():

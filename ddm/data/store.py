@@ -4,7 +4,7 @@
     y_train.npy  y_test.npy     int64 [N]
     store.json                  names of the classes, mean and std, digest, and how the store was made
 
-A `Writer` appends to it and goes on where it was interrupted; `Mapped` reads images without ever loading them all.
+A `Writer` appends to it and resumes where it was interrupted; `Mapped` reads images without ever loading them all.
 """
 
 import contextlib
@@ -131,7 +131,8 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 class Writer:
     """Fills a store a part at a time, in `<path>.partial`, which becomes `path` once it is whole.
 
-    After every part its state is on the disk; a Writer of the same `recipe` goes on after the last part.
+    After every part its state is on the disk; a Writer of the same `recipe` resumes after the last part. The store is
+    locked until `close`.
     """
 
     def __init__(self, path: Path, recipe: dict):
@@ -140,13 +141,16 @@ class Writer:
         self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
         self.partial.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = disk.Lock(self.partial / "lock")  # until the store is whole, or the process ends
+            self._lock = disk.Lock(self.partial / "lock")
         except BlockingIOError:
             raise UserError(f"another process is making {path}: wait for it") from None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads((self.partial / "state.json").read_text())
             if found["recipe"] == json.loads(json.dumps(recipe)):
                 self.state, self.fresh = found, False
+
+    def close(self) -> None:
+        self._lock.close()
 
     def split(self, name: str) -> dict:
         """What is known of a split: sources consumed, rows written, sums of pixels, damaged sources, part digests."""
@@ -205,6 +209,6 @@ class Writer:
         }
         (self.partial / "store.json").write_text(json.dumps(record, indent=2) + "\n")
         (self.partial / "state.json").unlink()
-        (self.partial / "lock").unlink()
+        (self.partial / "lock").unlink(missing_ok=True)  # no lock was possible on Windows
         os.replace(self.partial, self.path)
         return record

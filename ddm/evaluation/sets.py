@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddm import disk
 from ddm.data import layouts
 from ddm.data.images import ImageData, Normalisation
 from ddm.errors import UserError
@@ -252,7 +253,7 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     known = [layouts.file_name(name) for name in data.class_names]
     by_name = {name: label for label, name in enumerate(known)}
     if all(number < data.num_classes and known[number] == name for number, name in zip(numbers, names, strict=True)):
-        labels = numbers  # as export.py writes them: of two classes with the same name, the number tells
+        labels = numbers  # as `ddm export` writes them: of two classes with the same name, the number tells
     elif all(name in by_name for name in names):
         twice = [name for name in names if known.count(name) > 1]
         if twice:
@@ -301,10 +302,12 @@ class CondensedDataset(Dataset):
             raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment}")
         images, labels = contents.sets[experiment]
         _check_labels(Path(path), images, labels)
-        self._fill(images, labels, contents.metadata, contents.space or guessed(images), str(path), experiment)
+        whitened = contents.metadata.get("zca") is not None
+        space = contents.space or ("normalised" if whitened else guessed(images))
+        self._fill(images, labels, contents.metadata, space, str(path), experiment)
         self.transform = transform
         if pixels:
-            self.images = self.pixels()
+            self.images, self.space = self.pixels(), "unit"
 
     @classmethod
     def made(cls, images: Tensor, labels: Tensor, metadata: dict) -> "CondensedDataset":
@@ -317,18 +320,27 @@ class CondensedDataset(Dataset):
     def _fill(self, images: Tensor, labels: Tensor, told: dict, space: str, name: str, experiment: int) -> None:
         self.images, self.labels = images.float(), labels.long().flatten()
         self.class_names, self.mean, self.std = (told.get(key) for key in ("class_names", "mean", "std"))
-        self.metadata, self.space, self.name = told, space, name
         self.accuracies = set_accuracies(told, experiment)
+        self.metadata, self.space, self.name = told, space, name
+        if told.get("args"):
+            self.metadata = told | {"args": alone(told["args"], experiment)}
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""
-        zca = self.metadata.get("zca")
-        if zca is None and self.space != "normalised":
+        if self.space != "normalised":
             return (self.images / 255 if self.space == "bytes" else self.images).clamp(0, 1)
+        zca = self.metadata.get("zca")
         if zca is None and (self.mean is None or self.std is None):
             raise UserError(f"{self.name} does not say how its images were normalised: get_dataset has the constants")
         channels = [0.0] * self.images.shape[1]
         return Normalisation.of(self.mean or channels, self.std or channels, zca).pixels(self.images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as a run writes its own: {'data': [[images, labels]], 'accs_all_exps', ...}."""
+        told = self.metadata | {"space": self.space}
+        if self.space != "normalised":  # constants would say that it is
+            told = {key: value for key, value in told.items() if key not in ("mean", "std", "zca")}
+        disk.save(Path(path), told | {"data": [[self.images, self.labels]], "accs_all_exps": self.accuracies})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -336,6 +348,11 @@ class CondensedDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+
+
+def alone(args: dict, experiment: int) -> dict:
+    """A run's arguments, as if it had made only one of its sets: the same networks score it again."""
+    return args | {"first_exp": args.get("first_exp", 0) + experiment, "num_exp": 1}
 
 
 def set_accuracies(told: dict, experiment: int) -> dict[str, list[float]]:

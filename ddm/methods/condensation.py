@@ -55,7 +55,8 @@ class Condensation:
         plan = self.plan
         images, velocity = saved or (self._first_images(plan.settings.init, experiment), None)
         rows = plan.rows(plan.classes)
-        images, velocity = (x if x is None else x[rows].to(plan.machine.device) for x in (images, velocity))
+        # Copies: the steps must not change `saved`, which a checkpoint may still be writing.
+        images, velocity = (x if x is None else x[rows].to(plan.machine.device, copy=True) for x in (images, velocity))
         bounds = self.data.normalisation.bounds() if plan.settings.clip_pixels else None
         self.syn_set = Synthetic.start(images, plan, velocity, bounds)
         self.experiment, self.pending = experiment, []

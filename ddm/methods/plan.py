@@ -56,8 +56,8 @@ class Plan:
 
     def labels(self) -> torch.Tensor:
         """The label of each image of a whole set, on the device."""
-        counts = torch.tensor(self.counts, device=self.machine.device)
-        return torch.arange(len(self.counts), device=self.machine.device).repeat_interleave(counts)
+        labels = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        return labels.to(self.machine.device)
 
     def halved(self) -> "Plan":
         """The same plan with half as many classes at a time, for a device that is out of memory.

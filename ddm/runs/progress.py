@@ -59,6 +59,8 @@ class Progress:
                 return f"it has no good {name}"
         fits = (
             {"first_exp", "num_exp", "num_eval"} <= self.requested.keys()
+            and bool(self.chosen)  # a run writes its first checkpoint after it has chosen
+            and self.chosen.keys() <= self.requested.keys()
             and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in self.evaluations)
             and self.experiment == self.requested["first_exp"] + len(self.sets)
             and 0 <= self.iteration <= self.requested.get("Iteration", 0)
@@ -112,13 +114,13 @@ def read(path: Path) -> Progress:
         raise Unusable(_first_line(error)) from None
     number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
     if number == 2:
-        raise Unusable("it was written by version 0.1.0: finish that run with that version, or start over")
+        raise Unusable("it was written by version 0.1.0: finish that run with that version")
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
     try:
-        state = Progress(**content)
-    except TypeError as error:
-        raise Unusable(f"its content is not that of a run: {_first_line(error)}") from None
+        state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
+    except KeyError as error:
+        raise Unusable(f"it has no {error.args[0]}") from None
     problem = state.problem()
     if problem:
         raise Unusable(problem)

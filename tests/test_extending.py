@@ -1,0 +1,72 @@
+"""Every block of docs/extending.md runs as it stands, in the order it stands, from another folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import torch
+from conftest import QUICK, ROOT, parse
+
+from ddm.commands.condense import Recipe
+from ddm.data.loading import load
+from ddm.methods.condensation import Condensation
+from ddm.methods.matching import Needs
+from ddm.networks import get_network, initialise
+
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+def start(tmp_path, *line):
+    """A Python process in a folder that has modules with common names of its own."""
+    for name in ("data", "utils", "errors"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the user has one of this name')\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_blocks_of_the_library(tmp_path):
+    blocks = [block for block in BLOCKS if not block.startswith("# my_recipe.py")]
+    assert len(blocks) == 6
+    (tmp_path / "blocks.py").write_text("\n\n".join(blocks) + "\nassert made.accuracies")
+    out = start(tmp_path, "blocks.py")
+    accuracy = float(re.search(r"\{'ConvNet': \[([\d.]+)\]\}", out)[1])
+    assert accuracy > 0.3 and (tmp_path / "digits_2ipc.pt").exists()
+
+
+def test_the_recipe_and_its_commands(tmp_path):
+    (code,) = (block for block in BLOCKS if block.startswith("# my_recipe.py"))
+    (tmp_path / "my_recipe.py").write_text(code)
+    commands = re.findall(r"^    python (my_recipe.py .*)$", TEXT, re.M)
+    condensed, selected = (start(tmp_path, *command.split()) for command in commands)
+    results = json.loads((tmp_path / "result_mine" / "results.json").read_text())
+    assert results["args"]["recipe"] == "my_recipe" and results["args"]["cosine_ratio"] == 100
+    assert results["mean"] > 0.9  # three colours are easy
+    assert "L_COS" in (tmp_path / "result_mine" / "training.log").read_text()
+    assert "3 classes; ConvNetSlim" in condensed and "outliers, " in selected
+
+
+def test_the_statistic_of_the_documentation(data_path):
+    """It equals the formula, part by part, class by class."""
+    (block,) = (block for block in BLOCKS if "def energy" in block)
+    names = {}
+    exec(block.split("made = ")[0], names)
+    settings = parse("DM_KNearest", *QUICK, "--model", "ConvNetW32", "--compile", "off", "--class_chunk", "5")
+    data = load("CIFAR10", data_path)
+    recipe = Recipe("energy", names["energy"], lambda settings: names["needs"])
+    under = Condensation(data, settings, recipe.objective, recipe.needed(settings)).matcher
+    assert isinstance(names["needs"], Needs)
+    initialise(under.net, torch.Generator().manual_seed(0))
+    real, syn = (data.batch(torch.stack([own[:n] for own in data.indices])) for n in (6, 2))
+    value = under.terms(real, syn, range(10))["L_E"]
+    expected = 0
+    net = get_network("ConvNetW32_gram", 3, 10)
+    net.load_state_dict(under.net.state_dict())
+    for c in range(10):
+        for r, s in zip(net.embed(real[c])[1], net.embed(syn[c])[1], strict=True):
+            expected = expected + (r.square().mean() - s.square().mean()).square()
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-7)

@@ -1,0 +1,128 @@
+"""The library: condensing without a command line gives what the command gives; mistakes are one line."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, maker, parse, run, tiny_arrays
+from torch import nn
+
+import ddm
+from ddm.data.loading import load
+from ddm.errors import UserError
+from ddm.evaluation import sets
+
+SMALL = {"ipc": 2, "batch_real": 6, "Iteration": 3, "num_eval": 2, "epoch_eval_train": 2, "model": "ConvNetW32"}
+
+
+def test_it_gives_what_the_command_gives(data_path, tmp_path):
+    saved, results = run("DM_DDM", data_path, tmp_path, "--preset", "dm")
+    made = ddm.condense(dataset="CIFAR10", data_path=str(data_path), preset="dm", **SMALL)
+    assert torch.equal(made.images, saved["data"][0][0]) and torch.equal(made.labels, saved["data"][0][1])
+    assert made.accuracies == {"ConvNetW32": results["accuracies"]} == saved["accs_all_exps"]
+    assert (made.mean, made.std, made.class_names) == (saved["mean"], saved["std"], saved["class_names"])
+    made.save(tmp_path / "made.pt")
+    again = ddm.load(tmp_path / "made.pt")
+    assert torch.equal(again.images, made.images) and again.accuracies == made.accuracies
+    loaded = ddm.load(tmp_path / "res_DM_CIFAR10_ConvNetW32_2ipc.pt")
+    assert torch.equal(loaded.pixels(), made.pixels()) and 0 <= made.pixels().min() <= made.pixels().max() <= 1
+    assert set(saved["args"]) - set(made.metadata["args"]) == set()
+
+
+def test_settings_of_a_recipe_explicit_values_override_presets(data_path):
+    settings = ddm.DDMSettings(dataset="CIFAR10", data_path=str(data_path), eval_every=0)
+    made = ddm.condense(settings, preset="fast,best", **SMALL | {"rr_ratio": 0.0, "lr_img": 0.5})
+    args = made.metadata["args"]
+    assert (args["rr_ratio"], args["lr_img"], args["real_sampling"], args["Iteration"]) == (0.0, 0.5, "balanced", 3)
+
+
+def test_own_arrays_network_and_objective():
+    arrays = tiny_arrays()
+    data = tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    seen = []
+
+    def network(channel, num_classes, im_size):
+        layers = [nn.Conv2d(channel, 4, 3, padding=1), nn.AvgPool2d(8)]
+        return ddm.networks.Network(layers, 4 * (im_size[0] // 8) ** 2, num_classes)
+
+    def objective(real, syn, settings):
+        seen.append((real.embedding.shape, syn.embedding.shape, settings.icd_ratio))
+        return {"L": ddm.losses.mean_matching(real.embedding, syn.embedding)}
+
+    before = dict(ddm.networks.ARCHITECTURES)
+    made = ddm.condense(data=data, network=network, objective=objective, **SMALL | {"model": "ConvNet", "icd_ratio": 7})
+    assert before == ddm.networks.ARCHITECTURES  # nothing stays behind
+    assert {shape for shape, _, _ in seen} == {(10, 6, 64)} and {ratio for *_, ratio in seen} == {7}
+    assert list(made.accuracies) == ["network"] and made.images.shape == (20, 3, 32, 32)
+    assert "dataset" not in made.metadata["args"]
+    mean = torch.tensor(np.asarray(data[0]).mean((0, 1, 2)) / 255)
+    torch.testing.assert_close(torch.tensor(made.mean), mean.float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda r, s: {"L": ddm.losses.mean_matching(r, s).mean()}, r"term 'L' is \[\].*\[10\]"),
+        (lambda r, s: {"L": (r.mean(1) - s.mean(1)).square()}, r"term 'L' is \[10, .*\[10\]"),
+        (lambda r, s: ddm.losses.mean_matching(r, s), "returned a Tensor: return a dict"),
+        (lambda r, s: {"L": 3.0}, "term 'L' is float"),
+    ],
+)
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_an_objective_must_return_one_value_per_class(returned, message, compile, data_path):
+    """Defect U5: a scalar made the loss depend on class_chunk."""
+
+    def objective(real, syn, settings):
+        return returned(real.embedding, syn.embedding)
+
+    with pytest.raises(UserError, match=message):
+        ddm.condense(
+            dataset="CIFAR10", data_path=str(data_path), objective=objective, compile=compile, precision="fp32", **SMALL
+        )
+
+
+def test_mistakes_are_one_line(data_path):
+    for wrong, message in (
+        ({"ipcc": 3}, "no setting 'ipcc'"),
+        ({"ipc": 0}, "argument --ipc: 0 is below 1"),
+        ({"ipc": 2.5}, "argument --ipc"),
+        ({"preset": "bets"}, "argument --preset"),
+        ({"dataset": "CIFAR11"}, "did you mean 'CIFAR10'"),
+        ({"init": "zeros"}, "argument --init: 'zeros' is none of real, noise"),
+        ({"clip_pixels": 1}, "argument --clip_pixels"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            ddm.condense(**{"dataset": "CIFAR10", "data_path": str(data_path)} | wrong)
+        assert "\n" not in str(error.value)
+
+
+def test_a_maker_is_driven_by_anyone(data_path):
+    """What a run drives can be stepped by hand, and gives the run's images."""
+    settings = parse("DM_KNearest", *QUICK, "--model", "ConvNetW32", "--data_path", str(data_path))
+    own = maker("DM_KNearest", settings, load("CIFAR10", data_path))
+    own.prepare()
+    own.start(0, None)
+    for iteration in (1, 2):
+        own.step(iteration)
+    half = own.state()
+    own.step(3)
+    whole, reports = own.images().clone(), own.check()
+    assert [report.iteration for report in reports] == [1, 2, 3] and set(reports[0].terms) == {"L_MMD", "L_ICD"}
+    own.start(0, half)
+    own.step(3)
+    assert torch.equal(own.images(), whole)
+
+
+def test_one_of_several_sets_saves_as_itself(data_path, tmp_path):
+    saved, _ = run("DM_DDM", data_path, tmp_path, "--preset", "dm", "--num_exp", "2")
+    second = ddm.load(tmp_path / "res_DM_CIFAR10_ConvNetW32_2ipc.pt", 1)
+    for pixels in (False, True):
+        own = ddm.load(tmp_path / "res_DM_CIFAR10_ConvNetW32_2ipc.pt", 1, pixels=pixels)
+        own.save(tmp_path / "second.pt")
+        again = ddm.load(tmp_path / "second.pt")
+        assert torch.equal(again.images, own.images) and torch.equal(again.pixels(), second.pixels())
+        assert again.accuracies == {"ConvNetW32": saved["accs_all_exps"]["ConvNetW32"][2:]}
+        assert (again.metadata["args"]["first_exp"], again.metadata["args"]["num_exp"]) == (1, 1)
+        (read,), notes = sets.read(tmp_path / "second.pt", load("CIFAR10", data_path))
+        expected = load("CIFAR10", data_path).normalisation.normalise(second.pixels()) if pixels else second.images
+        assert torch.equal(read.images, expected)
+        assert not notes
