@@ -3,9 +3,9 @@
     python benchmarks/big_store.py [--gigabytes 20] [--classes 1000] [--size 64] [--batch_real 256] [--folder DIR]
 
 Makes a sparse store (its images are zeros: reading them costs page faults and a copy, as data in the system's cache do,
-but no disk), takes the real batches of some classes, and reads every image once. Prints seconds of drawing, reading and
-normalising the batch of one class, of augmenting and embedding it, their ratio, and the most memory that the process
-had, libraries and network included.
+but no disk), takes the real batches of some classes, and reads every image once. Prints the seconds of drawing, reading
+and normalising the batch of one class, those of augmenting and embedding it, their ratio, and the peak memory of the
+process, libraries and network included.
 """
 
 import argparse
@@ -14,19 +14,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import step
 import timing
 import torch
 
-from ddm.data import data as datasets
-import DM_KNearest
-from ddm import flags
-from ddm import memory
-from ddm import rng
-from ddm.data import store
+from ddm import device, rng
 from ddm.augment import augment_classes
-from ddm.methods.condense import prepare
+from ddm.data import loading, store
 from ddm.networks import initialise
-from ddm.methods.sampling import Random
 
 
 def make(path: Path, count: int, classes: int, size: int) -> None:
@@ -40,9 +35,9 @@ def make(path: Path, count: int, classes: int, size: int) -> None:
             file.truncate(len(header) + n * int(np.prod(shape)))  # sparse
         np.save(path / f"y_{split}.npy", np.arange(n) * classes // n)
     names = [f"class {c}" for c in range(classes)]
-    about = {"format": store.FORMAT, "name": "big", "class_names": names, "shape": shape, "counts": counts}
-    about |= {"mean": [0.5] * 3, "std": [0.25] * 3, "digest": "none", "recipe": {}}
-    (path / "store.json").write_text(json.dumps(about))
+    metadata = {"format": store.FORMAT, "name": "big", "class_names": names, "shape": shape, "counts": counts}
+    metadata |= {"mean": [0.5] * 3, "std": [0.25] * 3, "digest": "none", "recipe": {}}
+    (path / "store.json").write_text(json.dumps(metadata))
 
 
 def main() -> None:
@@ -58,40 +53,33 @@ def main() -> None:
         path = Path(folder) / "big.store"
         count = int(options.gigabytes * 1e9) // (3 * options.size**2)
         make(path, count, options.classes, options.size)
-        argv = ["--dataset", str(path), "--icd_ratio", "0", "--ipc", "1", "--compile", "off", "--device", "cpu"]
-        args = DM_KNearest.make_parser().parse_args([*argv, "--batch_real", str(options.batch_real)])
-        flags.resolve(args)
-        statistics = DM_KNearest.settle(args)
-        memory.keep_freed_memory()
-        libraries = memory.peak_memory("cpu")
-        data = datasets.load(args.dataset, folder).to("cpu")
-        opened = memory.peak_memory("cpu")
-        matcher = prepare(data, args, DM_KNearest.objective, statistics)
-        initialise(matcher.net, torch.Generator().manual_seed(0))
-        sampler, drawn = Random(data, args), [0]
+        libraries = device.peak_memory("cpu")
+        data = loading.load(str(path), folder)
+        opened = device.peak_memory("cpu")
+        maker = step.started("MMD", data, ipc=1, batch_real=options.batch_real, compile="off")
+        initialise(maker.matcher.net, torch.Generator().manual_seed(0))
+        drawn = [0]
 
         def sample() -> torch.Tensor:
             drawn[0] += 1
             c = drawn[0] * 37 % options.classes
-            return sampler.batch(range(c, c + 1), lambda cls: rng.generator(0, 0, drawn[0], cls, "real images"))
+            return maker.sampler.batch(range(c, c + 1), lambda cls: rng.generator(0, 0, drawn[0], cls, "real images"))
 
         real = sample()
 
         def compute() -> None:
-            matcher.real_features(augment_classes(real, args.dsa_strategy, [drawn[0]], args.dsa_param))
+            maker.matcher.real_features(augment_classes(real, maker.plan.settings.dsa_strategy, [drawn[0]]))
 
-        found = timing.medians({"sample": sample, "compute": compute}, options.repeats)
-        stepped = memory.peak_memory("cpu")
+        seconds = timing.medians({"sample": sample, "compute": compute}, options.repeats)
+        stepped = device.peak_memory("cpu")
         for first in range(0, count, 4096):
             data.x_train[first : first + 4096]
-        peak = memory.peak_memory("cpu")
+        peak = device.peak_memory("cpu")
     print(timing.settings())
     print(f"store of {count * 3 * options.size**2 / 1e9:.1f} GB, {count} images, {options.classes} classes")
-    ratio = found["sample"] / found["compute"]
-    print(
-        f"{options.batch_real} images: sampled in {found['sample']:.4f} s, embedded in {found['compute']:.4f} s", end=""
-    )
-    print(f", ratio {ratio:.3f}")
+    sampling, computing = seconds["sample"], seconds["compute"]
+    times = f"sampled in {sampling:.4f} s, embedded in {computing:.4f} s, ratio {sampling / computing:.3f}"
+    print(f"{options.batch_real} images: {times}")
     named = {"libraries": libraries, "store opened": opened, "stepped": stepped, "every image read once": peak}
     print("most memory so far: " + ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in named.items()))
 

@@ -12,23 +12,27 @@ import numpy as np
 import timing
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from ddm import flags
-from ddm import memory
-from ddm import speed
-from ddm.evaluation import training
+from ddm import device
 from ddm.augment import DiffAugment
-from ddm.data.data import Batches, TensorDataset
+from ddm.data.images import Batches
+from ddm.evaluation import protocol
+from ddm.evaluation.settings import DSA_STRATEGY
 from ddm.networks import get_network
+from ddm.settings import MachineSettings
 
 
-def plain_epoch(loader, net, optimizer, criterion, args) -> float:
+def augmented(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    return DiffAugment(images, DSA_STRATEGY, generator=generator)
+
+
+def plain_epoch(loader, net, optimizer, criterion) -> int:
     net.train(optimizer is not None)
     correct = 0
     for img, lab in loader:
         if optimizer is not None:
-            img = DiffAugment(img, args.dsa_strategy, param=args.dsa_param)
+            img = augmented(img)
         output = net(img)
         loss = criterion(output, lab)
         correct += np.sum(np.equal(np.argmax(output.data.numpy(), axis=-1), lab.numpy()))
@@ -48,9 +52,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    args = flags.resolve(flags.recipe_parser("", "ConvNet").parse_args(["--compile", "on", "--device", "cpu"]))
-    speed.choose(args, 0)
-    memory.keep_freed_memory()
+    machine = device.choose(MachineSettings(compile="on"), "cpu", pixels=0)
+    device.keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(10 * options.ipc, 3, 32, 32, generator=generator)
     test = torch.randn(options.test_images, 3, 32, 32, generator=generator)
@@ -61,24 +64,28 @@ def main() -> None:
     plain_optimizer = torch.optim.SGD(plain_net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     plain_train = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
     plain_test = DataLoader(TensorDataset(test, test_labels), batch_size=256)
-    net = speed.compiled(speed.laid_out_net(get_network("ConvNet", 3, 10), args), args)
+    net = machine.compiled(machine.laid_out_net(get_network("ConvNet", 3, 10)))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     train = Batches(images, labels, 256, shuffle=True)
-    testloader = Batches(test, test_labels, training.TEST_BATCH)
+    testloader = Batches(test, test_labels, protocol.TEST_BATCH)
 
-    found = timing.medians(
+    def epoch() -> None:
+        net.train()
+        protocol.one_epoch(net, train, optimizer, criterion, machine, augmented)
+
+    seconds = timing.medians(
         {
-            "plain epoch": lambda: plain_epoch(plain_train, plain_net, plain_optimizer, criterion, args),
-            "our epoch": lambda: training.epoch("train", train, net, optimizer, criterion, args, aug=True),
-            "plain test": lambda: plain_epoch(plain_test, plain_net, None, criterion, args),
-            "our test": lambda: training.epoch("test", testloader, net, None, criterion, args, aug=False),
+            "plain epoch": lambda: plain_epoch(plain_train, plain_net, plain_optimizer, criterion),
+            "our epoch": epoch,
+            "plain test": lambda: plain_epoch(plain_test, plain_net, None, criterion),
+            "our test": lambda: protocol.test(net, testloader, machine),
         },
         options.repeats,
     )
-    print(f"{timing.settings()}; ipc {options.ipc}, {options.test_images} test images, {args.precision}")
+    print(f"{timing.settings()}; ipc {options.ipc}, {options.test_images} test images, {machine.precision}")
     print("| | plain s | ours s | plain / ours |\n|---|---|---|---|")
     for what in ("epoch", "test"):
-        plain, ours = found[f"plain {what}"], found[f"our {what}"]
+        plain, ours = seconds[f"plain {what}"], seconds[f"our {what}"]
         print(f"| {what} | {plain:.3f} | {ours:.3f} | {plain / ours:.2f} |")
 
 

@@ -1,11 +1,11 @@
-"""Kill a run again and again at random moments; hold what it ends with against a run that nobody killed.
+"""Kill a run again and again at random moments; compare its outcome with that of a run without kills.
 
     python benchmarks/kill_resume.py [--kills 50] [--seed 0]
 
-Each round takes a Digits run of some seconds through `DM_KNearest.py`'s command line, with a checkpoint after every
-step and evaluations in between, and sends it SIGKILL after a random time, up to ten times, each time starting the same
-command again; then lets it finish. Images, accuracies and log lines must be equal to the unkilled run's. Prints kills,
-resumes and losses (rounds that ended with anything else).
+Each round runs `DM_KNearest.py` on Digits for some seconds, with a checkpoint after every step and evaluations in
+between. It sends SIGKILL after a random time, up to ten times, and starts the same command again each time; then the
+run may finish. Images, accuracies and log lines must be equal to those of the run without kills. Prints kills, rounds
+and losses (rounds that ended with anything else).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import timing
 import torch
 
 COMMAND = [
-    *(sys.executable, str(Path(__file__).resolve().parents[1] / "DM_KNearest.py")),
+    *(sys.executable, str(timing.ROOT / "DM_KNearest.py")),
     *("--dataset", "Digits", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "16", "--Iteration", "60"),
     *("--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "10", "--eval_every", "20", "--lr_img", "0.1"),
     *("--checkpoint_every", "1", "--device", "cpu"),
@@ -41,11 +41,11 @@ def timeless(value: object) -> object:
 
 
 def outcome(folder: Path) -> tuple[list[bytes], object, list[str]]:
-    """Images, results without times, log lines without times and without those that say where it went on."""
+    """Images, results without times, log lines without times and without those that say where it resumed."""
     saved = torch.load(next(folder.glob("res_*.pt")))
     log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (folder / "training.log").read_text().splitlines()]
-    own = ("going on", "command:", "arguments:", "images ", "set ", "results ")
-    log = [line.split("; writing")[0] for line in log if not line.startswith(own)]
+    differing = ("resuming from", "command:", "arguments:", "images ", "set ", "results ")
+    log = [line.split("; writing")[0] for line in log if not line.startswith(differing)]
     images = [x.numpy().tobytes() for x, _ in saved["data"]]
     return images, timeless(json.loads((folder / "results.json").read_text())), log
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    moments, kills, resumes, rounds, losses = random.Random(options.seed), 0, 0, 0, 0
+    moments, kills, rounds, losses = random.Random(options.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         whole = start(Path(folder) / "whole")
@@ -74,7 +74,6 @@ def main() -> None:
                     process.kill()
                     process.wait()
                     kills += 1
-            resumes += save_path.exists()
             last = start(save_path)
             lost = last.wait() != 0 or outcome(save_path) != expected
             losses += lost

@@ -1,53 +1,30 @@
-"""Peak memory of condensation steps over ipc and number of classes, each in a process of its own.
+"""Peak memory of condensation steps over ipc and number of classes, each in a fresh process.
 
-    python benchmarks/memory.py [--case CM] [--classes 10,100] [--ipc 1,10,50] [--batch_real 256] [--compile on]
+    python benchmarks/peak_memory.py [--case CM] [--classes 10,100] [--ipc 1,10,50] [--batch_real 256] [--compile on]
 
-Two steps on random 32x32 images. `before` is the process with its libraries and data loaded, `peak` the most it took.
+Two steps on random 32x32 images. `before` is the memory of the process with its libraries and data loaded, `peak` the
+maximum after the steps.
 """
 
 import argparse
-import importlib
 import subprocess
 import sys
 
 import step
 import timing
 
-from ddm import flags
-from ddm import memory
-from ddm.methods.condense import Synthetic, condensation_step, prepare
-from ddm.methods.sampling import Random
+from ddm import device
 
 
-def one(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
+def row(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
     """Take two steps; a row of the table."""
-    recipe_name, own_flags = step.CASES[case]
-    recipe = importlib.import_module(recipe_name)
-    model = "ConvNet" if recipe_name == "DM_KNearest" else "ConvNet_gram"
-    argv = [
-        "--ipc",
-        str(ipc),
-        "--batch_real",
-        str(batch_real),
-        "--model",
-        model,
-        "--compile",
-        compile,
-        *own_flags,
-        *step.CPU,
-    ]
-    args = flags.resolve(recipe.make_parser().parse_args(argv))
-    statistics = recipe.settle(args)
-    memory.keep_freed_memory()
     data = step.random_data(classes, 32, batch_real)
-    matcher = prepare(data, args, recipe.objective, statistics)
-    images = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc])
-    syn_set = Synthetic.start(images.flatten(0, 1), args)
-    before = memory.peak_memory(args.device)
-    for it in (1, 2):
-        condensation_step(matcher, syn_set, Random(data, args), 0, it, args)
-    peak = memory.peak_memory(args.device)
-    return f"| {case} | {classes} | {ipc} | {args.class_chunk} | {before / 2**30:.2f} | {peak / 2**30:.2f} |"
+    maker = step.started(case, data, ipc=ipc, batch_real=batch_real, compile=compile)
+    before = device.peak_memory("cpu")
+    for iteration in (1, 2):
+        maker.step(iteration)
+    peak, chunk = device.peak_memory("cpu"), maker.plan.settings.class_chunk
+    return f"| {case} | {classes} | {ipc} | {chunk} | {before / 2**30:.2f} | {peak / 2**30:.2f} |"
 
 
 def main() -> None:
@@ -61,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     counts = [(c, i) for c in options.classes.split(",") for i in options.ipc.split(",")]
     if options.row:
-        print(one(options.case, *map(int, counts[0]), options.batch_real, options.compile))
+        print(row(options.case, *map(int, counts[0]), options.batch_real, options.compile))
         return
     print(f"{timing.settings()}; batch_real {options.batch_real}, compile {options.compile}\n")
     print("| terms | classes | ipc | class_chunk | before GiB | peak GiB |\n|---|---|---|---|---|---|", flush=True)

@@ -1,11 +1,12 @@
-"""Ranks of torchrun: work and time of each number of processes, and a model of ImageNet-1K on GPUs.
+"""Ranks of torchrun: time of each number of processes, and a model of ImageNet-1K on GPUs.
 
     python benchmarks/scaling.py [--ranks 1,2] [--repeats 3] [--recipe DM_KNearest]
     python benchmarks/scaling.py --model [--gpus 8] [--tflops 100] [--gather_gbs 0.8]
 
-The first condenses random 32x32 images of 10 classes with one thread a process; the numbers of ranks take turns. What
-is compared is the rate of the run itself, start-up and evaluation left out. The second is arithmetic, not measured; its
-assumptions are flags, and printed. 0.8 GB/s is what pages of a store cost here when they are read first (64x64 images).
+The first condenses random 32x32 images of 10 classes with one thread per process; the numbers of ranks take turns. It
+compares the rate of condensing, without start-up and evaluation. The second is arithmetic, not a measurement; its
+assumptions are flags, and printed. 0.8 GB/s is the measured rate of reading a store's pages for the first time (64x64
+images).
 """
 
 import argparse
@@ -17,21 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import timing
 import torch
 
-from ddm import memory
+from ddm import device
 from ddm.networks import empty_network
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def rate(recipe: str, ranks: int, folder: Path, iterations: int, batch_real: int) -> float:
     """Iterations per second of condensing with so many processes of one thread."""
     with tempfile.TemporaryDirectory() as out:
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        line += [str(ROOT / f"{recipe}.py"), "--dataset", str(folder / "random.npz"), "--data_path", str(folder)]
+        line += [str(timing.ROOT / f"{recipe}.py"), "--dataset", str(folder / "random.npz"), "--data_path", str(folder)]
         line += ["--ipc", "10", "--batch_real", str(batch_real), "--Iteration", str(iterations), "--num_exp", "1"]
         line += ["--num_eval", "1", "--epoch_eval_train", "0", "--eval_every", "0", "--compile", "off"]
         line += ["--class_chunk", "5", "--save_path", f"{out}/run"]
@@ -43,17 +41,10 @@ def rate(recipe: str, ranks: int, folder: Path, iterations: int, batch_real: int
 
 
 def measure(options: argparse.Namespace) -> None:
-    rng = np.random.default_rng(0)
     counts = [int(n) for n in options.ranks.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arrays = {}
-        for split, n in (("train", 5000), ("test", 100)):
-            arrays[f"x_{split}"], arrays[f"y_{split}"] = (
-                rng.integers(0, 256, (n, 32, 32, 3), np.uint8),
-                np.arange(n) % 10,
-            )
-        np.savez(folder / "random.npz", **arrays)
+        timing.random_file(folder / "random.npz", 10, 5000, 100)
         rates: dict[int, list[float]] = {n: [] for n in counts}
         for _ in range(options.repeats):
             for n in counts:
@@ -62,10 +53,10 @@ def measure(options: argparse.Namespace) -> None:
     repeats = f"medians of {options.repeats} runs of {options.iterations} iterations"
     print(f"{options.recipe}, ipc 10, batch_real {options.batch_real}, {repeats}")
     one = statistics.median(rates[counts[0]])
-    print("| ranks | classes a rank | seconds an iteration | times as fast |\n|---|---|---|---|")
+    print("| ranks | classes per rank | seconds per iteration | times as fast |\n|---|---|---|---|")
     for n in counts:
-        own = statistics.median(rates[n])
-        print(f"| {n} | {10 // n} to {-(-10 // n)} | {1 / own:.3f} | {own / one:.2f} |")
+        rate_n = statistics.median(rates[n])
+        print(f"| {n} | {10 // n} to {-(-10 // n)} | {1 / rate_n:.3f} | {rate_n / one:.2f} |")
 
 
 def model(o: argparse.Namespace) -> None:
@@ -81,25 +72,25 @@ def model(o: argparse.Namespace) -> None:
             layer.register_forward_hook(note)
     net(torch.empty(1, 3, o.size, o.size, device="meta"))
     flop = 2 * sum(multiplications)
-    own = -(-o.classes // o.gpus)
-    images = own * (o.batch_real + 3 * o.ipc)  # a gradient costs two forwards more
+    classes = -(-o.classes // o.gpus)
+    images = classes * (o.batch_real + 3 * o.ipc)  # a gradient costs two forwards more
     compute = images * flop / (o.tflops * 1e12)
-    read = own * o.batch_real * 3 * o.size**2
+    read = classes * o.batch_real * 3 * o.size**2
     sampling = read / (o.gather_gbs * 1e9)
-    one_set = own * o.ipc * 3 * o.size**2 * 4
-    chunk = memory.class_bytes(net, (3, o.size, o.size), o.batch_real, o.ipc)
+    one_set = classes * o.ipc * 3 * o.size**2 * 4
+    chunk = device.class_bytes(net, (3, o.size, o.size), o.batch_real, o.ipc)
     seconds = compute + sampling
     reach = f"{o.tflops:g} TFLOP/s in these convolutions and {o.gather_gbs:g} GB/s of images read and copied"
     print(f"assumed: {o.gpus} GPUs, each with {reach}; batch_real {o.batch_real}; nothing overlaps")
-    print(f"ConvNet at {o.size}x{o.size}           {flop / 1e9:.3f} GFLOP an image")
-    print(f"classes a rank            {own}")
-    print(f"convolutions              {compute:.3f} s an iteration and rank ({images} image passes)")
+    print(f"ConvNet at {o.size}x{o.size}           {flop / 1e9:.3f} GFLOP per image")
+    print(f"classes per rank          {classes}")
+    print(f"convolutions              {compute:.3f} s per iteration and rank ({images} image passes)")
     print(f"reading real images       {sampling:.3f} s ({read / 1e6:.0f} MB)")
-    print(f"iterations an hour        {3600 / seconds:.0f}")
+    print(f"iterations per hour       {3600 / seconds:.0f}")
     print(f"images of a rank          {5 * one_set / 2**30:.2f} GiB: themselves, momentum, gradient and two copies")
     print(f"a pass of {o.class_chunk} class(es)      {o.class_chunk * chunk / 2**30:.2f} GiB")
-    print("bytes an iteration        20 from each rank: whether to stop or save, whether all is finite")
-    print(f"bytes a checkpoint        {2 * o.gpus * one_set / 1e6:.0f} MB to each rank: images and momentum of all")
+    print("bytes per iteration       20 from each rank: whether to stop or save, whether all is finite")
+    print(f"bytes per checkpoint      {2 * o.gpus * one_set / 1e6:.0f} MB to each rank: images and momentum of all")
 
 
 def main() -> None:

@@ -2,17 +2,15 @@
 
     python benchmarks/step.py [--repeats 5] [--threads N] [--cases CM,MM,...] [--shapes cifar10-ipc10,...]
 
-`plain` is written from the equations, class by class, eager, float32, one backward at the end, under the C library's
-default allocator, as the published scripts compute it. `limit` is only the convolutions of the step with channels
-last, in the precision that `ours` chose (bfloat16 where the device is fast at it): forward for the real images, forward
-and input gradient for the synthetic ones. Images are random.
+`plain` is written from the equations: class by class, eager, float32, one backward at the end, under the C library's
+default allocator, as the published scripts compute it. `ours` is a step of `ddm condense`, its losses read. `limit` is
+only the convolutions of the step with channels last, in the precision that `ours` chose (bfloat16 where the device is
+fast at it): forward for the real images, forward and input gradient for the synthetic ones. Images are random.
 """
 
 import argparse
 import ctypes
-import importlib
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 
 import timing
@@ -20,21 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddm import flags
-from ddm import memory
-from ddm import rng
+from ddm import device, rng
 from ddm.augment import DiffAugment
-from ddm.methods.condense import Synthetic, condensation_step, prepare
-from ddm.data.data import ImageData
+from ddm.commands.condense import DDM
+from ddm.commands.settings import DDMSettings
+from ddm.data.images import ImageData, Normalisation, by_class
+from ddm.methods.condensation import Condensation
 from ddm.networks import get_network
-from ddm.methods.sampling import Random
 
-CPU = ["--device", "cpu"]  # where the images and the plain loop are
-CASES = {  # term -> recipe, its flags
-    "MMD": ("DM_KNearest", ["--icd_ratio", "0"]),
-    "ICD": ("DM_KNearest", []),
-    "MM": ("DM_MeanStd_Matching", []),
-    "CM": ("DM_GramMatching", []),
+PRESETS = DDMSettings.PRESETS
+CASES = {  # name -> the weights of the terms: L_MMD, and one more
+    "MMD": PRESETS["dm"],
+    "ICD": PRESETS["dm"] | {"icd_ratio": 10.0},
+    "MM": PRESETS["dm"] | {"mm_ratio": 10000.0},
+    "CM": PRESETS["dm"] | {"cm_ratio": 10000.0},
 }
 SHAPES = {  # name -> classes, image size, ipc, network
     "cifar10-ipc1": (10, 32, 1, "ConvNet"),
@@ -50,10 +47,18 @@ def random_data(classes: int, size: int, per_class: int) -> ImageData:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = torch.randint(0, 256, (len(labels), 3, size, size), dtype=torch.uint8, generator=generator)
-    constants = torch.tensor([[0.5] * 3, [0.25] * 3])[:, :, None, None]
-    indices = [torch.nonzero(labels == c).flatten() for c in range(classes)]
-    names = [str(c) for c in range(classes)]
-    return ImageData("random", names, [0.5] * 3, [0.25] * 3, images, labels, images, labels, constants, indices)
+    names, normalisation = [str(c) for c in range(classes)], Normalisation.of([0.5] * 3, [0.25] * 3)
+    return ImageData("random", names, normalisation, images, labels, images, labels, by_class(labels, classes))
+
+
+def started(case: str, data: ImageData, **changes: object) -> Condensation:
+    """The maker that a run of `ddm condense` drives on the CPU, before its first step."""
+    settings = DDM.settled(DDMSettings(**CASES[case] | {"device": "cpu"} | changes))
+    device.keep_freed_memory()
+    maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
+    maker.prepare()
+    maker.start(0, None)
+    return maker
 
 
 # --- the plain loop ----------------------------------------------------------------------------------------
@@ -79,23 +84,26 @@ def plain_diversity(phi: Tensor, k: int) -> Tensor:
     return -F.kl_div(F.log_softmax(m, 1), F.log_softmax(phi, 1), reduction="batchmean", log_target=True)
 
 
-def plain_step(case: str, images: Tensor, optimizer: torch.optim.Optimizer, data: ImageData, it: int, args) -> None:
-    net = get_network(args.model, 3, data.num_classes, data.im_size).requires_grad_(False)
+def plain_step(
+    case: str, images: Tensor, optimizer: torch.optim.Optimizer, data: ImageData, it: int, settings: DDMSettings
+) -> None:
+    model = f"{settings.model}_gram" if case in ("MM", "CM") else settings.model
+    net = get_network(model, 3, data.num_classes, data.im_size).requires_grad_(False)
     loss = torch.zeros(())
     for c in range(data.num_classes):
         seed = rng.seed_of(0, 0, it, c, "plain")
-        drawn = data.draw(c, args.batch_real, torch.Generator().manual_seed(seed))
-        img_real = DiffAugment(data.batch(drawn), args.dsa_strategy, seed)
-        img_syn = DiffAugment(images[c * args.ipc : (c + 1) * args.ipc], args.dsa_strategy, seed)
+        drawn = data.draw(c, settings.batch_real, torch.Generator().manual_seed(seed))
+        img_real = DiffAugment(data.batch(drawn), settings.dsa_strategy, seed)
+        img_syn = DiffAugment(images[c * settings.ipc : (c + 1) * settings.ipc], settings.dsa_strategy, seed)
         with torch.no_grad():
             real = net.embed(img_real)
         syn = net.embed(img_syn)
         phi_real, phi_syn = (out[0] if net.taps else out for out in (real, syn))
         loss = loss + (phi_real.mean(0) - phi_syn.mean(0)).pow(2).sum()
         if net.taps:
-            loss = loss + args.style_ratio * plain_style(case, real[1], syn[1])
-        elif case == "ICD" and args.ipc > 1:
-            loss = loss + args.icd_ratio * plain_diversity(phi_syn, args.k)
+            loss = loss + (settings.mm_ratio + settings.cm_ratio) * plain_style(case, real[1], syn[1])
+        elif case == "ICD" and settings.ipc > 1:
+            loss = loss + settings.icd_ratio * plain_diversity(phi_syn, settings.k)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -105,19 +113,19 @@ def plain_step(case: str, images: Tensor, optimizer: torch.optim.Optimizer, data
 # --- the limit ---------------------------------------------------------------------------------------------
 
 
-def bare_convolutions(data: ImageData, args: Namespace) -> Callable[[], None]:
-    net, calls = get_network(args.model, 3, data.num_classes, data.im_size), []
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
+def bare_convolutions(data: ImageData, settings: DDMSettings) -> Callable[[], None]:
+    net, calls = get_network(settings.model, 3, data.num_classes, data.im_size), []
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.precision]
     for layer in net.features:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda module, inputs, output: calls.append((module, inputs[0].shape[1:])))
     net(torch.zeros(1, 3, *data.im_size))
 
     def inputs(n: int) -> list[Tensor]:
-        made = [torch.randn(n, *shape).to(dtype) for _, shape in calls]
-        return [x.contiguous(memory_format=torch.channels_last) for x in made]
+        tensors = [torch.randn(n, *shape).to(dtype) for _, shape in calls]
+        return [x.contiguous(memory_format=torch.channels_last) for x in tensors]
 
-    real, syn = inputs(args.batch_real), [x.requires_grad_() for x in inputs(args.ipc)]
+    real, syn = inputs(settings.batch_real), [x.requires_grad_() for x in inputs(settings.ipc)]
     weights = [m.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last) for m, _ in calls]
 
     def run() -> None:
@@ -138,46 +146,42 @@ def default_allocator() -> None:
     """What glibc settles on by itself for large blocks: map and unmap those above 32 MiB."""
     if sys.platform == "linux":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(memory.M_MMAP_MAX, 65536)
+        mallopt(device.M_MMAP_MAX, 65536)
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        mallopt(memory.M_TRIM_THRESHOLD, 2**26)
+        mallopt(device.M_TRIM_THRESHOLD, 2**26)
 
 
 def measure(case: str, shape: str, repeats: int, batch_real: int) -> None:
-    recipe_name, own_flags = CASES[case]
     classes, size, ipc, model = SHAPES[shape]
-    recipe = importlib.import_module(recipe_name)
-    model += "_gram" if recipe_name != "DM_KNearest" else ""
-    argv = ["--ipc", str(ipc), "--batch_real", str(batch_real), "--model", model, "--compile", "on", *own_flags, *CPU]
-    args = flags.resolve(recipe.make_parser().parse_args(argv))
-    statistics = recipe.settle(args)
     data = random_data(classes, size, batch_real)
-    matcher = prepare(data, args, recipe.objective, statistics)
-    start = data.normalise(data.x_train.unflatten(0, (classes, batch_real))[:, :ipc]).flatten(0, 1)
-    ours, plain = Synthetic.start(start.clone(), args), Synthetic.start(start.clone(), args)
+    maker = started(case, data, ipc=ipc, batch_real=batch_real, model=model, compile="on")
+    settings = maker.plan.settings
+    images = maker.images().clone().requires_grad_()
+    optimizer = torch.optim.SGD([images], lr=settings.lr_img, momentum=settings.momentum_img)
     its = {"ours": 0, "plain": 0}
 
     def run_ours() -> None:
-        memory.keep_freed_memory()
+        device.keep_freed_memory()
         its["ours"] += 1
-        step = condensation_step(matcher, ours, Random(data, args), 0, its["ours"], args)
-        step.finite.item()
+        maker.step(its["ours"])
+        maker.check()
 
     def run_plain() -> None:
         default_allocator()
         its["plain"] += 1
-        plain_step(case, plain.images, plain.optimizer, data, its["plain"], args)
+        plain_step(case, images, optimizer, data, its["plain"], settings)
 
-    convolutions = bare_convolutions(data, args)
+    convolutions = bare_convolutions(data, settings)
 
     def run_limit() -> None:
-        memory.keep_freed_memory()
+        device.keep_freed_memory()
         convolutions()
 
-    found = timing.medians({"plain": run_plain, "ours": run_ours, "limit": run_limit}, repeats)
+    seconds = timing.medians({"plain": run_plain, "ours": run_ours, "limit": run_limit}, repeats)
+    plain, ours, limit = seconds.values()
     print(
-        f"| {shape} | {case} | {args.precision} | {found['plain']:.3f} | {found['ours']:.3f} | {found['limit']:.3f} "
-        f"| {found['plain'] / found['ours']:.2f} | {found['ours'] / found['limit']:.2f} |",
+        f"| {shape} | {case} | {settings.precision} | {plain:.3f} | {ours:.3f} | {limit:.3f} "
+        f"| {plain / ours:.2f} | {ours / limit:.2f} |",
         flush=True,
     )
 

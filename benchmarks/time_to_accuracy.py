@@ -14,15 +14,13 @@ from pathlib import Path
 
 import timing
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def main() -> None:
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     target, recipe, *argv = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / recipe), *argv, "--num_exp", "1"]
+        command = [sys.executable, str(timing.ROOT / recipe), *argv, "--num_exp", "1"]
         if "--save_path" not in argv:
             command += ["--save_path", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

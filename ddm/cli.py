@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from ddm import __version__, torchrun
 from ddm.errors import UserError, nearest
 from ddm.interrupt import Stopped
-from ddm.settings import Role, Setting, Settings, checked, declarations
+from ddm.settings import Role, Setting, Settings, checked, declarations, optional
 
 S = TypeVar("S", bound=Settings)
 
@@ -140,21 +140,22 @@ def arguments_of(path: str, cls: type[Settings], given: Any) -> dict[str, Any]:
     known = {name for name, own in declared.items() if own.role is Role.PLACE or own.positional}
     repeated = {name for name, own in declared.items() if name not in known and not own.hidden}
     values = {}
-    for name in repeated & found.keys():
-        if found[name] is not None:
-            try:
-                values[name] = checked(name, declared[name], found[name], cls.__dataclass_fields__[name].default)
-            except UserError as error:
-                raise UserError(f"argument --like: {shown} has {error}") from None
+    for name in (name for name in declared if name in repeated & found.keys()):
+        if found[name] is None and not optional(cls, name):  # another command may leave it unset
+            continue
+        try:
+            values[name] = checked(cls, name, found[name])
+        except UserError as error:
+            raise UserError(f"argument --like: {shown} has {error}") from None
     for names, what in (
         (found.keys() - repeated - known, "this command has no"),
         (repeated - found.keys(), "at its default, as the file has none:"),
     ):
         if names:
             print(f"note: --like {shown}: {what} {', '.join(f'--{name}' for name in sorted(names))}", file=sys.stderr)
-    for name in [name for name in values if declared[name].exclusive]:  # of those that exclude each other, one stays
+    for name in [name for name in values if declared[name].exclusive]:  # of rivals, the last stays
         rivals = [k for k, own in declared.items() if own.exclusive == declared[name].exclusive and k != name]
-        if any(rival in given or rival in values for rival in rivals):
+        if any(rival in given or values.get(rival) is not None for rival in rivals):
             del values[name]
     return values
 

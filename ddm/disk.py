@@ -25,6 +25,9 @@ def replace(path: Path, write: Callable[[IO[bytes]], object] | bytes | str) -> N
         content = buffer.getbuffer()
     else:
         content = write.encode() if isinstance(write, str) else write
+    if path.exists() and not path.is_file():  # /dev/stdout
+        path.write_bytes(content)
+        return
     with beside(path) as tmp:
         tmp.write_bytes(content)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, ClassVar, dataclass_transform
+from types import NoneType
+from typing import Any, ClassVar, dataclass_transform, get_args
 
 from ddm.errors import UserError, nearest
 
@@ -34,6 +35,7 @@ class Setting:
     group: str = "options"  # its heading in --help
     # Left at its default, it is chosen for the user; a resumed run keeps what was chosen.
     chosen: bool = False
+    follows: str | None = None  # the argument of a set's run that it takes where it is unset
     exclusive: str | None = None  # settings with the same word here exclude each other
     positional: bool = False
     hidden: bool = False  # from --help
@@ -72,9 +74,8 @@ class Settings:
         dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
-        for name, declared in declarations(type(self)).items():
-            value = checked(name, declared, getattr(self, name), self.__dataclass_fields__[name].default)
-            object.__setattr__(self, name, value)
+        for name in declarations(type(self)):
+            object.__setattr__(self, name, checked(type(self), name, getattr(self, name)))
 
     def but(self, **changes: Any) -> Any:
         """The same settings with some values changed."""
@@ -92,12 +93,18 @@ def declarations(cls: type[Settings]) -> dict[str, Setting]:
     return {name: f.metadata["setting"] for name, f in fields.items() if "setting" in f.metadata}
 
 
-def checked(name: str, declared: Setting, value: Any, default: Any = None) -> Any:
-    """A value as its setting wants it, or UserError. None stands for "unset"."""
-    if value is None or (value is default and not isinstance(value, str)):
+def optional(cls: type[Settings], name: str) -> bool:
+    """Whether None ("unset") is a value of a setting."""
+    return NoneType in get_args(cls.__dataclass_fields__[name].type)
+
+
+def checked(cls: type[Settings], name: str, value: Any) -> Any:
+    """A value as a class's setting wants it, or UserError."""
+    declared, default = declarations(cls)[name], cls.__dataclass_fields__[name].default
+    if value is None and optional(cls, name):
         return value
     if isinstance(value, tuple):
-        return tuple(checked(name, declared, item) for item in value)
+        return tuple(checked(cls, name, item) for item in value)
     if isinstance(default, bool) or isinstance(value, bool):
         if not (isinstance(default, bool) and isinstance(value, bool)):
             raise UserError(f"argument --{name}: {value!r} is no value of this flag")

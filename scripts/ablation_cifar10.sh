@@ -4,8 +4,8 @@
 #   scripts/ablation_cifar10.sh [--ipc 10] [--budget cpu|full] [--out results/ablation] [--rows "dm style best"] [-- FLAGS]
 #
 # cpu: the short runs that docs/results.md prints; full: the paper's 20,000 iterations and 5 x 5 evaluations, for a GPU.
-# FLAGS go to every row, for instance `--out results/fashion -- --dataset FashionMNIST`. Stopped and started again, it goes
-# on: a finished row reports and does nothing else. The table: python collect_results.py OUT/ipcN
+# FLAGS go to every row, for instance `--out results/fashion -- --dataset FashionMNIST`. The same command
+# resumes after a stop; a finished row only reports. The table alone: python -m ddm collect OUT/ipcN
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/ablation
@@ -15,12 +15,12 @@ source "$here/scripts/rows.sh"
 flags_of() { # the command of a row
     case $1 in
         random | herding | kcenter | kmeans | forgetting | uncertainty | el2n | grand)
-            echo "coreset.py --method $1 $proxy" ;;
-        dm | published | paper | style | best) echo "DM_DDM.py ${method/PRESET/$1}" ;;
-        mm) echo "DM_DDM.py ${method/PRESET/dm} --mm_ratio 10000" ;;
-        cm) echo "DM_DDM.py ${method/PRESET/dm} --cm_ratio 10000" ;;
-        icd) echo "DM_DDM.py ${method/PRESET/dm} --icd_ratio 10" ;;
-        icd_spread) echo "DM_DDM.py ${method/PRESET/dm} --icd_ratio 10 --icd_form spread" ;;
+            echo "coreset --method $1 $proxy" ;;
+        dm | published | paper | style | best) echo "condense ${method/PRESET/$1}" ;;
+        mm) echo "condense ${method/PRESET/dm} --mm_ratio 10000" ;;
+        cm) echo "condense ${method/PRESET/dm} --cm_ratio 10000" ;;
+        icd) echo "condense ${method/PRESET/dm} --icd_ratio 10" ;;
+        icd_spread) echo "condense ${method/PRESET/dm} --icd_ratio 10 --icd_form spread" ;;
         *) echo "error: unknown row $1" >&2 && return 2 ;;
     esac
 }

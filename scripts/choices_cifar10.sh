@@ -5,7 +5,7 @@
 #
 # Rows: TERM_WEIGHT (mm, cm, icd, spread, rr); TAP-STATISTICS-SCALE for the two style terms together, TAP among conv, norm,
 # act, pool, STATISTICS image or batch, SCALE abs or rel; k_K neighbours of L_ICD; mm-WEIGHT+cm-WEIGHT for preset style.
-# One condensation and one network a row: differences below a point mean little. Stopped and started again, it goes on.
+# One condensation and one network a row: differences below a point mean little. The same command resumes after a stop.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/choices experiments=1 networks=1
@@ -17,7 +17,7 @@ done
 source "$here/scripts/rows.sh"
 
 flags_of() { # the command of a row
-    local base="DM_DDM.py ${method/PRESET/dm} --eval_split val" number=${1#*_}
+    local base="condense ${method/PRESET/dm} --eval_split val" number=${1#*_}
     case $1 in
         dm) echo "$base" ;;
         mm_*) echo "$base --mm_ratio $number" ;;
@@ -26,13 +26,13 @@ flags_of() { # the command of a row
         spread_*) echo "$base --icd_ratio $number --icd_form spread" ;;
         rr_*) echo "$base --rr_ratio $number" ;;
         k_*) echo "$base --icd_ratio 10 --k $number" ;;
-        mm-*+cm-*) local mm=${1#mm-} && echo "DM_DDM.py ${method/PRESET/style} --eval_split val --mm_ratio ${mm%+cm-*} --cm_ratio ${1##*-}" ;;
+        mm-*+cm-*) local mm=${1#mm-} && echo "condense ${method/PRESET/style} --eval_split val --mm_ratio ${mm%+cm-*} --cm_ratio ${1##*-}" ;;
         *-*-abs) # weights of the published scripts
             IFS=- read -r tap statistics _ <<<"$1"
             echo "$base --style_tap $tap --style_stats $statistics --mm_ratio 10000 --cm_ratio 10000" ;;
         *-*-rel) # weights of preset style
             IFS=- read -r tap statistics _ <<<"$1"
-            echo "DM_DDM.py ${method/PRESET/style} --eval_split val --style_tap $tap --style_stats $statistics" ;;
+            echo "condense ${method/PRESET/style} --eval_split val --style_tap $tap --style_stats $statistics" ;;
         *) echo "error: unknown row $1" >&2 && return 2 ;;
     esac
 }

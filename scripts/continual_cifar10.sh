@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The class-incremental table and plot of docs/results.md: CIFAR10 in 5 steps of 2 classes, 10 images a class.
 #
-#   scripts/continual_cifar10.sh [OUT] [FLAGS of continual.py]        # results/continual by default
+#   scripts/continual_cifar10.sh [OUT] [FLAGS of ddm continual]        # results/continual by default
 #
-# Stopped and started again, it goes on.
+# The same command resumes after a stop.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ ${1:-} == -* ]]; then set -- results/continual "$@"; fi # flags alone
 out=${1:-results/continual}
-${PYTHON:-python} continual.py --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \
+${PYTHON:-python} -m ddm continual --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \
     --Iteration 200 --proxy_epochs 3 --epoch_eval_train 200 --compile on --save_path "$out" "${@:2}"

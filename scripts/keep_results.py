@@ -2,7 +2,7 @@
 
     python scripts/keep_results.py results/ablation/ipc10 docs/results/ablation/ipc10
 
-With them, any number of docs/results.md can be made again: `--like docs/results/ablation/ipc10/dm/results.json`.
+They reproduce any number of docs/results.md: `--like docs/results/ablation/ipc10/dm/results.json`.
 """
 
 import json
@@ -15,7 +15,8 @@ PATHS = {"save_path": "result", "data_path": "data", "proxy_cache": None}
 def cleaned(record: dict) -> dict:
     for args in (record["args"], record["asked"]):
         args.update({key: value for key, value in PATHS.items() if key in args})
-    command, words = [Path(record["command"][0]).name], record["command"][1:]
+    program, *words = record["command"]
+    command = ["ddm" if Path(program).name == "__main__.py" else Path(program).name]
     for before, word in zip(["", *words], words, strict=False):
         command.append(PATHS.get(before.removeprefix("--"), word) if before.startswith("--") else word)
     return record | {"command": command}

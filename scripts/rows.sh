@@ -1,6 +1,7 @@
-# What the scripts of the tables share: sourced by them, not run. A script sets `rows` (those it runs unless --rows says
-# otherwise) and `default_out`, defines `flags_of ROW` (the command of a row; it may use $budget, $method, $proxy), and
-# calls `run_rows "$@"`.
+# Shared by the scripts of the tables, which source it. A script sets `here` (the repository's root), `rows` (the default
+# of --rows) and `default_out`, defines `flags_of ROW` (the command of a row; it may use $budget, $method, $proxy), and
+# calls `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH.
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 run_rows() {
     local ipc=10 budget=cpu out=$default_out evaluation
@@ -36,10 +37,10 @@ run_rows() {
         status=0
         # Words on purpose: every flag is one.
         # shellcheck disable=SC2086
-        "${PYTHON:-python}" "$here"/$command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@" || status=$?
+        "${PYTHON:-python}" -m ddm $command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@" || status=$?
         ((status < 128)) || return "$status" # stopped by a signal
         ((status == 0)) || failed+=" $row"
     done
-    "${PYTHON:-python}" "$here/collect_results.py" "$out/ipc$ipc" || return
+    "${PYTHON:-python}" -m ddm collect "$out/ipc$ipc" || return
     if [[ $failed ]]; then echo "error: these rows failed, see above:$failed" >&2 && return 2; fi
 }

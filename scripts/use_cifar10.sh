@@ -1,39 +1,39 @@
 #!/usr/bin/env bash
-# What a condensed set is good for, the tables of docs/results.md about one set of CIFAR10, ipc 10: accuracy on four networks,
-# accuracy after every export, ddranking's figures.
+# The uses of a condensed set: the tables of docs/results.md about one set of CIFAR10, ipc 10. They are its accuracy on four
+# networks, its accuracy after every export, and its DD-Ranking scores.
 #
 #   scripts/use_cifar10.sh [OUT]        # results/use by default
 #
-# Stopped and started again, it goes on. ddranking is left out where it is not installed (see docs/sets.md).
+# The same command resumes after a stop. DD-Ranking is left out where ddranking is not installed (see docs/sets.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-results/use} python=${PYTHON:-python}
+out=${1:-results/use} python=${PYTHON:-python} ddm="${PYTHON:-python} -m ddm"
 set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
 
-$python DM_DDM.py --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
+$ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
     --save_path "$out/set"
 
-$python evaluate.py "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_path "$out/networks"
+$ddm evaluate "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_path "$out/networks"
 
 # The same, kept in [0, 1] from the start.
-$python DM_DDM.py --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
+$ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
     --clip_pixels --save_path "$out/clipped"
 
 formats=("$set")
 for format in png npz tensor safetensors dcbench; do
     path=$out/exports/set_$format
     case $format in npz | safetensors) path=$path.$format ;; tensor) path=$path.pt ;; esac
-    [[ -e $path ]] || $python export.py "$set" --to $format --out "$path"
+    [[ -e $path ]] || $ddm export "$set" --to $format --out "$path"
     [[ $format == dcbench ]] && path=$path/DM/CIFAR10/IPC10/res_DM_CIFAR10_ConvNet_10ipc.pt
     formats+=("$path")
 done
 path=$out/exports/clipped_png
-[[ -e $path ]] || $python export.py "$out/clipped/res_DM_CIFAR10_ConvNet_10ipc.pt" --to png --out "$path"
+[[ -e $path ]] || $ddm export "$out/clipped/res_DM_CIFAR10_ConvNet_10ipc.pt" --to png --out "$path"
 formats+=("$out/clipped/res_DM_CIFAR10_ConvNet_10ipc.pt" "$path")
 # All by the networks that scored the set in its run.
-$python evaluate.py "${formats[@]}" --num_eval 2 --save_path "$out/round_trip"
+$ddm evaluate "${formats[@]}" --num_eval 2 --save_path "$out/round_trip"
 
 if $python -c "import ddranking" 2>/dev/null; then
     # 84.8 %: published; without --full_acc, the package trains on the whole set, for --full_epochs.
-    $python score.py "$set" --num_epochs 60 --full_acc 84.8 --num_eval 1 --save_path "$out/ddranking"
+    $ddm score "$set" --num_epochs 60 --full_acc 84.8 --num_eval 1 --save_path "$out/ddranking"
 fi

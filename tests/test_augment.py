@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddm.augment import OPERATIONS, DiffAugment, ParamDiffAug, augment, augment_classes, get_daparam
+import augment as handed_on
+import ddm.augment
+from ddm.augment import OPERATIONS, DiffAugment, ParamDiffAug, augment_classes
+from ddm.compat import augment, get_daparam
 from ddm.errors import UserError
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -131,3 +134,9 @@ def test_dc_scale_draws_anew_for_every_image():
 def test_unknown_modes_are_refused():
     with pytest.raises(UserError, match="aug_mode 'X'"):
         DiffAugment(torch.zeros(1, 3, 8, 8), "crop", seed=1, param=ParamDiffAug(aug_mode="X"))
+
+
+def test_augment_py_hands_on_the_names_of_version_0_1_0():
+    assert handed_on.augment is augment and handed_on.get_daparam is get_daparam
+    for name in ("OPERATIONS", "DiffAugment", "ParamDiffAug", "augment_classes"):
+        assert getattr(handed_on, name) is getattr(ddm.augment, name)

@@ -1,8 +1,9 @@
 """What users mistype, and what arrives damaged: exit status 2, one line that names the culprit, nothing written."""
 
-import importlib
+import io
 import os
 import pickle
+import runpy
 import shutil
 import sys
 import zipfile
@@ -10,25 +11,26 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, tiny_arrays
+from conftest import QUICK, ROOT, parsed, recipe_of, tiny_arrays
+from test_resume import write_content
 
-from ddm.runs import checkpoint
-from ddm import flags
+from ddm.commands import condense
+from ddm.runs import progress
 
 
 def tree(folder):
-    """Names, sizes and contents of everything in a folder; None where it is not there."""
+    """Names and contents of everything in a folder; None where it does not exist."""
     if not folder.is_dir():
         return folder.read_bytes() if folder.exists() else None
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def refused(capsys, monkeypatch, save_path, named, argv, recipe="DM_GramMatching"):
-    """Run a recipe's command in this process and check how it ends."""
-    module, before = importlib.import_module(recipe), tree(save_path)
+    """Run a recipe's script in this process and check how it ends."""
+    before = tree(save_path)
     monkeypatch.setattr("sys.argv", [f"{recipe}.py", *argv])
     with pytest.raises(SystemExit) as stopped:
-        flags.main(module.make_parser(), module.run)
+        runpy.run_path(str(ROOT / f"{recipe}.py"), run_name="__main__")
     err = capsys.readouterr().err
     assert stopped.value.code == 2
     assert err.count("\n") == 1 and len(err) < 300 and named in err and "Traceback" not in err
@@ -86,7 +88,7 @@ ARGUMENTS = {
     "--device cuda:99": "'cuda:99'",
     "--device gpu": "'gpu'",
     "--init random": "--init",
-    "--real_sampling best": "--real_sampling",
+    "--real_sampling best": "real_sampling 'best'",
     "--on_nonfinite ignore": "--on_nonfinite",
     "--resume yes": "--resume",
     "--resume must": "--resume must",
@@ -184,8 +186,8 @@ def stopped(data_path, tmp_path_factory):
     """The folder of a run, and its command."""
     folder = tmp_path_factory.mktemp("stopped")
     command = [*QUICK, "--model", "ConvNetW32_gram", "--data_path", str(data_path), "--eval_every", "0"]
-    module = importlib.import_module("DM_GramMatching")
-    module.run(flags.resolve(module.make_parser().parse_args([*command, "--save_path", str(folder)])))
+    settings = parsed("DM_GramMatching", *command, "--save_path", folder)
+    condense.run_recipe(recipe_of("DM_GramMatching"), settings)
     return folder, command
 
 
@@ -193,11 +195,9 @@ def rewrite(change):
     """Write a checkpoint that is whole and has the right digest, and a changed state."""
 
     def write(path):
-        state = checkpoint.read(path)
+        state = torch.load(io.BytesIO(torch.load(path)["state"].numpy().tobytes()))
         change(state)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "read", lambda path: state)  # which would not let it pass
-            checkpoint.write(path, state)
+        write_content(path, state)
 
     return write
 
@@ -228,6 +228,8 @@ CHECKPOINTS = {
     "nan": (rewrite(lambda state: state["sets"][0].fill_(torch.nan)), "finite numbers"),
     "another shape": (rewrite(lambda state: state.update(sets=[torch.zeros(3)])), "the checkpoint's images are [3]"),
     "other arguments": (rewrite(lambda state: state["requested"].update(ipc=7)), "--ipc 7 there, 2 now"),
+    "another recipe": (rewrite(lambda state: state.update(recipe="DM_DDM")), "--recipe DM_DDM there"),
+    "a version of text": (rewrite(lambda state: state.update(format="3")), "its format is '3'"),
     "other data": (rewrite(lambda state: state.update(data="0", concluded=None)), "not the data"),
 }
 
@@ -237,8 +239,8 @@ def test_checkpoints(case, stopped, tmp_path, capsys, monkeypatch):
     folder, command = stopped
     shutil.copytree(folder, tmp_path / "out")
     damage, named = CHECKPOINTS[case]
-    damage(tmp_path / "out" / checkpoint.NAME)
-    shutil.copy(tmp_path / "out" / checkpoint.NAME, tmp_path / "out" / checkpoint.PREVIOUS)
+    damage(tmp_path / "out" / progress.NAME)
+    shutil.copy(tmp_path / "out" / progress.NAME, tmp_path / "out" / progress.PREVIOUS)
     refused(capsys, monkeypatch, tmp_path / "out", named, [*command, "--save_path", str(tmp_path / "out")])
 
 

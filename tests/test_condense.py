@@ -7,42 +7,40 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, RECIPES, matcher, parse, quick_model, run, tiny_arrays
+from conftest import QUICK, RECIPES, maker, parse, quick_model, run, tiny_arrays
 from PIL import Image
 
-from ddm.methods import condense
-from ddm.data import data as datasets
-from ddm.methods import matching
 from ddm import rng
 from ddm.augment import DiffAugment
-from ddm.methods.condense import real_images
+from ddm.data import loading
 from ddm.errors import UserError
 from ddm.losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
+from ddm.methods import matching
+from ddm.methods.step import SCHEDULES, real_images
 from ddm.networks import get_network, initialise
-from ddm.methods.schedules import SCHEDULES
+from ddm.runs import experiments
 
 
 def ready(recipe, data_path, *argv):
-    """Arguments and data as a run has them before its first step."""
-    args = parse(recipe, *QUICK, "--model", quick_model(recipe), "--data_path", str(data_path), *argv)
-    data = datasets.load(args.dataset, args.data_path)
-    matcher(recipe, args, data)
-    return args, data
+    """A recipe's plan and data as a run has them before its first step."""
+    settings = parse(recipe, *QUICK, "--model", quick_model(recipe), "--data_path", data_path, *argv)
+    data = loading.load(settings.dataset, settings.data_path)
+    return maker(recipe, settings, data).plan, data
 
 
-def plain_term(recipe, args, real, syn):
+def plain_term(recipe, settings, real, syn):
     """The objective of one class from the equations; features of one class only, as the published loops do."""
     if recipe == "DM_KNearest":
-        return mean_matching(real[None], syn[None]) + args.icd_ratio * intra_class_diversity(syn[None], args.k)
+        return mean_matching(real[None], syn[None]) + settings.icd_ratio * intra_class_diversity(syn[None], settings.k)
     (phi_real, maps_real), (phi_syn, maps_syn) = real, syn
     maps_real, maps_syn = [m[None] for m in maps_real], [m[None] for m in maps_syn]
     loss = mean_matching(phi_real[None], phi_syn[None])
     if recipe == "DM_DDM":
-        loss = loss + args.icd_ratio * intra_class_diversity(phi_syn[None], args.k)
-        loss = loss + args.mm_ratio * moments_matching(maps_real, maps_syn)
-        return loss + args.cm_ratio * correlation_matching(maps_real, maps_syn)
+        loss = loss + settings.icd_ratio * intra_class_diversity(phi_syn[None], settings.k)
+        loss = loss + settings.mm_ratio * moments_matching(maps_real, maps_syn)
+        return loss + settings.cm_ratio * correlation_matching(maps_real, maps_syn)
     style = {"DM_GramMatching": correlation_matching, "DM_MeanStd_Matching": moments_matching}[recipe]
-    return loss + args.style_ratio * style(maps_real, maps_syn)
+    return loss + settings.style_ratio * style(maps_real, maps_syn)
 
 
 @pytest.mark.parametrize("class_chunk", ["1", "4", "10"])
@@ -51,28 +49,32 @@ def test_a_run_equals_a_plain_loop_over_iterations_and_classes(recipe, class_chu
     lr = "0.1" if recipe != "DM_DDM" else "0.01"  # the sum of all terms wants smaller steps
     argv = ("--ipc", "3", "--lr_img", lr, "--class_chunk", class_chunk, "--eval_every", "0", "--num_eval", "1")
     saved, _ = run(recipe, data_path, tmp_path, *argv)
-    args, data = ready(recipe, data_path, *argv)
+    plan, data = ready(recipe, data_path, *argv)
+    settings = plan.settings
 
-    images = real_images(data, args, 0)
+    def first_images():
+        return real_images(data, plan.counts, settings.seed, 0)
+
+    images = first_images()
     velocity = torch.zeros_like(images)
     for it in (1, 2, 3):
-        fresh = get_network(args.model, 3, 10)
+        fresh = get_network(settings.model, 3, 10)
         fresh.tap("none" if recipe == "DM_KNearest" else "published")
-        initialise(fresh, rng.generator(args.seed, 0, it, -1, "network"))
+        initialise(fresh, rng.generator(settings.seed, 0, it, -1, "network"))
         images.requires_grad_()
         loss = 0
         for c in range(10):
-            drawn = data.draw(c, args.batch_real, rng.generator(args.seed, 0, it, c, "real images"))
-            seed = rng.seed_of(args.seed, 0, it, c, "augmentation")
-            img_real = DiffAugment(data.normalise(data.x_train[drawn]), args.dsa_strategy, seed)
-            img_syn = DiffAugment(images[3 * c : 3 * c + 3], args.dsa_strategy, seed)
+            drawn = data.draw(c, settings.batch_real, rng.generator(settings.seed, 0, it, c, "real images"))
+            seed = rng.seed_of(settings.seed, 0, it, c, "augmentation")
+            img_real = DiffAugment(data.normalise(data.x_train[drawn]), settings.dsa_strategy, seed)
+            img_syn = DiffAugment(images[3 * c : 3 * c + 3], settings.dsa_strategy, seed)
             with torch.no_grad():
                 real = fresh.embed(img_real)
-            loss = loss + plain_term(recipe, args, real, fresh.embed(img_syn))
+            loss = loss + plain_term(recipe, settings, real, fresh.embed(img_syn))
         (gradient,) = torch.autograd.grad(loss, images)
         velocity = 0.5 * velocity + gradient  # SGD with momentum 0.5
-        images = (images - args.lr_img * velocity).detach()
-    moved = images - real_images(data, args, 0)
+        images = (images - settings.lr_img * velocity).detach()
+    moved = images - first_images()
     assert moved.abs().max() > 1e-3
     error = saved["data"][0][0] - images
     assert error.norm() < 1e-3 * moved.norm()
@@ -87,13 +89,15 @@ def test_clipped_pixels_are_the_nearest_in_range(data_path, tmp_path):
         run("DM_DDM", data_path, tmp_path / str(flag), "--Iteration", "1", *line, *flag)[0]["data"][0][0]
         for flag in ((), ("--clip_pixels",))
     )
-    data = datasets.load("CIFAR10", data_path)
-    assert torch.equal(clipped, free.clamp(*data.bounds())) and not torch.equal(clipped, free)
+    data = loading.load("CIFAR10", data_path)
+    normalisation = data.normalisation
+    assert torch.equal(clipped, free.clamp(*normalisation.bounds())) and not torch.equal(clipped, free)
     images = run("DM_DDM", data_path, tmp_path / "more", *line, "--clip_pixels")[0]["data"][0][0]
-    assert (data.denormalise(images) - (images * data.constants[1] + data.constants[0])).abs().max() < 1e-6
-    args = parse("DM_DDM", *QUICK, "--clip_pixels")
+    mean, std = normalisation.constants
+    assert (normalisation.pixels(images) - (images * std + mean)).abs().max() < 1e-6
+    whitened = replace(data, normalisation=replace(normalisation, inverse=torch.eye(3)))
     with pytest.raises(UserError, match="whitened images have no"):
-        condense.prepare(replace(data, whitening="any"), args, None, {})
+        maker("DM_DDM", parse("DM_DDM", *QUICK, "--clip_pixels"), whitened)
 
 
 def test_iterations_and_classes_draw_differently(data_path):
@@ -139,13 +143,13 @@ def test_noise_starts_from_noise_but_is_held_against_real_images(data_path, tmp_
 
 
 def test_batchnorm_networks_see_all_classes_in_a_pass(data_path):
-    args, _ = ready("DM_KNearest", data_path, "--model", "ConvNetBN", "--class_chunk", "2")
-    assert args.class_chunk == 10
+    plan, _ = ready("DM_KNearest", data_path, "--model", "ConvNetBN", "--class_chunk", "2")
+    assert plan.settings.class_chunk == 10 and list(plan.chunks()) == [range(10)]
 
 
 def test_batch_real_is_cut_to_the_largest_class(data_path):
-    args, _ = ready("DM_KNearest", data_path, "--batch_real", "500")
-    assert args.batch_real == 8
+    plan, _ = ready("DM_KNearest", data_path, "--batch_real", "500")
+    assert plan.settings.batch_real == 8
 
 
 @pytest.mark.parametrize("bad", ["L_MMD", "L_MMD but not its gradient", "gradient"])
@@ -153,13 +157,13 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path
     recipe = importlib.import_module("DM_KNearest")
     calls = []
 
-    def failing(real, syn, args):
+    def failing(real, syn, settings):
         loss = mean_matching(real.embedding, syn.embedding)
         third_step = len(calls) // 2 == 2  # two chunks a step
         calls.append(None)
         if third_step:
             loss = {"L_MMD": loss * torch.inf, "gradient": (loss * 0).sqrt()}.get(bad, loss + torch.inf)
-        return {"L_MMD": loss, "L_ICD": syn.embedding.sum() * 0}
+        return {"L_MMD": loss, "L_ICD": syn.embedding.sum((1, 2)) * 0}
 
     monkeypatch.setattr(recipe, "objective", failing)
     argv = ("--eval_every", "0", "--class_chunk", "5", "--Iteration")
@@ -176,7 +180,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path
     assert torch.equal(torch.load(path)["data"][0][0], skipping["data"][0][0])
     calls.clear()
     _, results = run("DM_KNearest", data_path, tmp_path / "d", *argv, "9", "--on_nonfinite", "skip")
-    assert results["skipped"] == [[0, 3]]  # and it went on from there
+    assert results["skipped"] == [[0, 3]]  # and it continued from there
     calls.clear()
     two_steps, _ = run("DM_KNearest", data_path, tmp_path / "b", *argv, "2")
     assert torch.equal(torch.load(path)["data"][0][0], two_steps["data"][0][0])
@@ -186,7 +190,7 @@ def test_losses_are_looked_at_every_ten_iterations(data_path, tmp_path):
     run("DM_GramMatching", data_path, tmp_path, "--Iteration", "11", "--eval_every", "0")
     lines = (tmp_path / "training.log").read_text().splitlines()
     logged = [line.split("iter ")[1].split(":")[0] for line in lines if "L_MMD" in line and "iter" in line]
-    assert logged == ["10", "11"] and condense.CHECK_EVERY == 10
+    assert logged == ["10", "11"] and experiments.CHECK_EVERY == 10
 
 
 def test_cosine_and_momentum_change_the_step_as_they_say(data_path, tmp_path):
@@ -211,12 +215,10 @@ def test_the_validation_split_is_scored_in_place_of_the_test_set(tmp_path, capsy
     _, results = run("DM_KNearest", tmp_path, tmp_path / "a", "--eval_split", "val", "--num_exp", "2")
     assert "all 20 val images" in results["protocol"] and "accuracy on the val set" in capsys.readouterr().out
     assert all(acc * 20 == pytest.approx(round(acc * 20)) for acc in results["accuracies"])
-    data = datasets.load("CIFAR10", tmp_path).with_validation(rng.seed_of(0, 0, 0, -1, "validation split"))
-    args = parse("DM_KNearest", *QUICK)
-    args.counts = 10 * [args.ipc]
+    data = loading.load("CIFAR10", tmp_path).with_validation(rng.seed_of(0, 0, 0, -1, "validation split"))
     frozen, _ = run("DM_KNearest", tmp_path, tmp_path / "c", "--eval_split", "val", "--num_exp", "2", "--lr_img", "0")
     for experiment, (images, _) in enumerate(frozen["data"]):  # lr_img 0: the real images that a run started from
-        assert torch.equal(images, real_images(data, args, experiment))
+        assert torch.equal(images, real_images(data, 10 * [2], 0, experiment))
     np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(train=1))
     with pytest.raises(UserError, match="--eval_split val"):
         run("DM_KNearest", tmp_path, tmp_path / "b", "--eval_split", "val", "--ipc", "1")
@@ -226,11 +228,12 @@ def test_the_validation_split_is_scored_in_place_of_the_test_set(tmp_path, capsy
 @pytest.mark.parametrize(("classes", "n", "pixels"), [(2, 7, 2**12), (4, 3, 2**13), (1, 5, 2**20), (3, 2, 1)])
 def test_real_images_in_parts_give_the_features_of_all_at_once(classes, n, pixels, data_path, monkeypatch):
     for recipe in ("DM_GramMatching", "DM_MeanStd_Matching"):
-        args = parse(recipe, *QUICK, "--model", quick_model(recipe))
-        under = matcher(recipe, args, datasets.load("CIFAR10", data_path))
+        settings = parse(recipe, *QUICK, "--model", quick_model(recipe))
+        made = maker(recipe, settings, loading.load("CIFAR10", data_path))
+        under = made.matcher
         initialise(under.net, rng.generator(0, 0, 1, -1, "network"))
         images = torch.randn(classes, n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        whole = matching.features(under.net, images, under.statistics, "fp32")
+        whole = matching.features(under.net, images, under.statistics, made.plan.machine)
         sizes = []
         under.net.features[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))  # noqa: B023
         with monkeypatch.context() as patch:
@@ -294,7 +297,7 @@ def test_whitened_runs_save_what_gives_the_pictures_back(tmp_path):
 
 
 def test_whitening_decorrelates_the_training_images_and_knows_no_others():
-    data = datasets.load("Digits", "nowhere")
+    data = loading.load("Digits", "nowhere")
     flat = (data.x_train.float() / 255).flatten(1).double()
     centred = flat - flat.mean(0)
     _, s, v = torch.linalg.svd(centred, full_matrices=False)
@@ -302,5 +305,6 @@ def test_whitening_decorrelates_the_training_images_and_knows_no_others():
     whitened = data.whitened()
     assert (whitened.x_train.flatten(1) - expected).abs().max() < 1e-3
     split = data.with_validation(0)
-    assert not torch.equal(split.whitened().whitening.mean, whitened.whitening.mean)  # fitted to what is kept
-    assert torch.allclose(split.whitened().whitening.mean, (split.x_train.float() / 255).flatten(1).mean(0), atol=1e-5)
+    kept = split.whitened().normalisation.offset
+    assert not torch.equal(kept, whitened.normalisation.offset)  # fitted to what is kept
+    assert torch.allclose(kept, (split.x_train.float() / 255).flatten(1).mean(0), atol=1e-5)

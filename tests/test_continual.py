@@ -1,34 +1,31 @@
-"""Class-incremental learning: the real command on Digits, its memories, and that it goes on."""
+"""Class-incremental learning: the real command on Digits, its memories, and that it resumes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import command, command_line, parsed
 
 from ddm.commands import continual
-from ddm.data import data as datasets
+from ddm.data.loading import load
 from ddm.errors import UserError
 
 SMALL = "--dataset Digits --steps 2 --ipc 3 --batch_real 8 --Iteration 2 --epoch_eval_train 40 --model ConvNetW32"
 LINE = [*SMALL.split(), "--proxy_epochs", "1", "--preset", "dm", "--lr_img", "1"]
 
 
+def arguments(tmp_path, *argv):
+    return [*LINE, "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out"), *argv]
+
+
 def parse(tmp_path, *argv):
-    line = [*LINE, "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out"), *argv]
-    args = continual.make_parser().parse_args(line)
-    continual.settle(args)
-    return args
+    return parsed("continual", *arguments(tmp_path, *argv))
 
 
 def test_the_command_and_what_it_writes(tmp_path):
     memories = ("herding", "dm", "ddm")
-    line = [sys.executable, str(ROOT / "continual.py"), *LINE, "--memory", ",".join(memories), "--seeds", "1"]
-    line += ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "out")]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240)
+    done = command_line("continual", *arguments(tmp_path, "--memory", ",".join(memories), "--seeds", "1"))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     for memory in memories:
@@ -37,7 +34,7 @@ def test_the_command_and_what_it_writes(tmp_path):
         assert f"| {memory} | " in done.stdout
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
     # dm and ddm have the same weights here (--preset dm), so the same memory.
-    data, order = datasets.load("Digits", tmp_path), np.random.RandomState(0).permutation(10)
+    data, order = load("Digits", tmp_path), np.random.RandomState(0).permutation(10)
     for step in range(2):
         sets = {m: torch.load(tmp_path / "out" / "memory" / f"{m}_seed0_step{step}.pt") for m in memories}
         assert torch.equal(sets["dm"][0], sets["ddm"][0]) and not torch.equal(sets["dm"][0], sets["herding"][0])
@@ -46,7 +43,7 @@ def test_the_command_and_what_it_writes(tmp_path):
         for image, label in zip(*sets["herding"], strict=True):
             own = data.batch(data.indices[label])
             assert (own == image).flatten(1).all(1).sum() == 1  # a training image of its class
-    # The same command with more orders goes on from here.
+    # The same command with more orders resumes.
     continual.run(parse(tmp_path, "--memory", "herding", "--seeds", "2"))
     more = json.loads((tmp_path / "out" / "results.json").read_text())["accuracies"]
     assert more["herding"]["0"] == results["accuracies"]["herding"]["0"] and len(more["herding"]["1"]) == 2
@@ -71,15 +68,18 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--steps", "6"), "two a step at least"),
+        (("--steps", "6"), "at least two per step"),
         (("--memory", "randum"), "did you mean 'random'"),
-        (("--ipc", "n.json"), "takes a number"),
+        (("--ipc", "n.json"), "argument --ipc: 'n.json' is not an integer"),
         (("--eval_mode", "M"), "no use for --eval_mode"),
-        (("--tensorboard",), "no use for --tensorboard"),
+        (("--zca",), "no use for --zca"),
+        (("--tensorboard",), "unknown argument '--tensorboard'"),
         (("--ipc", "1000"), "fewer than the 1000"),
     ],
 )
-def test_mistakes(argv, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        continual.run(parse(tmp_path, *argv))
+def test_mistakes(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command("continual", *arguments(tmp_path, *argv))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()

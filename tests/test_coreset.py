@@ -1,22 +1,20 @@
-"""coreset.py: every method through its command, what it picks, its cache, and the table made of its results."""
+"""`ddm coreset`: every method, what it picks, its cache; and the table that `ddm collect` makes of results."""
 
 import csv
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import command_line
+from conftest import command, command_line, parsed
 
 from ddm.commands import collect_results
-from ddm.commands import coreset
-from ddm.data import data as datasets
-from ddm import flags
-from ddm.methods import selection
-from ddm.methods.condense import real_images
+from ddm.data.loading import load
+from ddm.device import Machine
 from ddm.errors import UserError
-from ddm.runs.experiments import images_per_class
+from ddm.methods import coreset
+from ddm.methods.plan import images_per_class
+from ddm.methods.step import real_images
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
 COMMON += ["--proxy_epochs", "2"]
@@ -25,8 +23,7 @@ COMMON += ["--proxy_epochs", "2"]
 def make(method, data_path, save_path, *argv):
     """Run the command in this process; its results.json and its sets."""
     line = [*COMMON, "--method", method, "--data_path", str(data_path), "--save_path", str(save_path), *argv]
-    args = flags.resolve(coreset.make_parser().parse_args(line))
-    coreset.run(args)
+    command("coreset", *line)
     results = json.loads((save_path / "results.json").read_text())
     ipc = 0 if method == "full" else 2
     return results, torch.load(save_path / f"res_{method}_CIFAR10_ConvNetW32_{ipc}ipc.pt")
@@ -41,12 +38,12 @@ def test_the_command(data_path, tmp_path):
     assert again.returncode == 0 and "is finished" in again.stdout
 
 
-@pytest.mark.parametrize("method", selection.methods())
+@pytest.mark.parametrize("method", coreset.methods())
 def test_every_method_writes_real_images_of_the_right_class(method, data_path, tmp_path):
     results, saved = make(method, data_path, tmp_path)
     assert results["n"] == 4 and results["args"]["method"] == method
     assert [e["images"] for e in results["evaluations"]] == [method] * 2
-    data = datasets.load("CIFAR10", data_path)
+    data = load("CIFAR10", data_path)
     for images, labels in saved["data"]:
         if method == "full":
             assert len(images) == len(labels) == 0
@@ -61,15 +58,15 @@ def test_every_method_writes_real_images_of_the_right_class(method, data_path, t
 
 def test_random_is_what_recipes_call_random_real(data_path, tmp_path):
     _, saved = make("random", data_path, tmp_path)
-    args = flags.resolve(coreset.make_parser().parse_args(COMMON))
-    data = datasets.load("CIFAR10", data_path)
-    args.counts = images_per_class(data, args.ipc)
+    settings = parsed("coreset", *COMMON)
+    data = load("CIFAR10", data_path)
+    counts = images_per_class(data, settings.ipc)
     for experiment, (images, _) in enumerate(saved["data"]):
-        assert torch.equal(images, real_images(data, args, experiment))
+        assert torch.equal(images, real_images(data, counts, settings.seed, experiment))
     assert not torch.equal(saved["data"][0][0], saved["data"][1][0])
 
 
-def test_more_networks_and_the_whole_set_go_on(data_path, tmp_path):
+def test_a_finished_run_takes_more_networks(data_path, tmp_path):
     for method in ("kmeans", "full"):
         before, _ = make(method, data_path, tmp_path / method)
         after, _ = make(method, data_path, tmp_path / method, "--num_eval", "3")
@@ -86,46 +83,48 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
         "--method random --subset_size 5": "--subset_size is for",
         "--method full --subset_size 81": "has 80 training images",
         "--method herding --ipc 9": "lower --ipc to 8",
-        "--method best": "--method",
+        "--method best": "unknown method 'best'",
         "--method herding --lr_net 1e30": "lower --lr_net",
         f"--method herding --proxy_cache {'x' * 300}": "--proxy_cache",
     }.items():
         save_path = tmp_path / "none"
         line = [*COMMON, "--data_path", str(data_path), "--save_path", str(save_path), *argv.split()]
-        with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["coreset.py", *line])
-            flags.main(coreset.make_parser(), coreset.run)
+        with pytest.raises(SystemExit) as stopped:
+            command("coreset", *line)
         err = capsys.readouterr().err
         assert stopped.value.code == 2 and text in err.splitlines()[-1] and not save_path.exists()
         assert err.count("error: ") == 1 and "Traceback" not in err
 
 
-def test_the_proxy_is_kept_and_damage_is_said(data_path, tmp_path):
+def test_the_proxy_is_cached_and_damage_is_reported(data_path, tmp_path):
     cache = tmp_path / "cache"
-    args = flags.resolve(coreset.make_parser().parse_args([*COMMON, "--proxy_cache", str(cache)]))
-    args.compile, args.precision, args.method = "off", "fp32", "herding"
-    data = datasets.load("CIFAR10", data_path)
-    first, second = (selection.proxy(data, args, "digest") for _ in range(2))
+    settings = parsed("coreset", *COMMON, "--proxy_cache", cache)
+    choice, folder = coreset.ProxyChoice.of(settings), coreset.cache_folder(settings)
+    data = load("CIFAR10", data_path)
+
+    def proxy(digest="digest", choice=choice):
+        return coreset.proxy(data, choice, Machine(), folder, digest, "herding")
+
+    first, second = proxy(), proxy()
     assert torch.equal(first.embedding, second.embedding) and len(list(cache.iterdir())) == 1
-    for name in selection.ON_SCORES:
+    for name in coreset.ON_SCORES:
         assert torch.equal(first.scores[name], second.scores[name]) and first.scores[name].shape == (80,)
-    selection.proxy(data, args, "other data")
+    proxy("other data")
     assert len(list(cache.iterdir())) == 2
     for path in cache.iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(selection.UserError, match="delete it"):
-        selection.proxy(data, args, "digest")
-    torch.save({"net": selection.empty_network(args.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
+    with pytest.raises(UserError, match="delete it"):
+        proxy()
+    torch.save({"net": coreset.empty_network(choice.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
     torch.save({**torch.load(path), "forgetting": torch.zeros(7)}, path.with_name("short"))
     for content in (path.read_bytes(), path.with_name("short").read_bytes()):  # no scores, too few
         for own in list(cache.iterdir()):
             own.write_bytes(content)
-        with pytest.raises(selection.UserError, match="delete it"):
-            selection.proxy(data, args, "digest")
+        with pytest.raises(UserError, match="delete it"):
+            proxy()
     path.with_name("short").unlink()
-    args.lr_net = 1e30  # another network, and none to look at
-    with pytest.raises(selection.UserError, match="lower --lr_net"):
-        selection.proxy(data, args, "digest")
+    with pytest.raises(UserError, match="lower --lr_net"):  # another network, and none to look at
+        proxy(choice=choice._replace(lr_net=1e30))
     assert len(list(cache.iterdir())) == 2
 
 
@@ -136,35 +135,32 @@ def test_embedding_methods_on_known_points():
     generator = torch.Generator().manual_seed(0)
     clusters = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     points = clusters.repeat_interleave(5, 0) + 0.1 * torch.randn(15, 2, generator=generator)
-    for method in (selection.kcenter, selection.kmeans):
+    for method in (coreset.kcenter, coreset.kmeans):
         picked = method(points, 3, torch.Generator().manual_seed(0))
         assert sorted((picked // 5).tolist()) == [0, 1, 2]
-    picked = selection.herding(points, 6, generator)
+    picked = coreset.herding(points, 6, generator)
     assert len(set(picked.tolist())) == 6 and (points[picked].mean(0) - points.mean(0)).norm() < 0.5
     same = torch.ones(4, 3)  # duplicates: still different images
-    for method in (selection.kcenter, selection.herding):
+    for method in (coreset.kcenter, coreset.herding):
         assert len(set(method(same, 3, torch.Generator().manual_seed(0)).tolist())) == 3
 
 
 def test_scores_keep_the_hardest_or_the_easiest(data_path):
-    data = datasets.load("CIFAR10", data_path)
+    data = load("CIFAR10", data_path)
     scores = torch.arange(80.0)
-    found = selection.Proxy(torch.zeros(80, 1), {"el2n": scores})
+    found = coreset.Proxy(torch.zeros(80, 1), {"el2n": scores})
     for order, wanted in {"hardest": [-1, -2], "easiest": [0, 1]}.items():
-        args = Namespace(method="el2n", order=order, counts=10 * [2], seed=0)
-        picked = selection.select(data, args, 0, found)
+        picked = coreset.select(data, "el2n", (2,) * 10, 0, 0, found, order)
         for c, own in enumerate(data.indices):
             assert picked[2 * c : 2 * c + 2].tolist() == [own[i].item() for i in wanted]
 
 
 def test_scores_of_a_known_network(data_path):
     """EL2N and GraNd against autograd, image by image."""
-    args = flags.resolve(coreset.make_parser().parse_args(COMMON))
-    data = datasets.load("CIFAR10", data_path)
-    net = selection.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
-    selection.initialise(net, torch.Generator().manual_seed(0))
-    args.method = "grand"
-    found = selection.look(net, data, args, torch.zeros(80))
+    data = load("CIFAR10", data_path)
+    net = coreset.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
+    coreset.initialise(net, torch.Generator().manual_seed(0))
+    found = coreset.observe(net, data, torch.zeros(80), "grand", 0.01)
     assert found.embedding is None
     for i in (0, 41):
         logits = net(data.batch(torch.tensor([i])))
@@ -176,7 +172,7 @@ def test_scores_of_a_known_network(data_path):
         assert found.scores["el2n"][i].item() == pytest.approx(error.norm().item(), rel=1e-4)
 
 
-# --- collect_results.py --------------------------------------------------------------------------------------------
+# --- ddm collect --------------------------------------------------------------------------------------------
 
 
 def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
@@ -194,7 +190,7 @@ def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
     (folder / "results.json").write_text(json.dumps(record))
 
 
-def test_the_table_pairs_experiments_with_dm(tmp_path, capsys, monkeypatch):
+def test_the_table_pairs_experiments_with_dm(tmp_path, capsys):
     zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
     dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]
     write_results(tmp_path / "dm", dm, **zero)
@@ -205,9 +201,7 @@ def test_the_table_pairs_experiments_with_dm(tmp_path, capsys, monkeypatch):
     write_results(tmp_path / "ipc1", other, **zero | {"ipc": 1, "cm_ratio": 1})
     write_results(tmp_path / "random", [[0.2, 0.3]], recipe="coreset", method="random", Iteration=5)
     write_results(tmp_path / "herding", [[0.2, 0.3]] * 3, recipe="coreset", method="herding", Iteration=2)
-    argv = ["collect_results.py", str(tmp_path), "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "p.png")]
-    monkeypatch.setattr("sys.argv", argv)
-    collect_results.main()
+    command("collect", tmp_path, "--csv", tmp_path / "t.csv", "--plot", tmp_path / "p.png")
     printed = capsys.readouterr().out
     rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())}
     assert all(f"| {run} |" in printed for run in rows) and len(rows) == 8
@@ -242,6 +236,9 @@ def test_experiments_run_apart_are_one_row(tmp_path, capsys):
         k: v for k, v in rows["best_again"].items() if k != "run"
     }
     assert "best_0 and best_1 are one run, of experiments 0, 1" in capsys.readouterr().err
+    write_results(tmp_path / "five", other[:1], **ZERO, num_exp=1, num_eval=5)
+    write_results(tmp_path / "two", other[1:], first=1, **ZERO, num_exp=1, first_exp=1, num_eval=2)
+    assert {"five", "two"} < rows_of(tmp_path).keys()  # their experiments do not weigh the same
 
 
 def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
@@ -280,5 +277,5 @@ def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
     write_results(tmp_path / "good", [[0.4]])
     assert [result.name for result in collect_results.load([str(tmp_path)])] == ["good"]
     assert capsys.readouterr().err.count("passed over") == 2 + 2
-    done = command_line("collect_results", str(tmp_path / "gone"))
+    done = command_line("collect", str(tmp_path / "gone"))
     assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1

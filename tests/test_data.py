@@ -8,8 +8,11 @@ import torch
 import torchvision
 from conftest import tiny_arrays
 
-from ddm.data import data as datasets
-from ddm.data.data import DATASETS, Batches, get_dataset, load
+from ddm.compat import get_dataset
+from ddm.data import loading
+from ddm.data.catalogue import DATASETS
+from ddm.data.images import Batches
+from ddm.data.loading import load
 from ddm.errors import UserError
 
 
@@ -42,8 +45,8 @@ def test_normalise_is_the_published_transform_and_denormalise_its_inverse(data_p
         3, 1, 1
     )
     torch.testing.assert_close(x, expected)
-    assert torch.equal((data.denormalise(x) * 255).round().to(torch.uint8), data.x_train[:4])
-    assert data.denormalise(torch.full((3, 2, 2), 99.0)).max() == 1
+    assert torch.equal((data.normalisation.pixels(x) * 255).round().to(torch.uint8), data.x_train[:4])
+    assert data.normalisation.pixels(torch.full((3, 2, 2), 99.0)).max() == 1
     assert data.mean == [0.4914, 0.4822, 0.4465] and data.std == [0.2023, 0.1994, 0.2010]
 
 
@@ -210,7 +213,7 @@ def test_no_data_and_no_network_says_where_the_file_may_be_put(existing, tmp_pat
         (data_path / "MNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("Error downloading x:\nTried mirror, got:\n<urlopen error no network>\n")
 
-    monkeypatch.setitem(datasets.DATASETS, "MNIST", DATASETS["MNIST"]._replace(read=no_network))
+    monkeypatch.setitem(loading.DATASETS, "MNIST", DATASETS["MNIST"]._replace(read=no_network))
     with pytest.raises(UserError, match=r"no MNIST in .*no network.*MNIST\.npz") as caught:
         load("MNIST", tmp_path / "data" / "deeper" if not existing else tmp_path / "data")
     assert "\n" not in str(caught.value)

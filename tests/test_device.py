@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from conftest import QUICK, RECIPES, matcher, parse
+from conftest import QUICK, RECIPES, maker, parse
 from torch import nn
 
-from ddm.data import data as datasets
 from ddm.augment import DiffAugment
-from ddm.methods.condense import Synthetic, condensation_step, real_images
+from ddm.data import loading
+from ddm.evaluation.protocol import train_step
+from ddm.methods.step import condensation_step
 from ddm.networks import empty_network
-from ddm.methods.sampling import Random
-from ddm.evaluation.training import train_step
 
 EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "
@@ -23,16 +22,14 @@ EVERY_CHOICE = (
     [*((recipe, "", 4 if recipe == "DM_DDM" else 2) for recipe in RECIPES), ("DM_DDM", EVERY_CHOICE, 5)],
 )
 def test_a_condensation_step(recipe, argv, terms, data_path):
-    args = parse(recipe, *QUICK, "--data_path", str(data_path), "--ipc", "6", *argv.split())
-    args.class_chunk = 4
-    data = datasets.load("CIFAR10", data_path)
-    args.device = "meta"
-    under, data = matcher(recipe, args, data), data.to("meta")
-    syn_set = Synthetic.start(real_images(data, args, 0), args)
-    image_syn = syn_set.images
-    assert image_syn.device.type == "meta" and next(under.net.parameters()).device.type == "meta"
+    settings = parse(recipe, *QUICK, "--data_path", data_path, "--ipc", "6", "--class_chunk", "4", *argv.split())
+    made = maker(recipe, settings.but(device="meta"), loading.load("CIFAR10", data_path))
+    made.prepare()
+    made.start(0, None)
+    image_syn = made.syn_set.images
+    assert image_syn.device.type == "meta" and next(made.matcher.net.parameters()).device.type == "meta"
     for iteration in range(12):  # every operation of the strategy gets its turn
-        step = condensation_step(under, syn_set, Random(data, args), 0, iteration, args)
+        step = condensation_step(made.matcher, made.syn_set, made.sampler, 0, iteration, made.plan)
         assert len(step.terms) == terms and all(
             value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]]
         )

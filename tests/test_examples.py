@@ -21,7 +21,7 @@ def digits(tmp_path_factory):
 
 def test_the_script(digits, monkeypatch, capsys):
     path = next((digits / "result_digits").glob("res_*.pt"))
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(digits)  # any folder
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(path), str(digits)])
     capsys.readouterr()
     runpy.run_path(str(EXAMPLE))

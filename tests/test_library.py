@@ -85,6 +85,7 @@ def test_mistakes_are_one_line(data_path):
         ({"ipcc": 3}, "no setting 'ipcc'"),
         ({"ipc": 0}, "argument --ipc: 0 is below 1"),
         ({"ipc": 2.5}, "argument --ipc"),
+        ({"ipc": None}, "argument --ipc: None is no value"),
         ({"preset": "bets"}, "argument --preset"),
         ({"dataset": "CIFAR11"}, "did you mean 'CIFAR10'"),
         ({"init": "zeros"}, "argument --init: 'zeros' is none of real, noise"),

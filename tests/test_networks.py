@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddm import networks
+import networks
 from ddm.errors import UserError
 from ddm.networks import ARCHITECTURES, TAPPABLE, get_network, initialise
 
@@ -156,7 +156,8 @@ def test_too_small_images_are_refused_not_made_constant():
             get_network(name, 3, 10, (8, 8))
 
 
-def test_published_constructors_are_there():
+def test_published_constructors_are_in_networks_py():
+    assert networks.get_network is get_network
     net = networks.ConvNet(3, 10, 32, 2, "leakyrelu", "groupnorm", "maxpooling", im_size=(32, 32))
     assert net.embed(torch.randn(1, 3, 32, 32)).shape == (1, 32 * 8 * 8)
     for name in ("MLP", "LeNet", "AlexNet", "AlexNetBN", "VGG11", "VGG11BN", "ResNet18", "ResNet18BN", "ResNet18BN_AP"):

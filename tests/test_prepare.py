@@ -1,4 +1,4 @@
-"""Official layouts, small, through prepare_data.py: what comes out, what is reported, and that it goes on."""
+"""Official layouts, small, through `ddm prepare`: what comes out, what is reported, and that it resumes."""
 
 import gzip
 import json
@@ -9,14 +9,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import run, tiny_arrays
+from conftest import parsed, run, tiny_arrays
 from PIL import Image
 
-from ddm.data import data as datasets
-from ddm.data import layouts
+from ddm import __main__ as entry
 from ddm.commands import prepare_data
-from ddm.data import store
+from ddm.data import layouts, store
+from ddm.data.loading import load
 from ddm.errors import UserError
+from ddm.interrupt import Stopped
 
 WNIDS = [f"n{number:08d}" for number in range(10_000, 10_000 + 7 * 1000, 7)]
 
@@ -32,7 +33,7 @@ def colour_of(label):
 
 
 def prepare(*argv):
-    prepare_data.run(prepare_data.make_parser().parse_args([str(part) for part in argv]))
+    prepare_data.run(parsed("prepare", *argv))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def assert_colours(data):
 
 
 def test_tinyimagenet(tiny_store):
-    data = datasets.load("TinyImageNet", tiny_store)
+    data = load("TinyImageNet", tiny_store)
     assert data.x_train.shape == (400, 3, 64, 64) and data.x_test.shape == (200, 3, 64, 64)
     assert data.class_names[3] == f"thing {WNIDS[3][-3:]}" and data.mean == [0.485, 0.456, 0.406]
     assert_colours(data)
@@ -111,8 +112,8 @@ def test_the_store_gives_the_run_that_memory_gives(tmp_path):
 def test_validation_split_of_a_store(tmp_path):
     np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays(20))
     prepare("CIFAR10", "--source", tmp_path / "CIFAR10.npz", "--data_path", tmp_path / "stores")
-    whole = datasets.load("CIFAR10", tmp_path).with_validation(3)
-    mapped = datasets.load("CIFAR10", tmp_path / "stores").with_validation(3)
+    whole = load("CIFAR10", tmp_path).with_validation(3)
+    mapped = load("CIFAR10", tmp_path / "stores").with_validation(3)
     assert isinstance(mapped.x_train, store.Mapped)
     assert torch.equal(whole.x_train, mapped.x_train[:]) and torch.equal(whole.x_test, mapped.x_test[:])
     rows = torch.tensor([[3, 1], [0, 7]])
@@ -133,7 +134,7 @@ def test_idx_files_of_the_mnist_family(gz, tmp_path):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(gzip.compress(content) if gz else content)
     prepare("FashionMNIST", "--source", tmp_path / "raw", "--data_path", tmp_path)
-    data = datasets.load("FashionMNIST", tmp_path)
+    data = load("FashionMNIST", tmp_path)
     assert np.array_equal(data.x_train[:][:, 0].numpy(), arrays["train"][0]) and data.class_names[0] == "T-shirt/top"
     assert np.array_equal(data.y_test.numpy(), arrays["t10k"][1]) and data.mean == [0.2861]
 
@@ -155,12 +156,12 @@ def ilsvrc(tmp_path_factory):
 
 def test_imagenet_and_its_subsets(ilsvrc, tmp_path):
     prepare("ImageNet", "--source", ilsvrc, "--res", "16", "--data_path", tmp_path)
-    data = datasets.load("ImageNet", tmp_path, 16)
+    data = load("ImageNet", tmp_path, 16)
     assert data.num_classes == 1000 and data.x_train.shape == (2000, 3, 16, 16)
     assert_colours(data)
-    subset = datasets.load("ImageSquawk", tmp_path, 16)  # out of the whole
+    subset = load("ImageSquawk", tmp_path, 16)  # out of the whole
     prepare("ImageSquawk", "--source", ilsvrc, "--res", "16", "--data_path", tmp_path)
-    alone = datasets.load("ImageSquawk", tmp_path, 16)  # from its own store
+    alone = load("ImageSquawk", tmp_path, 16)  # from its own store
     assert subset.class_names == [WNIDS[c] for c in layouts.SQUAWK] == alone.class_names
     for name in ("x_train", "y_train", "x_test", "y_test"):
         assert torch.equal(getattr(subset, name)[:], getattr(alone, name)[:])
@@ -199,7 +200,7 @@ def test_the_archive_of_fastai(tmp_path):
     (root / "noisy_imagenette.csv").write_text("path\n")
     shutil.make_archive(str(tmp_path / "imagenette2"), "gztar", tmp_path, "imagenette2")
     prepare("ImageNette", "--source", tmp_path / "imagenette2.tar.gz", "--res", "32", "--data_path", tmp_path)
-    assert_colours(datasets.load("ImageNette", tmp_path, 32))
+    assert_colours(load("ImageNette", tmp_path, 32))
 
 
 def test_the_published_tinyimagenet_pt(tmp_path):
@@ -211,7 +212,7 @@ def test_the_published_tinyimagenet_pt(tmp_path):
         content[f"labels_{key}"] = torch.arange(n) % 200
     torch.save(content, tmp_path / "tinyimagenet.pt")
     prepare("TinyImageNet", "--source", tmp_path / "tinyimagenet.pt", "--data_path", tmp_path)
-    data = datasets.load("TinyImageNet", tmp_path)
+    data = load("TinyImageNet", tmp_path)
     assert torch.equal(data.x_train[:], content["images_train"]) and data.class_names == names
 
 
@@ -236,7 +237,7 @@ def test_a_folder_of_any_images(mixed, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "broken.jpg" in out and "cut.bmp" in out and "2 images could not be read" in out
     assert "a fifth of every class" in out
-    data = datasets.load(str(tmp_path / "Insects_16.store"), tmp_path)
+    data = load(str(tmp_path / "Insects_16.store"), tmp_path)
     assert data.class_names == ["ants", "bees"] and len(data.x_train) + len(data.x_test) == 12
     assert data.x_train.shape[1:] == (3, 16, 16)
     assert torch.bincount(data.y_train).tolist() in ([4, 5], [5, 5], [5, 4], [6, 5], [5, 6], [4, 4], [6, 6])
@@ -252,30 +253,30 @@ def test_a_folder_given_as_the_dataset(mixed, tmp_path, capsys):
     assert (
         tmp_path / "data" / "own" / "mixed_16.store"
     ).exists() and "a fifth of every class" in capsys.readouterr().out
-    datasets.load(str(mixed), tmp_path / "data", 16)  # is not made again
+    load(str(mixed), tmp_path / "data", 16)  # is not made again
     picture(mixed / "ants" / "new.png", (1, 2, 3))
     with pytest.raises(UserError, match="made from other files"):
-        datasets.load(str(mixed), tmp_path / "data", 16)
+        load(str(mixed), tmp_path / "data", 16)
 
 
 def test_sizes_that_differ_want_res(tmp_path):
     for name in ("a", "b"):
         for k in range(3):
             picture(tmp_path / "own" / name / f"{k}.png", (9, 9, 9), (10 + k, 12))
-    with pytest.raises(UserError, match="say --res"):
-        datasets.load(str(tmp_path / "own"), tmp_path)
+    with pytest.raises(UserError, match="give --res"):
+        load(str(tmp_path / "own"), tmp_path)
 
 
 def test_an_npz_given_as_the_dataset(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (24, 12, 10, 3), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=np.arange(24) % 3, x_test=x[:6], y_test=np.arange(6) % 3)
-    data = datasets.load(str(tmp_path / "mine.npz"), tmp_path)
+    data = load(str(tmp_path / "mine.npz"), tmp_path)
     assert data.name == "mine" and data.im_size == (12, 10) and data.num_classes == 3
     np.testing.assert_allclose(data.mean, (x / 255).mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(data.std, (x / 255).std((0, 1, 2)), rtol=1e-6)
 
 
-def test_an_interrupted_preparation_goes_on(mixed, tmp_path, monkeypatch):
+def test_an_interrupted_preparation_resumes(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(layouts, "PART", 3)
     prepare("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path / "whole")
     append, calls = store.Writer.append, []
@@ -290,8 +291,9 @@ def test_an_interrupted_preparation_goes_on(mixed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(store.Writer, "append", interrupted)
     line = ("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path / "parts")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         prepare(*line)
+    assert stopped.value.status == 130
     assert not (tmp_path / "parts" / "Insects_16.store").exists()
     consumed = sum(part[2] for part in calls[:2])
     prepare(*line)
@@ -332,13 +334,13 @@ def test_errors(case, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_command_and_what_is_said_without_a_store(tmp_path, monkeypatch, capsys):
+def test_the_command_and_the_error_without_a_store(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "Digits", "--source", ".", "--data_path", "data"])
-    prepare_data.main()
+    monkeypatch.setattr(sys, "argv", ["ddm", "prepare", "Digits", "--source", ".", "--data_path", "data"])
+    entry.main()
     assert "train 1437, test 360, 1x8x8, 10 classes" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"python prepare_data\.py ImageWoof --source"):
-        datasets.load("ImageWoof", tmp_path / "data")
+    with pytest.raises(UserError, match="ddm prepare ImageWoof --source"):
+        load("ImageWoof", tmp_path / "data")
 
 
 def test_another_folder_of_the_same_name_and_a_replaced_image_are_noticed(tmp_path):
@@ -346,12 +348,12 @@ def test_another_folder_of_the_same_name_and_a_replaced_image_are_noticed(tmp_pa
         for name in ("x", "y"):
             for k in range(3):
                 picture(tmp_path / where / "own" / name / f"{k}.png", colour, (8, 8))
-    datasets.load(str(tmp_path / "a" / "own"), tmp_path / "data")
+    load(str(tmp_path / "a" / "own"), tmp_path / "data")
     with pytest.raises(UserError, match="made from other files"):
-        datasets.load(str(tmp_path / "b" / "own"), tmp_path / "data")
+        load(str(tmp_path / "b" / "own"), tmp_path / "data")
     picture(tmp_path / "a" / "own" / "x" / "0.png", (1, 2, 3), (8, 8))
     with pytest.raises(UserError, match="made from other files"):
-        datasets.load(str(tmp_path / "a" / "own"), tmp_path / "data")
+        load(str(tmp_path / "a" / "own"), tmp_path / "data")
 
 
 def idx(folder, name, seed, images=20, labels=20):
@@ -370,7 +372,7 @@ def test_of_two_families_of_idx_files_the_named_one(tmp_path):
     idx(tmp_path, "FashionMNIST", 1)
     for name in ("MNIST", "FashionMNIST"):
         prepare(name, "--source", tmp_path, "--data_path", tmp_path / "data")
-    stores = [datasets.load(name, tmp_path / "data").x_train[:] for name in ("MNIST", "FashionMNIST")]
+    stores = [load(name, tmp_path / "data").x_train[:] for name in ("MNIST", "FashionMNIST")]
     assert not torch.equal(*stores)
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
     assert np.array_equal(stores[0][:, 0].numpy(), first)
@@ -389,13 +391,13 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 
 def test_numbers_of_classes_that_are_called_by_numbers(tmp_path):
-    from ddm.runs.experiments import images_per_class
+    from ddm.methods.plan import images_per_class
 
     x = np.zeros((48, 4, 4, 3), np.uint8)
     names = np.array(sorted(str(c) for c in range(12)))  # 0 1 10 11 2 ..
     y = np.repeat(np.arange(12), 4)
     np.savez(tmp_path / "n.npz", x_train=x, y_train=y, x_test=x, y_test=y, classes=names)
-    data = datasets.load(str(tmp_path / "n.npz"), tmp_path)
+    data = load(str(tmp_path / "n.npz"), tmp_path)
     wanted = {str(c): c % 4 + 1 for c in range(12)}
     (tmp_path / "few.json").write_text(json.dumps(wanted))
     assert images_per_class(data, str(tmp_path / "few.json")) == [wanted[name] for name in names]

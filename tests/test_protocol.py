@@ -6,19 +6,32 @@ import pytest
 import torch
 from torch import nn
 
-from ddm.evaluation import training
 from ddm.augment import DiffAugment, ParamDiffAug
-from ddm.data.data import Batches, TensorDataset, load
+from ddm.compat import TensorDataset, epoch, evaluate_synset
+from ddm.data.images import Batches
+from ddm.data.loading import load
+from ddm.device import Machine
+from ddm.evaluation import protocol
+from ddm.evaluation.protocol import Evaluator, describe, get_eval_pool, summary
+from ddm.evaluation.settings import ProtocolSettings
 from ddm.networks import get_network
-from ddm.evaluation.training import Evaluator, describe, epoch, evaluate_synset, get_eval_pool, summary
+
+STRATEGY = "color_crop_flip"
 
 
-def settings(**change) -> Namespace:
-    args = {"device": "cpu", "lr_net": 0.01, "epoch_eval_train": 6, "batch_train": 8, "dsa": True, "seed": 0}
-    args |= {"dsa_strategy": "color_crop_flip", "dsa_param": ParamDiffAug(), "eval_mode": "SS", "num_eval": 2}
-    return Namespace(
-        **args | {"model": "ConvNetW32", "compile": "off", "precision": "fp32", "eval_split": "test", **change}
-    )
+def settings(**change) -> ProtocolSettings:
+    own = ProtocolSettings(epoch_eval_train=6, batch_train=8, dsa_strategy=STRATEGY, num_eval=2, model="ConvNetW32")
+    return own.but(**change)
+
+
+def published() -> Namespace:
+    """The same settings as scripts of the DC/DSA/DM family have them."""
+    args = {"device": "cpu", "lr_net": 0.01, "epoch_eval_train": 6, "batch_train": 8, "dsa": True}
+    return Namespace(**args, dsa_strategy=STRATEGY, dsa_param=ParamDiffAug())
+
+
+def augmentation(images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    return DiffAugment(images, STRATEGY, param=ParamDiffAug(), generator=generator)
 
 
 def small_set(n=20):
@@ -50,28 +63,60 @@ def plain_protocol(net, images, labels, test_images, test_labels, args, seed):
         return (net(test_images).argmax(1) == test_labels).float().mean().item()
 
 
-@pytest.mark.parametrize("model", ["ConvNetW32", "ConvNetBN"])
-def test_evaluate_synset_equals_the_protocol_written_out(model):
-    args, (images, labels), (test_images, test_labels) = settings(), small_set(), small_set(31)
-    ours = get_network(model, 3, 5, (8, 8))
-    plain = get_network(model, 3, 5, (8, 8))
+@pytest.fixture(params=["ConvNetW32", "ConvNetBN"])
+def written_out(request):
+    """A fresh network, its test images, and what the protocol written out makes of the network from seed 7."""
+    (images, labels), tested = small_set(), small_set(31)
+    ours, plain = (get_network(request.param, 3, 5, (8, 8)) for _ in range(2))
     plain.load_state_dict(ours.state_dict())
-    testloader, lines = Batches(test_images, test_labels, 16), []
-    net, acc_train, acc_test = evaluate_synset(0, ours, images, labels, testloader, args, seed=7, log=lines.append)
-    expected = plain_protocol(plain, images, labels, test_images, test_labels, args, seed=7)
-    assert acc_test == pytest.approx(expected, abs=1e-6) and 0 <= acc_train <= 1
+    expected = plain_protocol(plain, images, labels, *tested, published(), seed=7)
+    return ours, Batches(*tested, 16), plain, expected
+
+
+def assert_same(net, plain):
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_training_equals_the_protocol_written_out(written_out):
+    net, testloader, plain, expected = written_out
+    images, labels = small_set()
+    generator, curve = torch.Generator().manual_seed(7), []
+    loss, acc_train = protocol.train(net, images, labels, settings(), Machine(), augmentation, generator, curve)
+    assert protocol.test(net, testloader, Machine()) == pytest.approx(expected, abs=1e-6)
+    assert len(curve) == 7 and curve[-1] == [loss, acc_train] and 0 <= acc_train <= 1
+    assert_same(net, plain)
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_evaluate_synset_equals_the_protocol_written_out(seed, written_out):
+    """Without a seed, the published function draws from torch's global generator."""
+    net, testloader, plain, expected = written_out
+    lines, args = [], published()
+    torch.manual_seed(8 if seed else 7)
+    trained, acc_train, acc_test = evaluate_synset(0, net, *small_set(), testloader, args, seed=seed, log=lines.append)
+    assert acc_test == pytest.approx(expected, abs=1e-6) and 0 <= acc_train <= 1 and trained is net
+    assert_same(net, plain)
     assert len(lines) == 1 and f"{acc_test:.4f}" in lines[0]
 
 
-def test_the_last_epoch_counts_and_the_test_set_is_seen_once(monkeypatch):
-    modes, real_epoch = [], training.epoch
-    monkeypatch.setattr(training, "epoch", lambda mode, *a, **k: modes.append(mode) or real_epoch(mode, *a, **k))
+def test_the_last_epoch_counts_and_the_test_set_is_seen_once(data_path, monkeypatch):
+    modes, real_epoch = [], protocol.one_epoch
+
+    def one_epoch(net, batches, optimizer, *a, **k):
+        assert net.training == (optimizer is not None)
+        modes.append("train" if net.training else "test")
+        return real_epoch(net, batches, optimizer, *a, **k)
+
+    monkeypatch.setattr(protocol, "one_epoch", one_epoch)
     images, labels = small_set()
     net = get_network("ConvNetW32", 3, 5, (8, 8))
-    evaluate_synset(0, net, images, labels, Batches(images, labels, 16), settings(), seed=1, log=lambda line: None)
+    evaluate_synset(0, net, images, labels, Batches(images, labels, 16), published(), log=lambda line: None)
     assert modes == ["train"] * 7 + ["test"]
+    data = load("CIFAR10", data_path)
+    evaluator = Evaluator(data, settings(epoch_eval_train=2), Machine())
+    evaluator(data.normalise(data.x_train[:20]), data.y_train[:20], 0, 5, lambda line: None)
+    assert modes[8:] == (["train"] * 3 + ["test"]) * 2  # the second network begins in training mode again
 
 
 def test_epoch_reports_exact_means_for_loaders_of_uneven_batches():
@@ -79,7 +124,7 @@ def test_epoch_reports_exact_means_for_loaders_of_uneven_batches():
     net = get_network("ConvNetW32", 3, 5, (8, 8))
     loader = torch.utils.data.DataLoader(TensorDataset(images, labels), batch_size=7)
     before = [p.clone() for p in net.parameters()]
-    loss, acc = epoch("test", loader, net, None, nn.CrossEntropyLoss(), settings(), aug=False)
+    loss, acc = epoch("test", loader, net, None, nn.CrossEntropyLoss(), published(), aug=False)
     with torch.no_grad():
         logits = net(images)
     assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -92,13 +137,13 @@ def test_evaluations_follow_from_their_coordinates(data_path):
     images, labels = data.normalise(data.x_train[:20]), data.y_train[:20]
 
     def accs(experiment=0, iteration=5, **change):
-        args = settings(epoch_eval_train=1, **change)
-        return Evaluator(data, args)(images, labels, experiment, iteration, lambda line: None)
+        evaluator = Evaluator(data, settings(epoch_eval_train=1, **change), Machine())
+        return evaluator(images, labels, experiment, iteration, lambda line: None)
 
     first = accs()["ConvNetW32"]
     torch.manual_seed(99)  # the global generator plays no part
     assert accs()["ConvNetW32"] == first and len(first) == 2
-    evaluator = Evaluator(data, settings(epoch_eval_train=1))  # one network, initialised afresh again and again
+    evaluator = Evaluator(data, settings(epoch_eval_train=1), Machine())  # it initialises one network afresh each time
     assert [evaluator(images, labels, 0, 5, lambda line: None)["ConvNetW32"] for _ in range(2)] == [first, first]
     assert accs(num_eval=1)["ConvNetW32"] == first[:1]
     assert accs(num_eval=4, iteration=6)["ConvNetW32"] != accs(num_eval=4)["ConvNetW32"]
@@ -124,8 +169,8 @@ def test_summary():
     assert describe([0.4, 0.5]) == "mean 45.00 %, std 5.00, n 2"
 
 
-def test_the_protocol_line_says_what_is_done(data_path):
+def test_the_protocol_line(data_path):
     data = load("CIFAR10", data_path)
-    line = training.protocol(settings(epoch_eval_train=1000), data)
+    line = protocol.protocol(settings(epoch_eval_train=1000), Machine(), data)
     assert "1001 epochs" in line and "a tenth after epoch 501" in line and "all 30 test images" in line
-    assert "a tenth" not in training.protocol(settings(epoch_eval_train=0), data)
+    assert "a tenth" not in protocol.protocol(settings(epoch_eval_train=0), Machine(), data)

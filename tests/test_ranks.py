@@ -1,4 +1,4 @@
-"""torchrun: as many processes as one likes give the images, accuracies and files of one."""
+"""torchrun: any number of processes gives the images, accuracies and files of one."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, matcher, parse, run
+from conftest import QUICK, ROOT, maker, parse, run
 
-from ddm.runs import checkpoint
-from ddm.data import data as datasets
+from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.ranks import Ranks
+from ddm.runs import progress
 
 LINE = [*QUICK, "--model", "ConvNetW32", "--lr_img", "0.01", "--class_chunk", "5", "--num_eval", "3"]
 
@@ -29,15 +29,15 @@ def read(folder):
     return torch.load(next(Path(folder).glob("res_*.pt")))
 
 
-def test_two_processes_give_what_one_gives_and_one_goes_on(data_path, tmp_path):
+def test_two_processes_give_what_one_gives_and_one_resumes(data_path, tmp_path):
     done = subprocess.run(command("DM_DDM", data_path, tmp_path / "two"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("===") == 2 and "2 ranks" in done.stdout  # one of them speaks
+    assert done.stdout.count("===") == 2 and "2 ranks" in done.stdout  # only the first rank prints
     alone, results = run("DM_DDM", data_path, tmp_path / "one", *LINE)
     two = read(tmp_path / "two")
     assert torch.equal(two["data"][0][0], alone["data"][0][0]) and torch.equal(two["data"][0][1], alone["data"][0][1])
     assert two["accs_all_exps"] == alone["accs_all_exps"] and results["n"] == 3
-    # What two have begun, one goes on with.
+    # One process resumes what two began.
     more, _ = run("DM_DDM", data_path, tmp_path / "two", *LINE, "--num_exp", "2")
     alone, _ = run("DM_DDM", data_path, tmp_path / "one", *LINE, "--num_exp", "2")
     assert torch.equal(more["data"][1][0], alone["data"][1][0])
@@ -63,7 +63,7 @@ def test_a_dead_rank_ends_the_job_and_leaves_a_good_checkpoint(data_path, tmp_pa
     with open(said, "w") as file:
         process = subprocess.Popen(command("DM_KNearest", data_path, folder, *argv), stdout=file, stderr=file)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (folder / checkpoint.PREVIOUS).exists():
+        while time.monotonic() < deadline and not (folder / progress.PREVIOUS).exists():
             time.sleep(0.1)
         ranks = ranks_among(process)
         assert set(ranks) == {0, 1}
@@ -71,8 +71,8 @@ def test_a_dead_rank_ends_the_job_and_leaves_a_good_checkpoint(data_path, tmp_pa
         process.wait(timeout=120)
     assert process.returncode != 0 and "SIGKILL" in said.read_text()
     assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
-    state, problems = checkpoint.newest(folder)
-    assert state["iteration"] >= 2 and not problems and state["images"].shape == (20, 3, 32, 32)
+    state, problems = progress.newest(folder)
+    assert state.iteration >= 2 and not problems and state.images.shape == (20, 3, 32, 32)
 
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (7, 7), (1000, 8)])
@@ -92,7 +92,6 @@ def test_classes_are_split_evenly(n, world):
     ],
 )
 def test_what_runs_over_all_classes_is_refused(recipe, argv, world, message, data_path):
-    args = parse(recipe, *QUICK, *argv)
-    args.ranks = Ranks(0, world)
+    data, settings = load("CIFAR10", data_path), parse(recipe, *QUICK, *argv)
     with pytest.raises(UserError, match=message):
-        matcher(recipe, args, datasets.load("CIFAR10", data_path))
+        maker(recipe, settings, data, group=Ranks(0, world))

@@ -1,20 +1,32 @@
 """Each recipe through its real command line, and the files it leaves."""
 
 import datetime
-import importlib
 import json
 import re
+import runpy
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, RECIPES, command_line, parse, quick_model
+from conftest import (
+    QUICK,
+    RECIPES,
+    ROOT,
+    command_line,
+    parse,
+    parsed,
+    quick_model,
+    recipe_of,
+    run,
+    settings_class,
+)
 from PIL import Image
 
-from ddm import flags
-from ddm.methods import terms
+from ddm.commands import condense
 from ddm.errors import UserError
+from ddm.methods.objective import neighbours_of
+from ddm.settings import checked, declarations
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -52,7 +64,7 @@ def test_the_command_runs_and_writes_its_files(recipe, data_path, tmp_path):
 
     with Image.open(save_path / f"vis_{stem}_exp0_iter3.png") as png:
         grid = torch.from_numpy(np.array(png)).permute(2, 0, 1)
-    assert grid.shape == (3, 10 * 34 + 2, 2 * 34 + 2)  # a row a class, 2 pixels between images
+    assert grid.shape == (3, 10 * 34 + 2, 2 * 34 + 2)  # one row per class, 2 pixels between images
     mean, std = (torch.tensor(saved[k]).view(3, 1, 1) for k in ("mean", "std"))
     shown = ((images[2] * std + mean).clamp(0, 1) * 255).round()  # class 1, image 0
     assert (grid[:, 36:68, 2:34].float() - shown).abs().max() <= 1
@@ -69,10 +81,13 @@ def test_help_names_groups_defaults_and_meanings():
     done = command_line("DM_GramMatching", "--help")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
-    for part in ("data:", "method:", "evaluation:", "output:", "weight of L_CM", "(default: 20000)"):
+    for part in (
+        *("objective:", "optimisation:", "data:", "evaluation:", "machine:", "output:"),
+        *("weight of L_CM", "(default: 20000)", "Style matching by Gram matrices"),
+    ):
         assert part in text
-    parser = importlib.import_module("DM_GramMatching").make_parser()
-    assert all(action.help for action in parser._actions)
+    declared = declarations(settings_class("DM_GramMatching"))
+    assert all(own.help and re.search(rf"--{name}[ ,]", text) for name, own in declared.items())
 
 
 PUBLISHED = {
@@ -85,64 +100,60 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_defaults_are_the_published_ones_and_the_papers_commands_parse(recipe):
-    parser = importlib.import_module(recipe).make_parser()
-    defaults = vars(parser.parse_args([]))
+    defaults = parsed(recipe).values()
     assert {k: defaults[k] for k in PUBLISHED} == PUBLISHED and defaults["model"] == RECIPES[recipe]
     ratio = "--icd_ratio 10" if recipe in ("DM_KNearest", "DM_DDM") else "--style_ratio 10000"
-    args = parser.parse_args(
-        f"--dataset CIFAR10 --model {RECIPES[recipe]} --ipc 10 --dsa_strategy color_crop_cutout_flip_scale_rotate "
-        f"--init real --Iteration 20000 --num_exp 5 --num_eval 5 --save_path result_cifar10 {ratio}".split()
+    given = parsed(
+        recipe,
+        *f"--dataset CIFAR10 --model {RECIPES[recipe]} --ipc 10 --dsa_strategy color_crop_cutout_flip_scale_rotate "
+        f"--init real --Iteration 20000 --num_exp 5 --num_eval 5 --save_path result_cifar10 {ratio}".split(),
     )
-    assert vars(args) == defaults | {"num_eval": 5, "save_path": "result_cifar10"}
+    assert given.values() == defaults | {"num_eval": 5, "save_path": "result_cifar10"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_preset_sets_its_flags_and_a_given_flag_wins(recipe):
-    parser = importlib.import_module(recipe).make_parser
-    plain, fast = (vars(parser().parse_args(argv)) for argv in ([], ["--preset", "fast"]))
-    assert fast == plain | flags.PRESETS["fast"] | {"preset": "fast"} != plain
-    given = vars(parser().parse_args(["--batch_real", "7", "--preset", "fast"]))
+def test_a_preset_sets_its_flags_and_an_explicit_flag_overrides_it(recipe):
+    cls = settings_class(recipe)
+    presets = cls.PRESETS
+    plain, fast = (parsed(recipe, *argv).values() for argv in ([], ["--preset", "fast"]))
+    assert fast == plain | presets["fast"] | {"preset": "fast"} != plain
+    given = parsed(recipe, "--batch_real", "7", "--preset", "fast").values()
     assert given == fast | {"batch_real": 7}
-    types = {action.dest: action.type for action in parser()._actions}
-    for name, value in flags.PRESETS["fast"].items():
-        assert types[name] is None or value is None or types[name](str(value)) == value
+    for values in presets.values():
+        for name, value in values.items():
+            assert checked(cls, name, value) == value
+            assert value is None or type(value) is type(plain[name]) or plain[name] is None
 
 
 @pytest.mark.parametrize(
     ("argv", "every"), [("", 2000), ("--eval_mode S", 2000), ("--eval_mode M", 0), ("--eval_mode M --eval_every 7", 7)]
 )
 def test_eval_every_follows_the_mode(argv, every):
-    parser = importlib.import_module("DM_KNearest").make_parser()
-    assert flags.resolve(parser.parse_args(argv.split())).eval_every == every
+    assert parse("DM_KNearest", *argv.split()).eval_every == every
 
 
 def test_the_headline_is_of_the_model_that_condensed(data_path, tmp_path):
-    recipe = importlib.import_module("DM_KNearest")
-    argv = [*QUICK, "--model", "ConvNetW64", "--eval_mode", "W", "--data_path", str(data_path), "--num_eval", "1"]
-    args = flags.resolve(recipe.make_parser().parse_args([*argv, "--save_path", str(tmp_path), "--Iteration", "1"]))
-    recipe.run(args)
-    results = json.loads((tmp_path / "results.json").read_text())
+    argv = ("--model", "ConvNetW64", "--eval_mode", "W", "--num_eval", "1", "--Iteration", "1")
+    _, results = run("DM_KNearest", data_path, tmp_path, *argv)
     assert list(results["models"]) == ["ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"]
     assert results["accuracies"] == results["models"]["ConvNetW64"]["accuracies"]
 
 
 @pytest.mark.parametrize(("ipc", "k"), [(1, 0), (2, 1), (5, 1), (10, 2), (50, 10)])
 def test_k_is_a_fifth_of_ipc(ipc, k):
-    recipe = importlib.import_module("DM_KNearest")
-    assert terms.neighbours(recipe.make_parser().parse_args(["--ipc", str(ipc)])) == k
+    assert neighbours_of(ipc) == k
+    assert parse("DM_KNearest", "--ipc", ipc).k == (k or None)  # at ipc 1 the term is 0, and k stays unset
 
 
 @pytest.mark.parametrize(
     ("ipc", "lr_img", "rr_ratio"), [(1, 0.5, 1000), (10, 5, 30), (22, 11, 12.5), (50, 25, 5), (100, 50, 5)]
 )
-def test_presets_leave_the_step_and_the_readout_to_ipc(ipc, lr_img, rr_ratio, tmp_path):
+def test_presets_leave_the_step_and_the_readout_to_ipc(ipc, lr_img, rr_ratio):
     argv = ("--preset", "fast,best", "--ipc", str(ipc))
-    args = parse("DM_DDM", *argv)
-    importlib.import_module("DM_DDM").settle(args)
-    assert (args.lr_img, args.rr_ratio, args.needs_all_classes) == (lr_img, rr_ratio, True)
-    args = parse("DM_DDM", *argv, "--lr_img", "2", "--rr_ratio", "0")
-    importlib.import_module("DM_DDM").settle(args)
-    assert (args.lr_img, args.rr_ratio, args.needs_all_classes) == (2, 0, False)
+    for more, expected in (((), (lr_img, rr_ratio, True)), (("--lr_img", "2", "--rr_ratio", "0"), (2, 0, False))):
+        settings = parse("DM_DDM", *argv, *more)
+        all_classes = recipe_of("DM_DDM").needed(settings).all_classes
+        assert (settings.lr_img, settings.rr_ratio, all_classes) == expected
 
 
 def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path, tmp_path, capsys):
@@ -155,8 +166,8 @@ def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path,
         assert ("--lr_img 1.0" in done.stdout) == (ipc == "2")
     like = ["--like", str(tmp_path / "1.0" / "results.json"), "--ipc", "4"]
     assert parse("DM_DDM", *like).lr_img == 2.0
-    with pytest.raises(UserError, match="say --rr_ratio"):
-        importlib.import_module("DM_DDM").settle(parse("DM_DDM", "--preset", "best", "--ipc", "some.json"))
+    with pytest.raises(UserError, match="give --rr_ratio"):
+        parse("DM_DDM", "--preset", "best", "--ipc", "some.json")
 
 
 def test_a_users_error_in_a_process_of_its_own(tmp_path):
@@ -165,25 +176,19 @@ def test_a_users_error_in_a_process_of_its_own(tmp_path):
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--k 4" in done.stderr and not done.stdout
     (tmp_path / "file").write_text("")
-    args = parse("DM_KNearest", "--dataset", "Digits", "--save_path", str(tmp_path / "file"))
+    settings = parsed("DM_KNearest", "--dataset", "Digits", "--save_path", tmp_path / "file")
     with pytest.raises(UserError, match="--save_path"):
-        importlib.import_module("DM_KNearest").run(args)
+        condense.run_recipe(recipe_of("DM_KNearest"), settings)
 
 
-def test_presets_join_and_later_ones_and_given_flags_win():
-    parser = importlib.import_module("DM_DDM").make_parser
-    args = parser().parse_args(["--preset", "style,fast,dm", "--lr_img", "3"])
-    assert (args.style_tap, args.style_stats, args.mm_ratio, args.batch_real, args.lr_img) == (
-        "conv",
-        "image",
-        0,
-        32,
-        3,
-    )
+def test_presets_join_and_later_ones_and_explicit_flags_override():
+    own = parsed("DM_DDM", "--preset", "style,fast,dm", "--lr_img", "3")
+    found = (own.style_tap, own.style_stats, own.mm_ratio, own.batch_real, own.lr_img)
+    assert found == ("conv", "image", 0, 32, 3)
     for preset, weights in {"dm": (1, 0, 0, 0), "published": (1, 1e4, 0, 10), "paper": (1, 1e4, 1e4, 10)}.items():
-        args = parser().parse_args(["--preset", preset])
-        assert (args.mmd_ratio, args.mm_ratio, args.cm_ratio, args.icd_ratio) == weights
-    defaults, paper = (vars(parser().parse_args(argv)) for argv in ([], ["--preset", "paper"]))
+        own = parsed("DM_DDM", "--preset", preset)
+        assert (own.mmd_ratio, own.mm_ratio, own.cm_ratio, own.icd_ratio) == weights
+    defaults, paper = (parsed("DM_DDM", *argv).values() for argv in ([], ["--preset", "paper"]))
     assert paper == defaults | {"preset": "paper"}
 
 
@@ -193,11 +198,10 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     first = command_line("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
     assert first.returncode == 0, first.stderr
     stem = "res_DM_CIFAR10_ConvNetW32_1ipc.pt"
-    recipe = importlib.import_module("DM_DDM")
     for name in ("results.json", stem):
         again = ["--like", str(tmp_path / "a" / name), "--data_path", str(data_path), "--save_path"]
         monkeypatch.setattr(sys, "argv", ["DM_DDM.py", *again, str(tmp_path / name)])
-        flags.main(recipe.make_parser(), recipe.run)
+        runpy.run_path(str(ROOT / "DM_DDM.py"), run_name="__main__")
         a, b = (torch.load(folder / stem) for folder in (tmp_path / "a", tmp_path / name))
         assert torch.equal(a["data"][0][0], b["data"][0][0]) and a["accs_all_exps"] == b["accs_all_exps"]
         ran = {"save_path", "data_path", "preset", "like"}
@@ -206,20 +210,32 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
         }
     capsys.readouterr()
     like = ["--like", str(tmp_path / "a" / "results.json")]
-    args = importlib.import_module("DM_DDM").make_parser().parse_args([*like, "--cm_ratio", "2", "--ipc", "5"])
-    assert (args.cm_ratio, args.style_tap, args.seed, args.save_path) == (2, "conv", 5, "result")
-    assert args.k is None and args.class_chunk == 0 and not capsys.readouterr().err  # they follow ipc again
-    assert args.precision == "fp32" and not args.clip_pixels  # what the machine of the file took
+    own = parsed("DM_DDM", *like, "--cm_ratio", "2", "--ipc", "5")
+    assert (own.cm_ratio, own.style_tap, own.seed, own.save_path) == (2, "conv", 5, "result")
+    assert own.k is None and own.class_chunk == 0 and not capsys.readouterr().err  # they follow ipc again
+    assert own.precision == "fp32" and not own.clip_pixels  # the precision that the machine of the file chose
     path = tmp_path / "a" / "results.json"
     record = json.loads(path.read_text())
     for name, value in {"clip_pixels": True, "zca": True}.items():
         record["asked"][name] = value
     path.write_text(json.dumps(record))
-    args = importlib.import_module("DM_DDM").make_parser().parse_args([*like, "--no-zca"])
-    assert args.clip_pixels and not args.zca
-    importlib.import_module("DM_GramMatching").make_parser().parse_args(like)
+    own = parsed("DM_DDM", *like, "--no-zca")
+    assert own.clip_pixels and not own.zca
+    parsed("DM_GramMatching", *like)
     err = capsys.readouterr().err
     assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
+
+
+def test_like_takes_what_a_command_can_repeat_of_another_commands_file(tmp_path):
+    path = tmp_path / "results.json"
+    given = {"model": "ConvNetW32", "eval_mode": "S", "rr_ratio": None, "seed": None}
+    path.write_text(json.dumps({"args": given | {"rr_ratio": 3.0, "seed": 1}, "asked": given}))
+    own = parsed("evaluate", "set.pt", "--like", path)
+    assert (own.model, own.eval_mode) == (None, "S")  # they exclude each other
+    own = parsed("evaluate", "set.pt", "--like", path, "--model", "AlexNet")
+    assert (own.model, own.eval_mode) == ("AlexNet", None)
+    own = parsed("DM_DDM", "--like", path)
+    assert (own.model, own.eval_mode, own.rr_ratio, own.seed) == ("ConvNetW32", "S", None, 0)  # a seed can't be unset
 
 
 @pytest.mark.parametrize(
@@ -238,6 +254,6 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
 def test_like_refuses_what_is_not_a_result(content, tmp_path, capsys):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
-        importlib.import_module("DM_DDM").make_parser().parse_args(["--like", str(tmp_path / "results.json")])
+        parsed("DM_DDM", "--like", tmp_path / "results.json")
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count("\n") == 1 and "--like" in err

@@ -4,7 +4,7 @@ import html.parser
 
 import pytest
 import torch
-from conftest import run
+from conftest import command, run
 
 from ddm.commands import report
 from ddm.errors import UserError
@@ -39,8 +39,7 @@ def folder(data_path, tmp_path_factory):
 
 
 def test_two_runs_side_by_side(folder, data_path, tmp_path):
-    line = [str(folder), str(folder), "--data_path", str(data_path), "--out", str(tmp_path / "r.html")]
-    report.run(report.make_parser().parse_args(line))
+    command("report", folder, folder, "--data_path", data_path, "--out", tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text())
     assert not page.open and not page.tags & {"script", "link", "iframe"}
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)

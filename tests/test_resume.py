@@ -1,6 +1,7 @@
-"""A run that is killed, stopped or damaged goes on to what it would have been without."""
+"""A run that is killed, stopped or damaged resumes, and its result is that of an uninterrupted run."""
 
-import importlib
+import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -12,17 +13,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from conftest import QUICK, ROOT, command_line, parse, tiny_arrays
+from conftest import QUICK, ROOT, command_line, parse, parsed, recipe_of, tiny_arrays
 
-from ddm.runs import checkpoint
-from ddm.methods import condense
-import DM_KNearest
-from ddm.runs import files
-from ddm import memory
-from ddm.runs import resume
+from ddm import device
+from ddm.commands import condense
 from ddm.errors import UserError
+from ddm.evaluation import protocol
+from ddm.methods import condensation
+from ddm.methods.condensation import Condensation
+from ddm.runs import experiments, folder, progress, resume
 
 # Seconds of work: three experiments with evaluations between, a checkpoint after every step.
 DIGITS = [
@@ -34,13 +36,13 @@ SMALL = [*DIGITS, "--num_exp", "1", "--Iteration", "6", "--eval_every", "3", "--
 TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path", "date"}
 
 
-def run(folder, *argv, base=SMALL):
-    DM_KNearest.run(parse("DM_KNearest", *base, "--save_path", str(folder), *argv))
+def run(save_path, *argv, base=SMALL, recipe="DM_KNearest"):
+    condense.run_recipe(recipe_of(recipe), parsed(recipe, *base, "--save_path", save_path, *argv))
 
 
-def child(argv):
+def child(save_path):
     torch.set_num_threads(1)
-    DM_KNearest.run(parse("DM_KNearest", *argv))
+    run(save_path, base=DIGITS)
 
 
 def timeless(value):
@@ -49,13 +51,13 @@ def timeless(value):
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def outcome(folder):
-    """Images and results, times aside, and the log without its times and the lines that say it went on."""
-    saved = torch.load(next(folder.glob("res_*.pt")))
-    log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (folder / "training.log").read_text().splitlines()]
-    skip = ("going on", "command:", "arguments:", "set ", "results ", "images ")
+def outcome(save_path):
+    """Images and results, times aside, and the log without its times and the lines about resuming."""
+    saved = torch.load(next(save_path.glob("res_*.pt")))
+    log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (save_path / "training.log").read_text().splitlines()]
+    skip = ("resuming from", "command:", "arguments:", "set ", "results ", "images ")
     log = [line.split("; writing")[0] for line in log if not line.startswith(skip)]
-    return [x for x, _ in saved["data"]], timeless(json.loads((folder / "results.json").read_text())), log
+    return [x for x, _ in saved["data"]], timeless(json.loads((save_path / "results.json").read_text())), log
 
 
 def assert_same(found, expected):
@@ -65,12 +67,12 @@ def assert_same(found, expected):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_at_five_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_at_five_random_moments_ends_like_an_uninterrupted_one(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["DM_KNearest", "sklearn.datasets", "sklearn.model_selection", "test_resume"])
 
-    def start(folder):
-        process = context.Process(target=child, args=([*DIGITS, "--save_path", str(folder)],))
+    def start(save_path):
+        process = context.Process(target=child, args=(str(save_path),))
         process.start()
         return process
 
@@ -98,36 +100,39 @@ def test_killed_at_five_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of SMALL."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder)
-    return folder
+    save_path = tmp_path_factory.mktemp("whole")
+    run(save_path)
+    return save_path
 
 
-def interrupted(folder, monkeypatch, where, *argv):
-    """Run SMALL and die, as by a kill, at the given call of condense.Run's method."""
+def interrupted(save_path, monkeypatch, where, *argv):
+    """Run SMALL and die, as by a kill, at the given call of the maker's step or of a method of experiments.Run.
+
+    Checkpoints that were handed to the writer before reach the disk.
+    """
     method, number = where
-    original, calls = getattr(condense.Run, method), []
+    owner = Condensation if method == "step" else experiments.Run
+    original, calls = getattr(owner, method), []
 
     def dying(self, *args):
         calls.append(None)
         if len(calls) == number:
-            self.files.wait()
             raise KeyboardInterrupt
         return original(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(condense.Run, method, dying)
-        run(folder, *argv)
+        patch.setattr(owner, method, dying)
+        run(save_path, *argv)
 
 
 @pytest.mark.parametrize("where", [("step", 1), ("step", 5), ("evaluate", 3), ("save_results", 1), ("checkpoint", 3)])
-def test_a_run_goes_on_from_any_place(where, whole, tmp_path, monkeypatch):
+def test_a_run_resumes_from_any_place(where, whole, tmp_path, monkeypatch):
     interrupted(tmp_path, monkeypatch, where)
     run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
 
 
-def test_a_run_goes_on_twice_in_a_later_experiment(tmp_path, monkeypatch):
+def test_a_run_resumes_twice_in_a_later_experiment(tmp_path, monkeypatch):
     argv = ("--num_exp", "3")
     run(tmp_path / "whole", *argv)
     interrupted(tmp_path / "killed", monkeypatch, ("step", 17), *argv)
@@ -146,11 +151,9 @@ def test_a_run_that_died_before_its_first_checkpoint_of_a_step_logs_each_line_on
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
 
 
-def test_another_recipe_does_not_go_on_with_it(whole):
+def test_another_recipe_does_not_resume_it(whole):
     with pytest.raises(UserError, match="DM_KNearest there, DM_MeanStd_Matching now"):
-        module = importlib.import_module("DM_MeanStd_Matching")
-        argv = [*SMALL, "--model", "ConvNetW32_gram", "--save_path", str(whole)]
-        module.run(parse("DM_MeanStd_Matching", *argv))
+        run(whole, "--model", "ConvNetW32_gram", recipe="DM_MeanStd_Matching")
 
 
 @pytest.mark.parametrize("damaged", ["res_DM_Digits_ConvNetW32_2ipc.pt", "results.json"])
@@ -163,9 +166,7 @@ def test_a_finished_runs_damaged_file_is_named_and_written_again(damaged, whole,
 
 
 def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
-    from ddm.evaluation import training
-
-    trained, original = [], training.Evaluator.accuracy
+    trained, original = [], protocol.Evaluator.accuracy
 
     def counting(self, model, images, labels, experiment, iteration, it_eval, log):
         trained.append((iteration, it_eval))
@@ -173,7 +174,7 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
             raise KeyboardInterrupt
         return original(self, model, images, labels, experiment, iteration, it_eval, log)
 
-    monkeypatch.setattr(training.Evaluator, "accuracy", counting)
+    monkeypatch.setattr(protocol.Evaluator, "accuracy", counting)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     run(tmp_path)
@@ -233,12 +234,12 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
 
 
 def test_a_flag_newer_than_the_checkpoint_is_accepted_while_it_is_off(whole):
-    state = checkpoint.read(whole / checkpoint.NAME)
-    del state["requested"]["clip_pixels"]
-    requested = dict(state["requested"])
-    resume.accept(state, requested | {"clip_pixels": False})
+    state = progress.read(whole / progress.NAME)
+    del state.requested["clip_pixels"]
+    settings = parse("DM_KNearest", *SMALL)
+    resume.accept(state, settings, "DM_KNearest")
     with pytest.raises(UserError, match="--clip_pixels None there, True now"):
-        resume.accept(state, requested | {"clip_pixels": True})
+        resume.accept(state, settings.but(clip_pixels=True), "DM_KNearest")
 
 
 DAMAGE = {
@@ -252,30 +253,49 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tmp_path, monkeypatch, capsys):
     interrupted(tmp_path, monkeypatch, ("step", 6))
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / progress.NAME
     good = path.read_bytes()
     path.write_bytes(DAMAGE[damage](good))
     run(tmp_path)
     assert f"{path} can't be used" in capsys.readouterr().err
     assert_same(outcome(tmp_path), outcome(whole))
-    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+    for name in (progress.NAME, progress.PREVIOUS):
         (tmp_path / name).write_bytes(DAMAGE[damage](good))
     with pytest.raises(UserError, match=re.escape(str(path))):
         run(tmp_path)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 0)
-        patch.setattr(checkpoint, "read", lambda path: {})  # which checks what was written
-        checkpoint.write(tmp_path / checkpoint.NAME, {})
-    with pytest.raises(UserError, match="its format is 0"):
+def write_content(path, content):
+    """A checkpoint with any content and the right digest."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getvalue()
+    state = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    torch.save({"sha256": hashlib.sha256(payload).hexdigest(), "state": state}, path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    write_content(tmp_path / progress.NAME, {"format": 0})
+    with pytest.raises(UserError, match=f"its format is 0, this version reads {progress.FORMAT}"):
         run(tmp_path)
 
 
-def test_other_data_are_refused(tmp_path, monkeypatch):
-    import numpy as np
+def test_a_checkpoint_of_version_0_1_0_is_refused_in_one_line(tmp_path):
+    state = {"format": 2, "requested": {"recipe": "DM_KNearest", "ipc": 2, "first_exp": 0, "Iteration": 6}}
+    state |= {"chosen": {"class_chunk": 10, "compile": "off", "precision": "fp32"}, "versions": {"torch": "2.9.1"}}
+    state |= {"data": "0" * 32, "experiment": 0, "iteration": 0, "images": None, "velocity": None, "counts": [2] * 10}
+    state |= {"sets": [], "evaluations": [], "skipped": [], "concluded": None, "seconds": 1.0, "step_seconds": 0.0}
+    write_content(tmp_path / progress.NAME, state | {"steps": 0, "log_bytes": 0})
+    before = (tmp_path / progress.NAME).read_bytes()
+    done = command_line("DM_KNearest", *SMALL, "--save_path", str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    for part in (str(tmp_path / progress.NAME), "written by version 0.1.0", "finish that run with", "--save_path"):
+        assert part in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [progress.NAME]
+    assert (tmp_path / progress.NAME).read_bytes() == before
 
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(tmp_path), "--save_path", str(tmp_path / "out")]
     arrays = tiny_arrays()
     np.savez(tmp_path / "CIFAR10.npz", **arrays)
@@ -285,27 +305,29 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="not the data"):
             run(tmp_path / "out", base=[*argv, "--num_eval", "3"])
     (tmp_path / "CIFAR10.npz").unlink()
-    run(tmp_path / "out", base=argv)  # finished: it reports without
+    run(tmp_path / "out", base=argv)  # finished: its report needs no data
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 def test_a_second_process_on_the_folder_is_refused(whole, tmp_path, monkeypatch):
-    original = condense.Run.step
+    original, refused = Condensation.step, []
 
-    def step(self, *args):
-        if self.iteration == 2:
+    def step(self, iteration):
+        if iteration == 3:
             with pytest.raises(UserError, match="another process"):
                 run(tmp_path)
-        return original(self, *args)
+            refused.append(iteration)
+        return original(self, iteration)
 
-    monkeypatch.setattr(condense.Run, "step", step)
+    monkeypatch.setattr(Condensation, "step", step)
     run(tmp_path)
+    assert refused == [3]
     assert_same(outcome(tmp_path), outcome(whole))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143)])
-def test_a_signal_stops_a_run_where_it_can_go_on(sent, status, tmp_path):
+def test_a_signal_stops_a_run_where_it_can_resume(sent, status, tmp_path):
     argv = [*DIGITS, "--Iteration", "100000", "--eval_every", "0", "--checkpoint_every", "100000", "--compile", "off"]
     command = [sys.executable, str(ROOT / "DM_KNearest.py"), *argv, "--save_path", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -315,15 +337,16 @@ def test_a_signal_stops_a_run_where_it_can_go_on(sent, status, tmp_path):
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
-    assert "the same command goes on" in err.splitlines()[-1] and "Traceback" not in err
-    state = checkpoint.read(tmp_path / checkpoint.NAME)
-    assert state["iteration"] >= 10 and state["images"].isfinite().all()
+    assert "run the same command again to resume" in err.splitlines()[-1] and "Traceback" not in err
+    state = progress.read(tmp_path / progress.NAME)
+    assert state.iteration >= 10 and state.images.isfinite().all()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 def test_a_second_signal_exits_at_once():
     code = (
-        "import os, interrupt\n"
+        "import os\n"
+        "from ddm import interrupt\n"
         "with interrupt.Interrupts().installed():\n"
         "    os.kill(os.getpid(), 15)\n"
         "    print('went on', flush=True)\n"
@@ -334,62 +357,62 @@ def test_a_second_signal_exits_at_once():
     assert (done.returncode, done.stdout) == (130, "went on\n")
 
 
-def test_out_of_memory_goes_on_with_half_the_classes(whole, tmp_path, monkeypatch, capsys):
-    original = condense.condensation_step
+def test_out_of_memory_continues_with_half_the_classes(whole, tmp_path, monkeypatch, capsys):
+    original = condensation.condensation_step
 
-    def small(matcher, syn_set, sampler, experiment, iteration, args):
-        if args.class_chunk > 2 and iteration > 1:
+    def small(matcher, syn_set, sampler, experiment, iteration, plan):
+        if plan.settings.class_chunk > 2 and iteration > 1:
             raise torch.OutOfMemoryError("no more")
-        return original(matcher, syn_set, sampler, experiment, iteration, args)
+        return original(matcher, syn_set, sampler, experiment, iteration, plan)
 
-    monkeypatch.setattr(condense, "condensation_step", small)
+    monkeypatch.setattr(condensation, "condensation_step", small)
     run(tmp_path)
-    assert "going on with --class_chunk 2" in capsys.readouterr().out
-    assert checkpoint.read(tmp_path / checkpoint.NAME)["chosen"]["class_chunk"] == 2
+    assert "continuing with --class_chunk 2" in capsys.readouterr().out
+    assert progress.read(tmp_path / progress.NAME).chosen["class_chunk"] == 2
     for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
     def never(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(condense, "condensation_step", never)
+    monkeypatch.setattr(condensation, "condensation_step", never)
     with pytest.raises(UserError, match="lower --batch_real"):
         run(tmp_path / "b")
-    assert memory.is_out_of_memory(MemoryError()) and not memory.is_out_of_memory(RuntimeError("other"))
+    assert device.is_out_of_memory(MemoryError()) and not device.is_out_of_memory(RuntimeError("other"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(tmp_path, monkeypatch):
     def full(path, state):
-        if state["iteration"] >= 4:
+        if state.iteration >= 4:
             with open("/dev/full", "wb", buffering=0) as file:
                 file.write(b"x")
         return original(path, state)
 
-    original = checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", full)
+    original = progress.write
+    monkeypatch.setattr(progress, "write", full)
     with pytest.raises(UserError, match="No space left on device"):
         run(tmp_path)
-    assert checkpoint.read(tmp_path / checkpoint.NAME)["iteration"] == 3
+    assert progress.read(tmp_path / progress.NAME).iteration == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_a_full_disk_under_the_log_is_one_line_too(tmp_path, monkeypatch):
-    original = files.RunFiles.open
+    original = folder.RunFolder.open
 
     def full(self, *where):
         original(self, *where)
         self._log.close()
         self._log = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - closed by the run
 
-    monkeypatch.setattr(files.RunFiles, "open", full)
+    monkeypatch.setattr(folder.RunFolder, "open", full)
     with pytest.raises(UserError, match="No space left on device"):
         run(tmp_path)
 
 
 def test_the_command_line_reports_a_finished_run(tmp_path, capsys):
-    argv = [*SMALL, "--Iteration", "2", "--eval_every", "0", "--save_path", str(tmp_path)]
-    importlib.import_module("DM_KNearest").run(parse("DM_KNearest", *argv))
-    first, second = capsys.readouterr().out, command_line("DM_KNearest", *argv)
+    argv = ("--Iteration", "2", "--eval_every", "0")
+    run(tmp_path, *argv)
+    first, second = capsys.readouterr().out, command_line("DM_KNearest", *SMALL, *argv, "--save_path", str(tmp_path))
     assert second.returncode == 0 and "is finished" in second.stdout
     assert first[first.index("===") :] == second.stdout[second.stdout.index("===") :]

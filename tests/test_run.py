@@ -8,7 +8,6 @@ from conftest import QUICK, maker, parse, parsed, quick_model, recipe_of, run
 
 from ddm.commands import condense
 from ddm.data.images import Normalised
-from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods import condensation
@@ -75,7 +74,8 @@ class Counting:
 
 
 def drive(data_path, save_path, *argv):
-    line = [*QUICK, "--model", "ConvNetW32", "--eval_every", "0", "--data_path", data_path, "--save_path", save_path, *argv]
+    line = [*QUICK, "--model", "ConvNetW32", "--eval_every", "0", *argv]
+    line += ["--data_path", data_path, "--save_path", save_path]
     asked, settings = parsed("DM_DDM", *line), parse("DM_DDM", *line)
     made = []
 

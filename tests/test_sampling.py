@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from conftest import QUICK, parse
 
-from ddm.data import data as datasets
 from ddm import rng
-from ddm.networks import get_network, initialise
+from ddm.data import loading
 from ddm.methods.sampling import SAMPLERS, herd
+from ddm.networks import get_network, initialise
 
 
 def generator(cls, iteration=1):
@@ -15,13 +14,12 @@ def generator(cls, iteration=1):
 
 
 def sampler(kind, data, n):
-    args = parse("DM_KNearest", *QUICK, "--batch_real", str(n), "--device", "cpu")
-    return SAMPLERS[kind](data, args)
+    return SAMPLERS[kind](data, n, seed=0)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return datasets.load("Digits", tmp_path_factory.mktemp("none"))
+    return loading.load("Digits", tmp_path_factory.mktemp("none"))
 
 
 def test_balanced_means_are_nearer_to_the_classs_mean_under_another_network(digits):

@@ -1,31 +1,23 @@
-"""score.py: what ddranking is given and what follows from its accuracies; the package itself, where it is installed."""
+"""`ddm score`: what ddranking is given and what follows from its accuracies; the package itself, where installed."""
 
 import importlib.util
 import json
-import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_arrays
+from conftest import command, parsed, tiny_arrays
 
-from ddm.data import data as datasets
-from ddm import flags
 from ddm.commands import score
+from ddm.data.loading import load
 
 INSTALLED = importlib.util.find_spec("ddranking") is not None
-
-
-def run_score(monkeypatch, *argv) -> None:
-    monkeypatch.setattr(sys, "argv", ["score.py", *map(str, argv)])
-    flags.main(score.make_parser(), score.run, score.settle)
 
 
 @pytest.fixture
 def saved_set(tmp_path, data_path):
     """Two real images of each class of the tiny CIFAR10, as a [0, 1] pair with shuffled labels."""
-    data = datasets.load("CIFAR10", str(data_path))
+    data = load("CIFAR10", str(data_path))
     rows = torch.cat([own[:2] for own in data.indices])[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     torch.save([data.x_train[rows].float() / 255, data.y_train[rows]], tmp_path / "set.pt")
     return tmp_path / "set.pt"
@@ -47,12 +39,12 @@ def test_images_are_sorted_and_in_the_space_of_the_package(name, tmp_path):
         for split in ("train", "test"):
             arrays[f"y_{split}"] = np.arange(240) % 100
     np.savez(tmp_path / f"{name}.npz", **arrays)
-    data = datasets.load(name, str(tmp_path))
+    data = load(name, str(tmp_path))
     images = torch.rand(2 * data.num_classes, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(data.num_classes).flip(0).repeat(2)
     torch.save([images, labels], tmp_path / "set.pt")
-    args = Namespace(file=str(tmp_path / "set.pt"), dataset=name, space="unit", experiment=0)
-    found, sorted_labels = score.sorted_set(args, data)
+    settings = parsed("score", tmp_path / "set.pt", "--dataset", name, "--space", "unit")
+    found, sorted_labels = score.sorted_set(settings, data)
     assert torch.equal(sorted_labels, torch.arange(data.num_classes).repeat_interleave(2))
     mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
     std = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
@@ -61,11 +53,11 @@ def test_images_are_sorted_and_in_the_space_of_the_package(name, tmp_path):
     assert found.dtype == torch.float32 and found.device.type == "cpu"
 
 
-def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, capsys):
     common = [saved_set, "--data_path", data_path, "--save_path", tmp_path / "out"]
     torch.save([torch.rand(3, 3, 32, 32), torch.tensor([0, 0, 1])], tmp_path / "uneven.pt")
     wrong = [
-        (common, "say --dataset"),
+        (common, "give --dataset"),
         ([*common, "--dataset", "FashionMNIST"], "CIFAR10, CIFAR100, TinyImageNet"),
         ([tmp_path / "uneven.pt", *common[1:], "--dataset", "CIFAR10"], "equal numbers"),
         (
@@ -75,13 +67,13 @@ def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, monkeypatch, c
     ]
     for argv, says in wrong:
         with pytest.raises(SystemExit) as stop:
-            run_score(monkeypatch, *argv)
+            command("score", *argv)
         error = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2 and error.startswith("error:") and says in error
     if INSTALLED:
         wrong_name = [*common, "--dataset", "CIFAR10", "--model", "Nonsense", "--full_acc", 80]
         with pytest.raises(SystemExit):
-            run_score(monkeypatch, *wrong_name)
+            command("score", *wrong_name)
         assert "can't build it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -90,12 +82,12 @@ def test_mistakes_end_in_one_line(saved_set, data_path, tmp_path, monkeypatch, c
 def test_the_package_itself(saved_set, data_path, tmp_path, monkeypatch, capsys):
     """One run on tiny data; the same command again only reports; another run would have another seed."""
     argv = [saved_set, "--dataset", "CIFAR10", "--data_path", data_path, "--num_epochs", 10, "--num_eval", 1]
-    run_score(monkeypatch, *argv, "--save_path", tmp_path / "out")
+    command("score", *argv, "--save_path", tmp_path / "out")
     said = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (run,) = results["evaluations"]
     assert all(0 < run[name] <= 100 for name in ("condensed", "random", "whole"))
     assert results["scores"]["HLR"]["mean"] == pytest.approx(run["whole"] - run["condensed"])
     monkeypatch.setattr(score, "make_scorer", None)
-    run_score(monkeypatch, *argv, "--save_path", tmp_path / "out")
+    command("score", *argv, "--save_path", tmp_path / "out")
     assert capsys.readouterr().out == said[said.index("HLR:") :]

@@ -1,22 +1,21 @@
 """Saved sets: every format is read as it was written, recognised, scored as its run scored it, and exported."""
 
 import contextlib
+import importlib
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, parse, run, tiny_arrays
+from conftest import command_line, parse, parsed, run, tiny_arrays
 
-from ddm.data import data as datasets
-from ddm.commands import evaluate
-from ddm.commands import export
-from ddm import flags
-from ddm.evaluation import synsets
+from ddm import __main__ as entry
+from ddm.commands import evaluate, export
+from ddm.data.loading import load
 from ddm.errors import UserError
+from ddm.evaluation import sets
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +29,16 @@ def made(tmp_path_factory):
 
 
 def score(made, *argv, save_path):
-    line = [*map(str, argv), "--data_path", str(made[0]), "--save_path", str(save_path)]
-    args = evaluate.make_parser().parse_args(line)
-    args.asked = vars(args).copy()
-    evaluate.settle(args)
-    evaluate.run(args)
+    evaluate.run(parsed("evaluate", *argv, "--data_path", made[0], "--save_path", save_path))
     return json.loads((save_path / "results.json").read_text())
+
+
+def settle(*argv):
+    return evaluate.settle(parsed("evaluate", *argv))
+
+
+def export_set(*argv):
+    export.run(parsed("export", *argv))
 
 
 def test_a_set_of_ours_gets_its_own_number_again(made, tmp_path, capsys):
@@ -47,7 +50,7 @@ def test_a_set_of_ours_gets_its_own_number_again(made, tmp_path, capsys):
     assert all(np.array(curve).shape == (3, 2) for curve in curves)  # loss and accuracy of epochs 0 to 2
 
 
-def test_an_evaluation_goes_on_where_it_was_stopped(made, tmp_path):
+def test_a_stopped_evaluation_resumes(made, tmp_path):
     argv = (made[1], "--experiments", "1", "--model", "ConvNetW32,LeNet")
     first = score(made, *argv, "--num_eval", "1", save_path=tmp_path)
     more = score(made, *argv, "--num_eval", "2", save_path=tmp_path)
@@ -68,14 +71,13 @@ def test_an_evaluation_like_another(made, tmp_path):
 
 
 def test_an_evaluation_like_a_run(made, tmp_path):
-    """--epoch_eval_train, which evaluate.py calls --epochs, and --eval_mode; --model is another thing there."""
+    """--epoch_eval_train, which evaluate calls --epochs, and --eval_mode; its --model has another meaning."""
     like = ("--like", made[0] / "out" / "results.json")
     record = score(made, made[1], *like, save_path=tmp_path / "a")
     assert [acc for entry in record["evaluations"] for acc in entry["accuracies"]] == made[2]["accuracies"]
-    assert record["asked"]["epochs"] == made[2]["args"]["epoch_eval_train"] == 2
-    args = evaluate.make_parser().parse_args([str(made[1]), *map(str, like), "--model", "LeNet", "--epochs", "1"])
-    evaluate.settle(args)
-    assert args.models == ["LeNet"] and args.epochs_by == {None: 1}
+    assert record["asked"]["epochs"] == str(made[2]["args"]["epoch_eval_train"]) == "2"
+    choice = settle(made[1], *like, "--model", "LeNet", "--epochs", "1")
+    assert choice.models == ["LeNet"] and choice.epochs_by == {None: 1}
 
 
 def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
@@ -96,15 +98,13 @@ def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):
     assert (tmp_path / "training.log").read_text() == "a line\n"
 
 
-def test_what_is_said_for_one_network_leaves_the_others_as_the_run_had_them(made):
-    args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7"])
-    evaluate.settle(args)
-    assert [evaluate.settings(args, model, False).epoch_eval_train for model in args.models] == [7, 2]
-    args = evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", "--lr_net", "MLP=1"])
+def test_a_value_for_one_network_leaves_the_others_as_the_run_had_them(made):
+    choice = settle(made[1], "--model", "LeNet,ConvNetW32", "--epochs", "LeNet=7")
+    assert [choice.protocol(model).epoch_eval_train for model in choice.models] == [7, 2]
     with pytest.raises(UserError, match="none of the networks"):
-        evaluate.settle(args)
+        settle(made[1], "--model", "LeNet", "--lr_net", "MLP=1")
     with pytest.raises(SystemExit):  # both choose the networks
-        evaluate.make_parser().parse_args([str(made[1]), "--model", "LeNet", "--eval_mode", "M"])
+        parsed("evaluate", made[1], "--model", "LeNet", "--eval_mode", "M")
 
 
 def test_a_set_is_not_scored_on_what_it_was_made_from(made, tmp_path, capsys):
@@ -114,17 +114,15 @@ def test_a_set_is_not_scored_on_what_it_was_made_from(made, tmp_path, capsys):
         saved = torch.load(made[1])
         saved["args"].update(args)
         torch.save(saved, tmp_path / "set.pt")
-        settled = evaluate.make_parser().parse_args([str(tmp_path / "set.pt"), "--eval_split", "val", "--seed", "1"])
         with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
-            evaluate.settle(settled)
+            settle(tmp_path / "set.pt", "--eval_split", "val", "--seed", "1")
 
     refused("from all training images", eval_split="test", seed=1)
     refused("--seed 0, which holds out another tenth", eval_split="val", seed=0)
     refused("", eval_split="val", seed=1)
     assert "does not say" not in capsys.readouterr().err
     np.savez(tmp_path / "set.npz", **tiny_arrays())
-    argv = [str(tmp_path / "set.npz"), "--dataset", "CIFAR10", "--eval_split", "val"]
-    evaluate.settle(evaluate.make_parser().parse_args(argv))
+    settle(tmp_path / "set.npz", "--dataset", "CIFAR10", "--eval_split", "val")
     assert "does not say whether it was made without" in capsys.readouterr().err
 
 
@@ -143,9 +141,9 @@ def test_settings_by_network_and_baselines(made, tmp_path):
 
 def contents(made):
     saved = torch.load(made[1])
-    data = datasets.load("CIFAR10", made[0])
+    data = load("CIFAR10", made[0])
     images, labels = saved["data"][0]
-    return data, images, labels, data.denormalise(images)
+    return data, images, labels, data.normalisation.pixels(images)
 
 
 def keras(pixels, labels):
@@ -172,7 +170,7 @@ def test_files_of_others(case, made, tmp_path, monkeypatch):
     data, images, labels, pixels = contents(made)
     name, write = FORMATS[case]
     write(images, labels, pixels)
-    (found,), notes = synsets.read(name, data)
+    (found,), notes = sets.read(name, data)
     assert torch.equal(found.labels, labels) and any("are taken for" in note for note in notes)
     close = images if name in ("a.pt", "b.pt", "c.pt") else data.normalise(pixels * 255)
     assert (found.images - close).abs().max() < (0.02 if name == "f.npz" else 1e-4)
@@ -181,12 +179,12 @@ def test_files_of_others(case, made, tmp_path, monkeypatch):
 def test_a_wrong_space_is_noticed(made, tmp_path):
     data, _, labels, pixels = contents(made)
     torch.save([pixels, labels], tmp_path / "x.pt")
-    _, notes = synsets.read(tmp_path / "x.pt", data, "bytes")
+    _, notes = sets.read(tmp_path / "x.pt", data, "bytes")
     assert any(note.startswith("warning") and "chance" in note for note in notes)
-    _, notes = synsets.read(tmp_path / "x.pt", data, "unit")
+    _, notes = sets.read(tmp_path / "x.pt", data, "unit")
     assert not notes
     torch.save({"data": [[(pixels - 0.1) / 2, labels]], "mean": [0.1] * 3, "std": [2.0] * 3}, tmp_path / "y.pt")
-    (found,), notes = synsets.read(tmp_path / "y.pt", data)  # its own constants are undone
+    (found,), notes = sets.read(tmp_path / "y.pt", data)  # its own constants are undone
     assert (found.images - data.normalise(pixels * 255)).abs().max() < 1e-4 and "other constants" in notes[0]
 
 
@@ -210,7 +208,7 @@ def test_what_is_no_set(case, made, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(UserError) as error:
-        synsets.read(path, data)
+        sets.read(path, data)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -220,28 +218,30 @@ def test_exports_come_back(to, made, tmp_path):
         pytest.importorskip("safetensors")
     data, images, labels, pixels = contents(made)
     out = tmp_path / {"npz": "set.npz", "safetensors": "set.safetensors"}.get(to, "set")
-    line = [str(made[1]), "--to", to, "--out", str(out)]
-    export.run(export.make_parser().parse_args(line))
+    line = (made[1], "--to", to, "--out", out)
+    export_set(*line)
     if to == "dcbench":
         out = out / "DM" / "CIFAR10" / "IPC2" / "res_DM_CIFAR10_ConvNet_2ipc.pt"
-    (found,), _ = synsets.read(out, data)
+    (found,), _ = sets.read(out, data)
     assert torch.equal(found.labels, labels)
     if to in ("safetensors", "dcbench"):
         assert torch.equal(found.images, images)
     else:
-        assert (data.denormalise(found.images) - pixels).abs().max() < (1e-5 if to == "tensor" else 0.5 / 255 + 1e-5)
-    if to == "safetensors":  # it goes on saying what it is
-        assert synsets.about(out)["args"]["dataset"] == "CIFAR10" and synsets.about(out)["mean"] == data.mean
+        assert (data.normalisation.pixels(found.images) - pixels).abs().max() < (
+            1e-5 if to == "tensor" else 0.5 / 255 + 1e-5
+        )
+    if to == "safetensors":  # the metadata stays
+        assert sets.metadata(out)["args"]["dataset"] == "CIFAR10" and sets.metadata(out)["mean"] == data.mean
     if to == "png":
         assert sorted(path.name for path in out.iterdir())[3] == "3_cat" and (out / "3_cat" / "0001.png").exists()
-    with pytest.raises(UserError, match="is there already"):
-        export.run(export.make_parser().parse_args(line))
+    with pytest.raises(UserError, match="exists already"):
+        export_set(*line)
 
 
 def test_the_hugging_face_folder(made, tmp_path):
     package = pytest.importorskip("datasets")
     data, _, labels, pixels = contents(made)
-    export.run(export.make_parser().parse_args([str(made[1]), "--to", "hf", "--out", str(tmp_path / "hf")]))
+    export_set(made[1], "--to", "hf", "--out", tmp_path / "hf")
     found = package.load_from_disk(str(tmp_path / "hf"))
     assert found["label"][:] == labels.tolist() and found.features["label"].names == data.class_names
     image = torch.from_numpy(np.array(found[7]["image"])).permute(2, 0, 1) / 255
@@ -250,35 +250,36 @@ def test_the_hugging_face_folder(made, tmp_path):
 
 def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path):
     data, *_ = contents(made)
-    out = str(tmp_path / "set.npz")
-    export.run(export.make_parser().parse_args([str(made[1]), "--to", "npz", "--out", out]))
-    args = evaluate.make_parser().parse_args([str(made[1]), out, "--data_path", str(made[0]), "--experiments", "0"])
-    evaluate.settle(args)
-    mine, other = evaluate.rows_of(args, data)
+    out = tmp_path / "set.npz"
+    export_set(made[1], "--to", "npz", "--out", out)
+    choice = settle(made[1], out, "--data_path", made[0], "--experiments", "0")
+    mine, other = evaluate.rows_of(choice, data)
     assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) and mine.iteration > 0
 
 
 def test_the_card(made, tmp_path):
-    export.run(export.make_parser().parse_args([str(made[1]), "--to", "card", "--out", str(tmp_path / "card")]))
+    export_set(made[1], "--to", "card", "--out", tmp_path / "card")
     text = (tmp_path / "card" / "README.md").read_text()
     assert "CIFAR10, condensed to 20 images" in text and "n 3" in text and "terms" in text  # of the two sets, one
     (again,) = [line.split() for line in text.splitlines() if line.startswith("    python ")]
-    args = parse("DM_KNearest", *again[2:])
-    assert again[1] == "DM_KNearest.py" and (args.ipc, args.first_exp, args.num_exp, args.eval_every) == (2, 3, 1, 0)
+    s = parse("DM_KNearest", *again[2:])
+    assert again[1] == "DM_KNearest.py" and (s.ipc, s.first_exp, s.num_exp, s.eval_every) == (2, 3, 1, 0)
     assert (tmp_path / "card" / "images.png").stat().st_size > 1000
 
 
 def test_classes_of_one_name_are_told_by_their_number(made, tmp_path):
     data, images, labels, _ = contents(made)
     twins = replace(data, class_names=["crane", *data.class_names[1:9], "crane"])
-    found = export.Set(images, data.denormalise(images), labels, twins.class_names, data.mean, data.std, {}, "x", 0)
+    found = export.Set(
+        images, data.normalisation.pixels(images), labels, twins.class_names, data.normalisation, {}, "x", 0
+    )
     export.to_png(found, tmp_path / "png")
-    (read,), _ = synsets.read(tmp_path / "png", twins)
+    (read,), _ = sets.read(tmp_path / "png", twins)
     assert torch.equal(read.labels, labels)
     (tmp_path / "named" / "crane").mkdir(parents=True)
     (tmp_path / "png" / "0_crane" / "0000.png").rename(tmp_path / "named" / "crane" / "0.png")
     with pytest.raises(UserError, match="several classes called 'crane'"):
-        synsets.read(tmp_path / "named", twins)
+        sets.read(tmp_path / "named", twins)
 
 
 def test_spaces_that_pass_for_normalised_are_noticed(made, tmp_path):
@@ -287,9 +288,9 @@ def test_spaces_that_pass_for_normalised_are_noticed(made, tmp_path):
     pixels = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for k, (images, warned) in enumerate(((data.normalise(pixels * 255), False), (2 * pixels - 1, True))):
         torch.save([images, torch.arange(10).repeat(2)], tmp_path / f"{k}.pt")
-        _, notes = synsets.read(tmp_path / f"{k}.pt", data)
+        _, notes = sets.read(tmp_path / f"{k}.pt", data)
         assert any(note.startswith("warning") for note in notes) == warned
-    _, notes = synsets.read(made[1], data, "unit")  # the file knows better
+    _, notes = sets.read(made[1], data, "unit")  # the file knows better
     assert not notes
 
 
@@ -303,29 +304,29 @@ def test_what_a_dataset_refuses(made, tmp_path):
         ((tmp_path / "plain.pt", 0, True), "does not say how its images were normalised"),
     ):
         with pytest.raises(UserError, match=says):
-            synsets.CondensedDataset(*argv)
+            sets.CondensedDataset(*argv)
 
 
-def test_as_a_dataset_in_one_import(made):
-    from utils import CondensedDataset
-
+@pytest.mark.parametrize("module", ["ddm", "utils"])
+def test_as_a_dataset_in_one_import(module, made):
+    CondensedDataset = importlib.import_module(module).CondensedDataset
     data, images, labels, pixels = contents(made)
     train = CondensedDataset(made[1], transform=lambda x: x * 2)
     assert len(train) == 20 and torch.equal(train[7][0], images[7] * 2) and train[7][1] == labels[7]
     assert train.class_names == data.class_names and (train.mean, train.std) == (data.mean, data.std)
-    assert (CondensedDataset(made[1], pixels=True).images - pixels).abs().max() < 1e-6
+    assert (train.pixels() - pixels).abs().max() < 1e-6
+    as_pixels = CondensedDataset(made[1], pixels=True)
+    assert (as_pixels.images - pixels).abs().max() < 1e-6 and torch.equal(as_pixels.pixels(), as_pixels.images)
 
 
 def test_the_commands(made, tmp_path, monkeypatch, capsys):
     out = tmp_path / "set.npz"
-    monkeypatch.setattr(sys, "argv", ["export.py", str(made[1]), "--to", "npz", "--out", str(out)])
-    flags.main(export.make_parser(), export.run, export.settle)
+    monkeypatch.setattr(sys, "argv", ["ddm", "export", str(made[1]), "--to", "npz", "--out", str(out)])
+    entry.main()
     assert "20 images of 10 classes" in capsys.readouterr().out
-    line = [sys.executable, str(ROOT / "evaluate.py"), str(out), "--dataset", "CIFAR10", "--data_path", str(made[0])]
-    line += ["--num_eval", "1", "--epochs", "1", "--model", "LeNet", "--save_path", str(tmp_path / "out")]
-    done = subprocess.run(line, capture_output=True, text=True)
+    line = [str(out), "--dataset", "CIFAR10", "--data_path", str(made[0]), "--num_eval", "1", "--epochs", "1"]
+    done = command_line("evaluate", *line, "--model", "LeNet", "--save_path", str(tmp_path / "out"))
     assert done.returncode == 0 and "| LeNet |" in done.stdout and "taken for bytes" in done.stderr, done.stderr
     assert (tmp_path / "out" / "table.md").exists()
-    args = evaluate.make_parser().parse_args([str(out)])
-    with pytest.raises(UserError, match="say --dataset"):
-        evaluate.settle(args)
+    with pytest.raises(UserError, match="give --dataset"):
+        settle(out)

@@ -1,45 +1,38 @@
 """The fast path gives the plain path's results; what chooses it, and what it falls back to."""
 
-from argparse import Namespace
 from functools import partial
 
 import pytest
 import torch
-from conftest import QUICK, RECIPES, matcher, parse
+from conftest import QUICK, RECIPES, maker, parse
 
-from ddm.data import data as datasets
-from ddm import memory
-from ddm import speed
-from ddm.methods.condense import (
-    Synthetic,
-    choose_chunk,
-    condensation_step,
-    condensing_pixels,
-    real_images,
-)
+from ddm import device
+from ddm.data import loading
 from ddm.errors import UserError
+from ddm.evaluation.protocol import Evaluator
 from ddm.losses import correlation_matching, mean_matching, moments_matching
+from ddm.methods.plan import choose_chunk, condensing_pixels
+from ddm.methods.step import condensation_step
 from ddm.networks import empty_network
-from ddm.methods.sampling import Random
-from ddm.evaluation.training import Evaluator
+from ddm.settings import MachineSettings
 
 needs_compiler = pytest.mark.skipif(
-    speed._compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"
+    device.compiler_problem("cpu") is not None, reason="torch.compile finds no compiler here"
 )
 
 
 def steps(recipe, data_path, *argv):
     """Three steps of a recipe: the losses of each, the images after the last."""
     model = RECIPES[recipe].replace("ConvNet", "ConvNetD2")  # two layers: compiled in half the time of three
-    quick = [*QUICK, "--ipc", "3", "--lr_img", "0.1", "--model", model, "--data_path", str(data_path)]
-    args = parse(recipe, *quick, *argv)
-    data = datasets.load(args.dataset, args.data_path)
-    under, syn_set = matcher(recipe, args, data), Synthetic.start(real_images(data, args, 0), args)
-    losses, sampler = [], Random(data, args)
+    settings = parse(recipe, *QUICK, "--ipc", "3", "--lr_img", "0.1", "--model", model, "--data_path", data_path, *argv)
+    made = maker(recipe, settings, loading.load(settings.dataset, settings.data_path))
+    made.prepare()
+    made.start(0, None)
+    losses, start = [], made.images().clone()
     for it in (1, 2, 3):
-        terms = condensation_step(under, syn_set, sampler, 0, it, args).terms
+        terms = condensation_step(made.matcher, made.syn_set, made.sampler, 0, it, made.plan).terms
         losses.append(torch.stack([term.sum() for term in terms.values()]))
-    return torch.stack(losses), syn_set.images.detach(), real_images(data, args, 0)
+    return torch.stack(losses), made.images(), start
 
 
 @needs_compiler
@@ -56,7 +49,7 @@ def test_the_compiled_step_equals_the_plain_one(recipe, data_path):
 def test_the_bfloat16_step_is_near_the_plain_one(data_path):
     narrow = ("--model", "ConvNetW32_gram")  # where bfloat16 is emulated, it takes its time
     plain, images, start = steps("DM_GramMatching", data_path, *narrow, "--compile", "off")
-    compile = "on" if speed._fast_bf16("cpu") else "off"  # as it would be used
+    compile = "on" if device.fast_bf16("cpu") else "off"  # as it would be used
     rough, images_rough, _ = steps("DM_GramMatching", data_path, *narrow, "--compile", compile, "--precision", "bf16")
     torch.testing.assert_close(rough.sum(1), plain.sum(1), rtol=0.01, atol=1e-4)
     assert (images_rough - images).norm() < 0.2 * (images - start).norm()
@@ -65,17 +58,18 @@ def test_the_bfloat16_step_is_near_the_plain_one(data_path):
 
 @needs_compiler
 def test_the_compiled_evaluation_learns_as_the_plain_one(data_path):
-    args = parse("DM_KNearest", *QUICK, "--model", "ConvNetD1", "--epoch_eval_train", "15", "--batch_train", "16")
-    data = datasets.load("CIFAR10", data_path)
+    settings = parse("DM_KNearest", *QUICK, "--model", "ConvNetD1", "--epoch_eval_train", "15", "--batch_train", "16")
+    data = loading.load("CIFAR10", data_path)
     images, labels = data.normalise(data.x_train), data.y_train
     accs = []
-    for args.compile in ("off", "on"):
-        args.precision = None
-        speed.choose(args, 0)  # what this machine is fast with
-        accs.append(torch.tensor(Evaluator(data, args)(images, labels, 0, 0, lambda line: None)["ConvNetD1"]))
+    for compile in ("off", "on"):
+        machine = device.choose(settings.but(compile=compile), "cpu", 0)  # what this machine is fast with
+        assert machine.compile == compile
+        evaluator = Evaluator(data, settings, machine)
+        accs.append(torch.tensor(evaluator(images, labels, 0, 0, lambda line: None)["ConvNetD1"]))
     plain, fast = accs
     assert plain.min() > 0.3
-    assert (fast - plain).abs().max() < (0.11 if args.precision == "fp32" else 0.21)
+    assert (fast - plain).abs().max() < (0.11 if machine.precision == "fp32" else 0.21)
 
 
 def test_bfloat16_maps_give_the_losses_of_float32_ones():
@@ -90,28 +84,22 @@ def test_bfloat16_maps_give_the_losses_of_float32_ones():
     assert rounded.item() == pytest.approx(exact.item(), rel=0.01)
 
 
-def wanted(**change) -> Namespace:
-    return Namespace(**{"device": "cpu", "compile": "auto", "precision": None} | change)
+def chosen(pixels, **settings):
+    machine = device.choose(MachineSettings(**settings), "cpu", pixels)
+    assert machine.device == "cpu"
+    return machine.compile, machine.precision
 
 
 def test_auto_compiles_long_runs_only(monkeypatch):
-    monkeypatch.setattr(speed, "_compiler_problem", lambda device: None)
-    monkeypatch.setattr(speed, "_fast_bf16", lambda device: True)
-    short, long, on, off, exact = (
-        wanted(),
-        wanted(),
-        wanted(compile="on"),
-        wanted(compile="off"),
-        wanted(precision="fp32"),
-    )
-    for args, pixels in ((short, 10**6), (long, 10**10), (on, 1), (off, 10**12), (exact, 10**10)):
-        speed.choose(args, pixels)
-    settled = [(args.compile, args.precision) for args in (short, long, on, off, exact)]
-    assert settled == [("off", "fp32"), ("on", "bf16"), ("on", "bf16"), ("off", "fp32"), ("on", "fp32")]
-    monkeypatch.setattr(speed, "_fast_bf16", lambda device: False)
-    slow = wanted()
-    speed.choose(slow, 10**10)
-    assert (slow.compile, slow.precision) == ("on", "fp32")
+    monkeypatch.setattr(device, "compiler_problem", lambda device: None)
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: True)
+    assert chosen(10**6) == ("off", "fp32")
+    assert chosen(10**10) == ("on", "bf16")
+    assert chosen(1, compile="on") == ("on", "bf16")
+    assert chosen(10**12, compile="off") == ("off", "fp32")
+    assert chosen(10**10, precision="fp32") == ("on", "fp32")
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: False)
+    assert chosen(10**10) == ("on", "fp32")
 
 
 def test_without_a_compiler_auto_warns_once_and_on_is_refused(monkeypatch, capsys):
@@ -119,28 +107,25 @@ def test_without_a_compiler_auto_warns_once_and_on_is_refused(monkeypatch, capsy
         raise RuntimeError("no C++ compiler\nmore about it")
 
     monkeypatch.setattr(torch, "compile", broken)
-    args = wanted()
-    speed.choose(args, 10**10)
+    assert chosen(10**10) == ("off", "fp32")
     err = capsys.readouterr().err
-    assert (args.compile, args.precision) == ("off", "fp32") and err.count("\n") == 1 and "no C++ compiler" in err
+    assert err.count("\n") == 1 and "no C++ compiler" in err
     with pytest.raises(UserError, match="--compile on"):
-        speed.choose(wanted(compile="on"), 1)
+        chosen(1, compile="on")
 
 
 def test_the_chunk_divides_the_classes_and_follows_free_memory(data_path, monkeypatch):
-    args = parse("DM_GramMatching", *QUICK, "--data_path", str(data_path))
-    data = datasets.load("CIFAR10", data_path)
-    args.counts = 10 * [16]
-    assert choose_chunk(data, args) == 2  # 2**16 pixels would hold 4, which does not divide 10
-    args.counts = 10 * [2]
-    assert choose_chunk(data, args) == 10
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2**24)
-    assert choose_chunk(data, args) == 1
+    settings = parse("DM_GramMatching", *QUICK, "--data_path", data_path)
+    data = loading.load("CIFAR10", data_path)
+    assert choose_chunk(settings, data, 10 * [16]) == 2  # 2**16 pixels would hold 4, which does not divide 10
+    assert choose_chunk(settings, data, 10 * [2]) == 10
+    monkeypatch.setattr(device, "free_memory", lambda device: 2**24)
+    assert choose_chunk(settings, data, 10 * [2]) == 1
 
 
 def test_a_classs_memory_grows_with_its_images():
     net = empty_network("ConvNet_gram", 3, 10, (32, 32), "meta")
-    one, more_real, more_syn = (memory.class_bytes(net, (3, 32, 32), *n) for n in ((8, 1), (16, 1), (8, 10)))
+    one, more_real, more_syn = (device.class_bytes(net, (3, 32, 32), *n) for n in ((8, 1), (16, 1), (8, 10)))
     kept = 4 * 128 * (32 * 32 * 3 + 16 * 16 * 3 + 8 * 8 * 3)  # a block's convolution, norm and activation
     assert more_real - one > 8 * 4 * 3 * 32 * 32 and more_syn - one > 9 * kept
 
@@ -148,7 +133,6 @@ def test_a_classs_memory_grows_with_its_images():
 def test_the_choice_follows_from_one_experiments_condensing(data_path):
     sizes = set()
     for argv in (("--num_exp", "1"), ("--num_exp", "5"), ("--num_eval", "50"), ("--eval_every", "0")):
-        args = parse("DM_KNearest", *QUICK, "--data_path", str(data_path), *argv)
-        args.counts = 10 * [2]
-        sizes.add(condensing_pixels(datasets.load("CIFAR10", data_path), args))
+        settings = parse("DM_KNearest", *QUICK, "--data_path", data_path, *argv)
+        sizes.add(condensing_pixels(settings, loading.load("CIFAR10", data_path), 10 * [2]))
     assert sizes == {3 * 10 * (6 + 3 * 2) * 1024}

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, matcher, parse
+from conftest import QUICK, maker, parse, parsed
 from torch import nn
 
-from ddm.data import data as datasets
 import DM_DDM
 from ddm import rng
+from ddm.data import loading
 from ddm.errors import UserError
-from ddm.methods.matching import accumulator_weights
+from ddm.methods.matching import accumulator_weights, check_terms
 from ddm.networks import empty_network, get_network, initialise
-from ddm.speed import laid_out
 
 TINY = [*QUICK, "--model", "ConvNetW32", "--compile", "off", "--class_chunk", "4"]
 
@@ -57,14 +56,14 @@ def test_what_is_not_there_is_refused(model, kind, layers, text):
 
 def terms_of(data_path, *argv):
     """The unsummed terms of one step's images by class chunks, under the recipe."""
-    args = parse("DM_DDM", *TINY, "--data_path", str(data_path), *argv)
-    data = datasets.load("CIFAR10", data_path)
-    under = matcher("DM_DDM", args, data)
+    data = loading.load("CIFAR10", data_path)
+    made = maker("DM_DDM", parse("DM_DDM", *TINY, "--data_path", data_path, *argv), data)
+    under, laid_out = made.matcher, made.plan.machine.laid_out
     initialise(under.net, rng.generator(0, 0, 1, -1, "network"))
     real, syn = (data.batch(torch.stack([own[:n] for own in data.indices])) for n in (6, 2))
     syn = syn + 0.1 * torch.randn(syn.shape, generator=torch.Generator().manual_seed(1))
     return {
-        classes: under.terms(laid_out(real[list(classes)], args), laid_out(syn[list(classes)], args), classes)
+        classes: under.terms(laid_out(real[list(classes)]), laid_out(syn[list(classes)]), classes)
         for classes in (range(3), range(3, 4), range(4, 10), range(10))
     }
 
@@ -72,14 +71,12 @@ def terms_of(data_path, *argv):
 def test_a_weight_of_0_removes_its_term_and_what_it_reads(data_path):
     for preset, names in {"dm": {"L_MMD"}, "published": {"L_MMD", "L_MM", "L_ICD"}}.items():
         assert terms_of(data_path, "--preset", preset)[range(3)].keys() == names
-    args = parse("DM_DDM", "--preset", "dm")
-    assert DM_DDM.settle(args) == {}
-    args = parse("DM_DDM", "--preset", "dm", "--cm_ratio", "1")
-    assert DM_DDM.settle(args).keys() == {"mean_gram"}
+    assert DM_DDM.needs(parse("DM_DDM", "--preset", "dm")).statistics == {}
+    assert DM_DDM.needs(parse("DM_DDM", "--preset", "dm", "--cm_ratio", "1")).statistics.keys() == {"mean_gram"}
     with pytest.raises(UserError, match="every weight is 0"):
-        DM_DDM.settle(parse("DM_DDM", "--preset", "dm", "--mmd_ratio", "0"))
+        DM_DDM.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0"))
     with pytest.raises(UserError, match="L_ICD is 0 at --ipc 1"):
-        DM_DDM.settle(parse("DM_DDM", "--preset", "dm", "--mmd_ratio", "0", "--icd_ratio", "1", "--ipc", "1"))
+        DM_DDM.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0", "--icd_ratio", "1", "--ipc", "1"))
 
 
 def test_terms_are_weighted_and_sums_over_classes(data_path):
@@ -116,3 +113,18 @@ def test_the_accumulator_equals_the_reference(reference):
     weights = torch.tensor(accumulator_weights(*inputs.shape), dtype=inputs.dtype)
     total = (weights * inputs.mean(1)).sum()
     assert total.item() == pytest.approx(values["legacy_accumulator_total"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (torch.zeros(3), "returned a Tensor: return a dict"),
+        ({"L_MMD": torch.zeros(())}, r"term 'L_MMD' is \[\]: return one value per class, \[3\]"),
+        ({"L_MMD": torch.zeros(3), "L_X": torch.zeros(3, 2)}, r"term 'L_X' is \[3, 2\]"),
+        ({"L_MMD": 0.5}, "term 'L_MMD' is float"),
+    ],
+)
+def test_an_objective_returns_one_value_per_class(returned, text):
+    with pytest.raises(UserError, match=text):
+        check_terms(returned, 3)
+    check_terms({"L_MMD": torch.zeros(3)}, 3)

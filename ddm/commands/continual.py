@@ -1,7 +1,6 @@
 """`ddm continual`: class-incremental learning from a condensed memory."""
 
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +74,7 @@ def run(asked: ContinualSettings) -> None:
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         # Every step has its own shapes, which would be compiled again: off unless it is asked for.
-        machine = device.choose(replace(s, compile="off") if s.compile == "auto" else s, s.device, 0)
+        machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
         own.open(machine, asked, again=bool(accs), num_classes=data.num_classes, accuracies=accs)
         own.save()  # before any memory, so that it is known whose memories these are
         own.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")

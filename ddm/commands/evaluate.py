@@ -9,7 +9,7 @@ import torch
 
 from ddm import device, drawing, ranks
 from ddm.augment import operations_of
-from ddm.commands.settings import EvaluateSettings
+from ddm.commands.settings import DDMSettings, EvaluateSettings
 from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
 from ddm.device import Machine
@@ -21,21 +21,10 @@ from ddm.methods.sampling import initial_indices
 from ddm.networks import ARCHITECTURES, empty_network, untapped
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, session
-from ddm.settings import at_least, non_negative
+from ddm.settings import at_least, declarations, non_negative
 
 BASELINES = {"random": "random real images", "whole": "whole training set"}  # flag -> name in tables
 
-# Setting -> the argument of a run that it follows if all sets that have one agree, and its default otherwise.
-PROTOCOL = {
-    "epochs": ("epoch_eval_train", 1000),
-    "lr_net": ("lr_net", 0.01),
-    "batch_train": ("batch_train", 256),
-    "seed": ("seed", 0),
-    "dsa_strategy": ("dsa_strategy", "color_crop_cutout_flip_scale_rotate"),
-    "precision": ("precision", None),
-    "compile": ("compile", "auto"),
-    "eval_split": ("eval_split", "test"),
-}
 # What determines the networks that scored a set in its run. A file that does not say follows those beside it that do,
 # so that an export is scored by the networks that score the set itself.
 ORIGIN = ("first_exp", "Iteration")
@@ -103,8 +92,9 @@ def settle(asked: EvaluateSettings) -> Choice:
         values["zca"] = asked.zca or any(a.get("zca") for a in told)
     check_name(values["dataset"])
     followed = {}
-    for name, (theirs, default) in PROTOCOL.items():
-        found = {a[theirs] for a in told if theirs in a}
+    defaults = DDMSettings().values()
+    for name, theirs in followed_by(EvaluateSettings).items():
+        default, found = defaults[theirs], {a[theirs] for a in told if theirs in a}
         if len(found) > 1 and values[name] is None:
             shown = ", ".join(map(str, sorted(found, key=str)))
             print(f"note: the files were made with different --{name} ({shown}): {default} is used", file=sys.stderr)
@@ -132,6 +122,11 @@ def settle(asked: EvaluateSettings) -> Choice:
         if unused:
             raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(models)}")
     return Choice(settings, models, baselines, lr_by, epochs_by, origin)
+
+
+def followed_by(cls: type[EvaluateSettings]) -> dict[str, str]:
+    """Setting -> the argument of a run that it follows, if all sets that have one agree."""
+    return {name: own.follows for name, own in declarations(cls).items() if own.follows}
 
 
 def networks_of(asked: EvaluateSettings, told: list[dict]) -> list[str]:

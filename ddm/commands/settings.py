@@ -119,15 +119,19 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
         None,
         "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas",
         spellings=("epoch_eval_train",),
+        follows="epoch_eval_train",
     )
     whole_epochs: int = evaluation(20, "E for --baselines whole", check=at_least(0))
-    lr_net: str | None = evaluation(None, "learning rate; a number, or NETWORK=NUMBER joined by commas")
+    lr_net: str | None = evaluation(
+        None, "learning rate; a number, or NETWORK=NUMBER joined by commas", follows="lr_net"
+    )
     num_eval: int = altered(ScoringSettings, "num_eval", default=5)
-    batch_train: int | None = altered(ScoringSettings, "batch_train", default=None)
-    seed: int | None = altered(SeedSettings, "seed", default=None)
-    dsa_strategy: str | None = altered(ScoringSettings, "dsa_strategy", default=None)
-    compile: str | None = altered(MachineSettings, "compile", default=None)
-    eval_split: str | None = altered(ScoringSettings, "eval_split", default=None)
+    batch_train: int | None = altered(ScoringSettings, "batch_train", default=None, follows="batch_train")
+    seed: int | None = altered(SeedSettings, "seed", default=None, follows="seed")
+    dsa_strategy: str | None = altered(ScoringSettings, "dsa_strategy", default=None, follows="dsa_strategy")
+    precision: str | None = altered(MachineSettings, "precision", default=None, follows="precision")
+    compile: str | None = altered(MachineSettings, "compile", default=None, follows="compile")
+    eval_split: str | None = altered(ScoringSettings, "eval_split", default=None, follows="eval_split")
     save_path: str = altered(OutputSettings, "save_path", default="result_evaluate")
 
 

@@ -74,7 +74,9 @@ class Condensation:
                 if not device.is_out_of_memory(error):
                     raise
             self.plan = self.plan.halved()
-            self.say(f"out of memory: continuing with --class_chunk {self.plan.settings.class_chunk}, same result")
+            self.say(
+                f"out of memory: continuing with --class_chunk {self.plan.settings.class_chunk}; results change only by rounding"
+            )
             device.release()
 
     def check(self) -> list[Report]:

@@ -65,7 +65,7 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
     path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{key}.pt"
     if not path.exists():
         forgetting = train_proxy(net, data, choice, machine)
-        found = observe(net, data, forgetting, method)
+        found = observe(net, data, forgetting, method, choice.lr_net)
         store_proxy(path, {"net": net.state_dict(), "forgetting": forgetting})
         return found
     try:
@@ -74,7 +74,7 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
         forgetting = saved["forgetting"].view(len(data.x_train))
     except Exception as error:  # damaged files raise many kinds of errors
         raise UserError(f"the proxy network in {str(path)!r} is damaged ({type(error).__name__}): delete it") from None
-    return observe(machine.laid_out_net(net), data, forgetting, method)
+    return observe(machine.laid_out_net(net), data, forgetting, method, choice.lr_net)
 
 
 def cache_folder(settings: Any) -> Path:
@@ -130,7 +130,7 @@ def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Mac
 
 
 @torch.no_grad()
-def observe(net: Network, data: ImageData, forgetting: Tensor, method: str) -> Proxy:
+def observe(net: Network, data: ImageData, forgetting: Tensor, method: str, lr_net: float) -> Proxy:
     """Embeddings and difficulty scores of all training images under the trained network."""
     net.eval()
     embeddings, uncertainty, el2n, grand = [], [], [], []
@@ -149,7 +149,7 @@ def observe(net: Network, data: ImageData, forgetting: Tensor, method: str) -> P
     scores |= {"el2n": torch.cat(el2n), "grand": torch.cat(grand)}
     found = Proxy(torch.cat(embeddings) if embeddings else None, scores)
     if not all(x.isfinite().all() for x in (*scores.values(), *embeddings)):
-        raise UserError(f"the network that --method {method} looks at diverged: lower --lr_net")
+        raise UserError(f"the network that --method {method} uses diverged: lower --lr_net {lr_net}")
     return found
 
 

@@ -118,11 +118,11 @@ def condensing_plan(
         raise UserError(f"--model {settings.model} {error}") from None
     whole = has_batch_norm(net) or needs.all_classes
     if whole:
+        what = "BatchNorm" if has_batch_norm(net) else "the objective (L_RR, --rr_ratio)"
         if group.world > 1:
-            what = "BatchNorm" if has_batch_norm(net) else "the objective (L_RR, --rr_ratio)"
             raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
         if len(set(counts)) > 1:
-            raise UserError(f"--ipc {settings.ipc}: BatchNorm and L_RR need equally many images of each class")
+            raise UserError(f"--ipc {settings.ipc}: {what} needs equally many images of each class")
         chunk = data.num_classes
     else:
         chunk = settings.class_chunk or choose_chunk(settings, data, counts, group)

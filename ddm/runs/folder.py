@@ -91,7 +91,7 @@ class RunFolder:
         self._writer = progress.Writer(self.folder / progress.NAME)
 
     def __enter__(self) -> "RunFolder":
-        with self._refused():
+        with self.refused():
             exists = self.folder.exists()
         if exists:
             self._take()
@@ -109,7 +109,7 @@ class RunFolder:
 
         Error lines stay. metrics.jsonl keeps the lines up to `at`, an experiment and iteration.
         """
-        with self._refused():
+        with self.refused():
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._take()
@@ -146,7 +146,8 @@ class RunFolder:
             raise UserError(f"can't use --save_path {self.shown}: {error.strerror}") from None
 
     @contextlib.contextmanager
-    def _refused(self) -> Iterator[None]:
+    def refused(self) -> Iterator[None]:
+        """Inside, the disk's errors become UserErrors that name --save_path."""
         try:
             yield
         except OSError as error:
@@ -157,13 +158,13 @@ class RunFolder:
 
     def replace(self, path: Path, content: Callable[[IO[bytes]], object] | bytes | str) -> None:
         """Write a file of the run as `disk.replace` does."""
-        with self._refused():
+        with self.refused():
             path.parent.mkdir(parents=True, exist_ok=True)
             disk.replace(path, content)
 
     def log(self, line: str) -> None:
         """A line for training.log alone."""
-        with self._refused():
+        with self.refused():
             self._log.write(f"{get_time()} {line}\n")
 
     def say(self, line: str) -> None:
@@ -176,7 +177,7 @@ class RunFolder:
     def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl and, with --tensorboard, scalars."""
         record = {"kind": kind, "experiment": experiment, "iteration": iteration, "time": round(time.time(), 1)}
-        with self._refused():
+        with self.refused():
             self._metrics.write(json.dumps(record | values) + "\n")
         if self.board is not None:
             for name, value in values.items():
@@ -191,14 +192,14 @@ class RunFolder:
 
     def save_checkpoint(self, state: "progress.Progress") -> None:
         """Write a state in the background; its tensors must not change any more."""
-        with self._refused():
+        with self.refused():
             os.fsync(self._log.fileno())
             state.log_bytes = os.fstat(self._log.fileno()).st_size
             self._writer.submit(state)
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk."""
-        with self._refused():
+        with self.refused():
             self._writer.wait()
 
     def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None:

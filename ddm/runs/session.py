@@ -46,11 +46,12 @@ class Session:
 
         Raises UserError where the folder has a run's checkpoint, whose log would be lost.
         """
-        folder = self.files.folder
-        if (folder / progress.NAME).exists():
-            raise UserError(f"--save_path {self.files.shown} has the run of a recipe or coreset: name another")
-        log = folder / "training.log"
-        self.files.open(log.stat().st_size if again and log.exists() else None)
+        with self.files.refused():
+            if (self.files.folder / progress.NAME).exists():
+                raise UserError(f"--save_path {self.files.shown} has the run of a recipe or coreset: name another")
+            log = self.files.folder / "training.log"
+            size = log.stat().st_size if again and log.exists() else None
+        self.files.open(size)
         self.files.log(f"command: {' '.join(sys.argv)}")
         arguments = self.settings.values()
         arguments |= {name: getattr(machine, name) for name in ("precision", "compile") if name in arguments}
