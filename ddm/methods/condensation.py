@@ -74,9 +74,8 @@ class Condensation:
                 if not device.is_out_of_memory(error):
                     raise
             self.plan = self.plan.halved()
-            self.say(
-                f"out of memory: continuing with --class_chunk {self.plan.settings.class_chunk}; results change only by rounding"
-            )
+            chunk = self.plan.settings.class_chunk
+            self.say(f"out of memory: continuing with --class_chunk {chunk}; results change only by rounding")
             device.release()
 
     def check(self) -> list[Report]:
