@@ -4,25 +4,14 @@
 
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
 
-In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. L_RR is not of the paper and off
-by default; its source is RFAD (Loo et al., NeurIPS 2022). A weight of 0 removes its term and its cost. The objective is
-in ddm/methods/objective.py; `ddm condense` is the same command.
+In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term and
+its cost. L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., NeurIPS 2022), of the family
+of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
+
+The objective is in ddm/methods/objective.py; `ddm condense` is the same command.
 """
 
 import ddm
 
-
-def objective(real, syn, settings):
-    return ddm.terms.objective(real, syn, settings)
-
-
-def needs(settings):
-    return ddm.terms.needs(settings)
-
-
-def settle(settings):
-    return ddm.terms.settle(settings)
-
-
 if __name__ == "__main__":
-    ddm.recipe("DM_DDM", ddm.DDMSettings, objective, needs, settle)
+    ddm.recipe("DM_DDM", ddm.DDMSettings)

@@ -2,8 +2,8 @@
 
     python DM_GramMatching.py --dataset CIFAR10 --ipc 10
 
-Content is the mean embedding (DM). Style is the correlation of channels: the mean Gram matrix of each tapped
-feature map.
+The content is the mean embedding (DM). The style is the correlation of channels, the mean Gram matrix of the feature
+maps at each tap.
 """
 
 import ddm
@@ -24,7 +24,7 @@ def objective(real, syn, settings):
 
 
 def needs(settings):
-    return ddm.terms.style_needs(settings, cm=settings.style_ratio)  # the statistics that L_CM reads
+    return ddm.terms.style_needs(settings, cm=settings.style_ratio)  # statistics for L_CM
 
 
 if __name__ == "__main__":

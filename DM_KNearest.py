@@ -2,8 +2,8 @@
 
     python DM_KNearest.py --dataset CIFAR10 --ipc 10
 
-Content is the mean embedding (DM). Diversity pushes each synthetic image away, in KL divergence, from the mean of its k
-nearest neighbours of the same class.
+The content is the mean embedding (DM). The diversity term increases the KL divergence of each synthetic image from the
+mean of its k nearest neighbours in the same class.
 """
 
 import ddm
@@ -23,7 +23,7 @@ def objective(real, syn, settings):
 
 
 def settle(settings):
-    return ddm.terms.settle_neighbours(settings, settings.icd_ratio)  # k = 0.2 * ipc, unless --k is given
+    return ddm.terms.settle_neighbours(settings, settings.icd_ratio)  # default: k = 0.2 * ipc
 
 
 if __name__ == "__main__":

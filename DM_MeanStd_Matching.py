@@ -2,8 +2,8 @@
 
     python DM_MeanStd_Matching.py --dataset CIFAR10 --ipc 10
 
-Content is the mean embedding (DM). Style is the mean and deviation of each channel of the batch-mean feature map, at
-every tap.
+The content is the mean embedding (DM). The style is the mean and standard deviation of each channel of the batch-mean
+feature map at each tap.
 """
 
 import ddm
@@ -24,7 +24,7 @@ def objective(real, syn, settings):
 
 
 def needs(settings):
-    return ddm.terms.style_needs(settings, mm=settings.style_ratio)  # the statistics that L_MM reads
+    return ddm.terms.style_needs(settings, mm=settings.style_ratio)  # statistics for L_MM
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The augmentations under the name of this project's version 0.1.0, handed on from ddm."""
+"""The augmentations under their module name of version 0.1.0, re-exported from ddm."""
 
 from ddm.augment import *  # noqa: F403
 from ddm.compat import augment, get_daparam  # noqa: F401

@@ -1,3 +1,3 @@
-"""The names that code of the DC/DSA/DM family imports from its networks, handed on from ddm."""
+"""The names that DC/DSA/DM scripts import from networks, re-exported from ddm."""
 
 from ddm.networks import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The names that code of the DC/DSA/DM family imports from its utils, handed on from ddm."""
+"""The names that DC/DSA/DM scripts import from utils, re-exported from ddm."""
 
 from ddm.compat import *  # noqa: F403

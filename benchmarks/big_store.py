@@ -1,11 +1,11 @@
-"""A store far larger than memory: what a process holds of it, and what sampling costs beside computing.
+"""Memory of a process with a store far larger than memory, and the time of sampling relative to computing.
 
     python benchmarks/big_store.py [--gigabytes 20] [--classes 1000] [--size 64] [--batch_real 256] [--folder DIR]
 
-Makes a sparse store (its images are zeros: reading them costs page faults and a copy, as data in the system's cache do,
-but no disk), takes the real batches of some classes, and reads every image once. Prints the seconds of drawing, reading
-and normalising the batch of one class, those of augmenting and embedding it, their ratio, and the peak memory of the
-process, libraries and network included.
+The script makes a sparse store of zeros. Reading it costs page faults and a copy, like data in the system's cache, but
+no disk access. It samples real batches of some classes, then reads every image once. It prints the seconds for drawing,
+reading and normalising one class's batch, the seconds for augmenting and embedding it, and their ratio. It also prints
+the peak memory of the process, with libraries and network.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch_real", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--folder", default=None, help="where the store is made, and deleted again")
+    parser.add_argument("--folder", default=None, help="folder of the temporary store")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "big.store"
@@ -81,7 +81,7 @@ def main() -> None:
     times = f"sampled in {sampling:.4f} s, embedded in {computing:.4f} s, ratio {sampling / computing:.3f}"
     print(f"{options.batch_real} images: {times}")
     named = {"libraries": libraries, "store opened": opened, "stepped": stepped, "every image read once": peak}
-    print("most memory so far: " + ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in named.items()))
+    print("peak memory so far: " + ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in named.items()))
 
 
 if __name__ == "__main__":

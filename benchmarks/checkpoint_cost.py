@@ -1,10 +1,10 @@
-"""Share of a run's time that checkpoints take at the default --checkpoint_every.
+"""Share of a run's time for checkpoints at the default --checkpoint_every.
 
     python benchmarks/checkpoint_cost.py [--classes 10] [--ipc 10] [--batch_real 256] [--repeats 5]
 
-A run of uncompiled L_MMD steps on random 32x32 images, with a checkpoint after each that the next step waits for.
-`in the loop` is what a step of an ordinary run waits for. `in all` counts the writing in the background too, as if it
-took a core from the steps all that time.
+The script runs uncompiled L_MMD steps on random 32x32 images, with a checkpoint after each step. The next step waits
+for it. `in the loop` is the time that a step of an ordinary run waits. `in all` includes the writing in the background,
+as if it used a core of the steps all that time.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Seconds of one evaluation epoch and of the final test: ours against the plain protocol.
+"""Seconds of one evaluation epoch and of the final test, for ddm and for the plain protocol.
 
     python benchmarks/evaluation.py [--ipc 10] [--test_images 10000] [--repeats 5] [--threads N]
 
-`plain` is the protocol as the published scripts run it: a DataLoader over a TensorDataset, float32, eager, losses and
-accuracies read back after every batch. Images are random, 32x32, 10 classes, ConvNet.
+`plain` runs the protocol like the published scripts: a DataLoader over a TensorDataset, float32, eager, losses and
+accuracies read back after every batch. Images are random, 32x32, in 10 classes; the network is a ConvNet.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Kill a run again and again at random moments; compare its outcome with that of a run without kills.
+"""Kill a run repeatedly at random times, and compare its results with those of a run without kills.
 
     python benchmarks/kill_resume.py [--kills 50] [--seed 0]
 
-Each round runs `DM_KNearest.py` on Digits for some seconds, with a checkpoint after every step and evaluations in
-between. It sends SIGKILL after a random time, up to ten times, and starts the same command again each time; then the
-run may finish. Images, accuracies and log lines must be equal to those of the run without kills. Prints kills, rounds
-and losses (rounds that ended with anything else).
+Each round runs `DM_KNearest.py` on Digits for some seconds, with a checkpoint after every step and intermediate
+evaluations. It sends SIGKILL after a random time, up to ten times, and starts the same command again each time. Then
+the run may finish. Images, accuracies and log lines must equal those of the run without kills. The script prints the
+numbers of kills, rounds and losses (rounds with different results).
 """
 
 import argparse
@@ -41,7 +41,7 @@ def timeless(value: object) -> object:
 
 
 def outcome(folder: Path) -> tuple[list[bytes], object, list[str]]:
-    """Images, results without times, log lines without times and without those that say where it resumed."""
+    """Images, results without times, and log lines without times; lines about resuming and paths are left out."""
     saved = torch.load(next(folder.glob("res_*.pt")))
     log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (folder / "training.log").read_text().splitlines()]
     differing = ("resuming from", "command:", "arguments:", "images ", "set ", "results ")

@@ -1,9 +1,9 @@
-"""Peak memory of condensation steps over ipc and number of classes, each in a fresh process.
+"""Peak memory of condensation steps by ipc and number of classes, each in a new process.
 
     python benchmarks/peak_memory.py [--case CM] [--classes 10,100] [--ipc 1,10,50] [--batch_real 256] [--compile on]
 
-Two steps on random 32x32 images. `before` is the memory of the process with its libraries and data loaded, `peak` the
-maximum after the steps.
+Each process takes two steps on random 32x32 images. `before` is its peak memory after loading libraries and data,
+`peak` is its peak memory after the steps.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ddm import device
 
 
 def row(case: str, classes: int, ipc: int, batch_real: int, compile: str) -> str:
-    """Take two steps; a row of the table."""
+    """Take two steps; return a row of the table."""
     data = step.random_data(classes, 32, batch_real)
     maker = step.started(case, data, ipc=ipc, batch_real=batch_real, compile=compile)
     before = device.peak_memory("cpu")

@@ -1,12 +1,11 @@
-"""Ranks of torchrun: time of each number of processes, and a model of ImageNet-1K on GPUs.
+"""Time per iteration by number of torchrun ranks, and a model of ImageNet-1K on GPUs.
 
     python benchmarks/scaling.py [--ranks 1,2] [--repeats 3] [--recipe DM_KNearest]
     python benchmarks/scaling.py --model [--gpus 8] [--tflops 100] [--gather_gbs 0.8]
 
-The first condenses random 32x32 images of 10 classes with one thread per process; the numbers of ranks take turns. It
-compares the rate of condensing, without start-up and evaluation. The second is arithmetic, not a measurement; its
-assumptions are flags, and printed. 0.8 GB/s is the measured rate of reading a store's pages for the first time (64x64
-images).
+The first command condenses random 32x32 images of 10 classes with one thread per process. The numbers of ranks take
+turns. Start-up and evaluation are not timed. The second command is arithmetic, not a measurement; its assumptions are
+flags and are printed. 0.8 GB/s is the measured rate of reading a store's pages for the first time (64x64 images).
 """
 
 import argparse
@@ -26,14 +25,14 @@ from ddm.networks import empty_network
 
 
 def rate(recipe: str, ranks: int, folder: Path, iterations: int, batch_real: int) -> float:
-    """Iterations per second of condensing with so many processes of one thread."""
+    """Condensation iterations per second with `ranks` processes of one thread."""
     with tempfile.TemporaryDirectory() as out:
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         line += [str(timing.ROOT / f"{recipe}.py"), "--dataset", str(folder / "random.npz"), "--data_path", str(folder)]
         line += ["--ipc", "10", "--batch_real", str(batch_real), "--Iteration", str(iterations), "--num_exp", "1"]
         line += ["--num_eval", "1", "--epoch_eval_train", "0", "--eval_every", "0", "--compile", "off"]
         line += ["--class_chunk", "5", "--save_path", f"{out}/run"]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}  # torchrun leaves a single process all threads
+        env = os.environ | {"OMP_NUM_THREADS": "1"}  # torchrun does not limit the threads of a single process
         done = subprocess.run(line, env=env, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
@@ -60,7 +59,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def model(o: argparse.Namespace) -> None:
-    """Print what a run would need, from the flags."""
+    """Print the time and memory of a run, computed from the flags."""
     net = empty_network("ConvNet", 3, o.classes, (o.size, o.size), "meta")
     multiplications = []
 
@@ -73,7 +72,7 @@ def model(o: argparse.Namespace) -> None:
     net(torch.empty(1, 3, o.size, o.size, device="meta"))
     flop = 2 * sum(multiplications)
     classes = -(-o.classes // o.gpus)
-    images = classes * (o.batch_real + 3 * o.ipc)  # a gradient costs two forwards more
+    images = classes * (o.batch_real + 3 * o.ipc)  # a gradient costs two more forwards
     compute = images * flop / (o.tflops * 1e12)
     read = classes * o.batch_real * 3 * o.size**2
     sampling = read / (o.gather_gbs * 1e9)
@@ -87,7 +86,7 @@ def model(o: argparse.Namespace) -> None:
     print(f"convolutions              {compute:.3f} s per iteration and rank ({images} image passes)")
     print(f"reading real images       {sampling:.3f} s ({read / 1e6:.0f} MB)")
     print(f"iterations per hour       {3600 / seconds:.0f}")
-    print(f"images of a rank          {5 * one_set / 2**30:.2f} GiB: themselves, momentum, gradient and two copies")
+    print(f"images of a rank          {5 * one_set / 2**30:.2f} GiB: images, momentum, gradient and two copies")
     print(f"a pass of {o.class_chunk} class(es)      {o.class_chunk * chunk / 2**30:.2f} GiB")
     print("bytes per iteration       20 from each rank: whether to stop or save, whether all is finite")
     print(f"bytes per checkpoint      {2 * o.gpus * one_set / 1e6:.0f} MB to each rank: images and momentum of all")
@@ -100,8 +99,8 @@ def main() -> None:
     add("--repeats", type=int, default=3)
     add("--recipe", default="DM_KNearest")
     add("--iterations", type=int, default=10)
-    add("--batch_real", type=int, default=None, help="64, in the model 256")
-    add("--model", action="store_true", help="print the model in place of a measurement")
+    add("--batch_real", type=int, default=None, help="default: 64, with --model 256")
+    add("--model", action="store_true", help="print the model, without a measurement")
     add("--gpus", type=int, default=8)
     add("--classes", type=int, default=1000)
     add("--size", type=int, default=64)

@@ -1,11 +1,12 @@
-"""Seconds of one condensation step: ours, the plain loop of the published scripts, and the bare convolutions.
+"""Seconds of one condensation step of ddm, of the plain loop of the published scripts, and of the bare convolutions.
 
     python benchmarks/step.py [--repeats 5] [--threads N] [--cases CM,MM,...] [--shapes cifar10-ipc10,...]
 
-`plain` is written from the equations: class by class, eager, float32, one backward at the end, under the C library's
-default allocator, as the published scripts compute it. `ours` is a step of `ddm condense`, its losses read. `limit` is
-only the convolutions of the step with channels last, in the precision that `ours` chose (bfloat16 where the device is
-fast at it): forward for the real images, forward and input gradient for the synthetic ones. Images are random.
+`plain` is written from the equations and computes like the published scripts: class by class, eager, float32, one
+backward at the end, with the C library's default allocator. `ours` is a step of `ddm condense`, with its losses read.
+`limit` is only the convolutions of the step, with channels last and in the precision of `ours` (bfloat16 if the device
+is fast at it). It has a forward for the real images, and a forward and an input gradient for the synthetic ones. Images
+are random.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from ddm.methods.condensation import Condensation
 from ddm.networks import get_network
 
 PRESETS = DDMSettings.PRESETS
-CASES = {  # name -> the weights of the terms: L_MMD, and one more
+CASES = {  # name -> weights of the terms: L_MMD and at most one more
     "MMD": PRESETS["dm"],
     "ICD": PRESETS["dm"] | {"icd_ratio": 10.0},
     "MM": PRESETS["dm"] | {"mm_ratio": 10000.0},
@@ -43,7 +44,7 @@ SHAPES = {  # name -> classes, image size, ipc, network
 
 
 def random_data(classes: int, size: int, per_class: int) -> ImageData:
-    """Random images in the shape of a data set."""
+    """A data set of random images."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = torch.randint(0, 256, (len(labels), 3, size, size), dtype=torch.uint8, generator=generator)
@@ -52,7 +53,7 @@ def random_data(classes: int, size: int, per_class: int) -> ImageData:
 
 
 def started(case: str, data: ImageData, **changes: object) -> Condensation:
-    """The maker that a run of `ddm condense` drives on the CPU, before its first step."""
+    """The maker of a `ddm condense` run on the CPU, before its first step."""
     settings = DDM.settled(DDMSettings(**CASES[case] | {"device": "cpu"} | changes))
     device.keep_freed_memory()
     maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
@@ -143,7 +144,7 @@ def bare_convolutions(data: ImageData, settings: DDMSettings) -> Callable[[], No
 
 
 def default_allocator() -> None:
-    """What glibc settles on by itself for large blocks: map and unmap those above 32 MiB."""
+    """Restore glibc's usual handling of large blocks: map and unmap those above 32 MiB."""
     if sys.platform == "linux":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(device.M_MMAP_MAX, 65536)

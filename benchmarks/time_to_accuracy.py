@@ -1,9 +1,9 @@
-"""Seconds of condensing until the synthetic set reaches a test accuracy, evaluation time not counted.
+"""Seconds of condensation until the set reaches a test accuracy, without evaluation time.
 
     python benchmarks/time_to_accuracy.py 48.9 DM_GramMatching.py --ipc 10 --eval_every 100 --num_eval 3 ...
 
-Runs the recipe with the flags given (one experiment, final protocol unless flags say otherwise) and prints the curve
-from its results.json.
+The script runs the recipe with the given flags (one experiment; other settings at their defaults) and prints the curve
+in results.json.
 """
 
 import json
@@ -35,7 +35,7 @@ def main() -> None:
             print(f"| {entry['iteration']} | {seconds:.0f} | {mean:.2f} | {100 * entry['std']:.2f} | {entry['n']} |")
             if reached is None and mean >= float(target):
                 reached = seconds
-    print(f"\n{target} % " + ("not reached" if reached is None else f"after {reached:.0f} s of condensing"))
+    print(f"\n{target} % " + ("not reached" if reached is None else f"after {reached:.0f} s of condensation"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved repeats in one process, and the settings beside the figures."""
+"""Shared by the benchmarks: interleaved repeats in one process, and a line of settings."""
 
 import statistics
 import sys
@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def settings(device: str = "cpu") -> str:
-    """Versions, processor and threads in one line."""
+    """Versions, processor, threads and date in one line."""
     values = versions() | hardware(Machine(device))
     return ", ".join(f"{name} {value}" for name, value in values.items()) + f", {time.strftime('%Y-%m-%d')}"
 
 
 def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate; after one unmeasured round, rounds take them in turn."""
+    """Median seconds of each candidate; the candidates take turns, after one unmeasured round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(repeats + 1):
         for name, run in candidates.items():
@@ -35,7 +35,7 @@ def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def random_file(path: Path, classes: int, train: int, test: int) -> None:
-    """An .npz data set of random 32x32 images."""
+    """Write an .npz data set of random 32x32 images."""
     generator, arrays = np.random.default_rng(0), {}
     for split, n in (("train", train), ("test", test)):
         arrays[f"x_{split}"] = generator.integers(0, 256, (n, 32, 32, 3), np.uint8)

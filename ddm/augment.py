@@ -1,7 +1,7 @@
 """Differentiable Siamese Augmentation (Zhao & Bilen, ICML 2021, arXiv 2102.08259), batched.
 
-Parameters are drawn on the CPU, so that every device augments alike, and applied on the images' device without a loop
-over images.
+Parameters are drawn on the CPU, so that all devices augment equally. They are applied on the images' device without a
+loop over images.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from ddm.rng import to_device
 
 @dataclass
 class ParamDiffAug:
-    """How strong each operation is; the values are the published ones."""
+    """The strength of each operation; defaults are the published values."""
 
     aug_mode: str = "S"  # 'S': one operation of the strategy per call; 'M': all of them, in order
     prob_flip: float = 0.5
@@ -31,16 +31,16 @@ class ParamDiffAug:
     brightness: float = 1.0
     saturation: float = 2.0
     contrast: float = 0.5
-    # Kept for code that reads them; DiffAugment takes both from its own `seed` and changes neither.
+    # For published scripts that read them; DiffAugment uses its argument `seed` instead.
     Siamese: bool = False
     latestseed: int = -1
 
 
 class Draws:
-    """Where operations get the parameters of N images.
+    """The source of the operations' parameters for N images.
 
-    Each parameter is drawn `each` times from every generator that `sources` then gives, and every draw serves
-    `images` images: N = generators * each * images.
+    Each parameter is drawn `each` times from every generator that `sources()` returns. Every draw is used for `images`
+    consecutive images: N = generators * each * images.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ OPERATIONS = {
 
 
 def operations_of(strategy: str) -> list[Callable[[Tensor, ParamDiffAug, Draws], Tensor]]:
-    """The operations a strategy string names, [] for 'none'; raises UserError for an unknown part."""
+    """The operations in a strategy string, [] for 'none'; raises UserError for an unknown operation."""
     if strategy in ("", "none", "None"):
         return []
     return [lookup(OPERATIONS, name, "part of the DSA strategy") for name in strategy.split("_")]
@@ -150,9 +150,9 @@ def DiffAugment(
 ) -> Tensor:
     """Augment a batch x [N, C, H, W]; gradients flow to x.
 
-    Any seed but -1 is Siamese: one draw for the whole batch, the same for every batch with that seed, from
-    generators of its own. With seed -1 each image gets its own parameters, drawn from `generator` (a CPU
-    generator; None is torch's global one). Raises UserError for an unknown strategy. Source: DSA, section 3.2.
+    A seed other than -1 is Siamese: one draw for the whole batch, equal for all batches with that seed. With seed -1
+    each image gets different parameters, drawn from `generator` (on the CPU; None: torch's global generator). Raises
+    UserError for an unknown strategy. Source: DSA, section 3.2.
     """
     operations = operations_of(strategy)
     if not operations:
@@ -166,10 +166,10 @@ def DiffAugment(
 
 
 def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiffAug | None = None) -> Tensor:
-    """Siamese augmentation of x [classes, n, C, H, W], each class by its own seed as `DiffAugment` would.
+    """Augment x [classes, n, C, H, W], each class like `DiffAugment` with that class's seed.
 
-    Classes that draw the same operation are augmented at once, except on a CPU where a class is large: it would
-    leave the caches.
+    Classes that draw the same operation are augmented together. Large classes on a CPU are not: they would not fit its
+    caches. Raises UserError for an unknown strategy. Source: DSA, section 3.2.
     """
     operations = operations_of(strategy)
     if not operations:
@@ -186,9 +186,9 @@ def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiff
         nexts = [itertools.count(seeds[c] + 1) for c in classes]
         draws = Draws(x.device, partial(_fresh, nexts), images=x.shape[1])
         first, last = classes[0], classes[-1]
-        neighbours = last - first + 1 == len(classes)  # a view, where it can be
-        own = x[first : last + 1] if neighbours else x[to_device(torch.tensor(classes), x.device)]
-        out = own.flatten(0, 1)
+        neighbours = last - first + 1 == len(classes)  # then a view suffices
+        part = x[first : last + 1] if neighbours else x[to_device(torch.tensor(classes), x.device)]
+        out = part.flatten(0, 1)
         for operation in chosen:
             out = operation(out, param, draws)
         done.append(out)

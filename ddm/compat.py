@@ -1,6 +1,6 @@
-"""What exists only for scripts of the DC/DSA/DM family: the published names, with the published meaning.
+"""Functions for scripts of the DC/DSA/DM family, under the published names and with the published behaviour.
 
-Such scripts pass an `args` Namespace around; the rest of this package does not.
+Only this module reads the `args` Namespace of such scripts.
 """
 
 import time
@@ -75,7 +75,10 @@ class NormalisedDataset(Dataset):
 
 
 def get_dataset(dataset: str, data_path: str) -> tuple:
-    """The published 9-tuple: channel, im_size, num_classes, class_names, mean, std, dst_train, dst_test, testloader."""
+    """The published 9-tuple: channel, im_size, num_classes, class_names, mean, std, dst_train, dst_test, testloader.
+
+    Raises UserError as `ddm.data.loading.load` does.
+    """
     data = load(dataset, data_path)
     dst_train = NormalisedDataset(data, data.x_train, data.y_train)
     dst_test = NormalisedDataset(data, data.x_test, data.y_test)
@@ -88,7 +91,7 @@ def get_dataset(dataset: str, data_path: str) -> tuple:
 
 
 def _augmentation(args: Namespace) -> Augmentation:
-    """DSA where args.dsa, else the augmentation of Dataset Condensation."""
+    """DSA if args.dsa, else the augmentation of Dataset Condensation (DC)."""
     if args.dsa:
         return lambda img, generator: DiffAugment(img, args.dsa_strategy, param=args.dsa_param, generator=generator)
     return lambda img, generator: augment(img, getattr(args, "dc_aug_param", None), device=args.device)
@@ -106,8 +109,8 @@ def epoch(
 ) -> tuple[float, float]:
     """One pass in mode 'train' or 'test': mean loss and accuracy in [0, 1].
 
-    Reads args.device and, where `aug`, args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param. DSA is
-    drawn from `generator` (CPU; None is torch's global one, as published).
+    Reads args.device. If `aug`, it also reads args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param.
+    DSA is drawn from `generator` (on the CPU; None: torch's global generator, as published).
     """
     net.train(mode == "train")
     machine, augmentation = Machine(str(args.device)), _augmentation(args) if aug else None
@@ -126,10 +129,10 @@ def evaluate_synset(
     log: Callable[[str], None] = print,
     curve: list[list[float]] | None = None,
 ) -> tuple[nn.Module, float, float]:
-    """Train `net` on images [N, C, H, W] (normalised) and labels [N], test it: net, last train and test accuracy.
+    """Train `net` on images [N, C, H, W] (normalised) and labels [N] and test it: net, last train and test accuracy.
 
-    Reads args.device, lr_net, epoch_eval_train, batch_train and what `epoch` reads. A `seed` determines batch order and
-    augmentation; without one they come from torch's global generator, as published. Each epoch's training loss and
+    Reads args.device, lr_net, epoch_eval_train, batch_train and the arguments that `epoch` reads. `seed` determines
+    batch order and augmentation; None: torch's global generator does, as published. Each epoch's training loss and
     accuracy are added to `curve`.
     """
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
@@ -151,7 +154,7 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 
 
 def get_loops(ipc: int) -> tuple[int, int]:
-    """Outer and inner loop counts of Dataset Condensation for an ipc; raises UserError where none is published."""
+    """The outer and inner loop counts of DC for an ipc; raises UserError if none are published."""
     if ipc not in LOOPS:
         raise UserError(
             f"loop hyper-parameters are not defined for {ipc} ipc: choose from {', '.join(map(str, LOOPS))}"
@@ -234,12 +237,12 @@ DC_OPERATIONS = {"crop": _dc_crop, "scale": _dc_scale, "rotate": _dc_rotate, "no
 def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.device) -> Tensor:
     """Apply to each image [N, C, H, W] one operation of dc_aug_param['strategy'], drawn from numpy's global generator.
 
-    `dc_aug_param` is what `get_daparam` gives; None or strategy 'none' returns the images as they are.
+    `dc_aug_param` is the result of `get_daparam`; None or strategy 'none' returns the images unchanged. Source: DC.
     """
     if dc_aug_param is None or dc_aug_param["strategy"] == "none":
         return images
     operations = [lookup(DC_OPERATIONS, name, "DC augmentation") for name in dc_aug_param["strategy"].split("_")]
-    fill = images.detach().mean((0, 2, 3)).cpu().numpy()  # of each channel, over the batch
+    fill = images.detach().mean((0, 2, 3)).cpu().numpy()  # channel means over the batch
     out = []
     for image in images.detach().cpu().numpy():
         operation = operations[np.random.randint(len(operations))]  # noqa: NPY002 - as above
@@ -248,7 +251,7 @@ def augment(images: Tensor, dc_aug_param: dict | None, device: str | torch.devic
 
 
 def get_daparam(dataset: str, model: str, model_eval: str, ipc: int) -> dict:
-    """DC's augmentation for a data set and an evaluation network, as the published function gives it."""
+    """DC's augmentation for a data set and an evaluation network, as in the published function."""
     strategy = "crop_scale_rotate" if dataset == "MNIST" else "none"
     if model_eval == "ConvNetBN":  # augmentation makes training with BatchNorm on few images easier
         strategy = "crop_noise"

@@ -1,4 +1,4 @@
-"""Questions about the machine: which device, how much memory, which arithmetic, compiled or not."""
+"""Properties of the machine: device, memory, precision, compilation."""
 
 import contextlib
 import ctypes
@@ -18,40 +18,40 @@ from ddm.settings import MachineSettings
 
 F = TypeVar("F", bound=Callable)
 
-# Pixels to condense from which compiling (tens of seconds, once) pays off. CPU: measured, about a minute uncompiled.
-# CUDA: a guess, about ten minutes of its work; to be measured.
+# Compiling (tens of seconds, once) pays off from so many pixels to condense. CPU: measured, about a minute uncompiled.
+# CUDA: a guess, not measured, about ten minutes of work.
 REPAYS = {"cpu": 2**26, "cuda": 2**33}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how networks are computed. The default computes as plain torch does on the CPU."""
+    """The device, precision and compilation of networks. The default is plain torch on the CPU."""
 
     device: str = "cpu"
     precision: str = "fp32"
     compile: str = "off"
 
     def compiled(self, function: F) -> F:
-        """`function`, compiled for each of its shapes if the run is compiled."""
+        """`function`, compiled for each input shape if the run is compiled."""
         if self.compile != "on":
             return function
         torch._dynamo.config.recompile_limit = 64  # shapes and architectures of a run; the default 8 is too few
         return torch.compile(function, dynamic=False)
 
     def laid_out_net(self, net: nn.Module) -> nn.Module:
-        """A network with channels last in memory if the run is compiled; for images see `laid_out`."""
+        """The network, with channels last in memory if the run is compiled; for images see `laid_out`."""
         return net.to(memory_format=torch.channels_last) if self.compile == "on" else net
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images [..., C, H, W] with channels last in memory if the run is compiled."""
+        """Images [..., C, H, W], with channels last in memory if the run is compiled."""
         if self.compile != "on":
             return images
         flat = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         return flat.unflatten(0, images.shape[:-3])
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Convolutions and products in bfloat16 if the precision is 'bf16'."""
+        """Compute convolutions and matrix products in bfloat16 if the precision is 'bf16'."""
         if self.precision == "bf16":
             return torch.autocast(torch.device(self.device).type, torch.bfloat16)
         return contextlib.nullcontext()
@@ -60,7 +60,7 @@ class Machine:
 def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
     """Choose precision and compilation for experiments that condense with `pixels` pixels.
 
-    Raises UserError where --compile on is impossible; 'auto' then warns in one line on stderr.
+    If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr.
     """
     kind, compile, precision = torch.device(device).type, settings.compile, settings.precision
     if compile == "auto" and pixels < REPAYS.get(kind, float("inf")):
@@ -68,9 +68,9 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
     if compile != "off":
         problem = compiler_problem(device)
         if problem and compile == "on":
-            raise UserError(f"--compile on: torch.compile does not work here ({problem}); leave it at auto")
+            raise UserError(f"--compile on: torch.compile does not work here ({problem}); use --compile auto")
         if problem:
-            print(f"warning: running uncompiled, torch.compile does not work here ({problem})", file=sys.stderr)
+            print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
         compile = "off" if problem else "on"
     if precision is None:
         precision = "bf16" if compile == "on" and fast_bf16(kind) else "fp32"
@@ -78,12 +78,12 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
 
 
 def compiler_problem(device: str) -> str | None:
-    """Compile one addition; the first line of the error, or None."""
-    # The first compilation imports this module, which warns about a CUDA toolkit without a GPU.
+    """Compile one addition; return the first line of the error, or None."""
+    # The first compilation imports this module. It warns about a missing CUDA toolkit, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1)
-    except Exception as error:  # a missing compiler, headers, triton: each raises its own
+    except Exception as error:  # a missing compiler, header or triton: the types differ
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"{reason[:100]}; on a CPU it needs a C++ compiler and Python's headers"
     return None
@@ -99,7 +99,7 @@ def fast_bf16(kind: str) -> bool:
 
 
 def find_device(name: str) -> str:
-    """'auto' or a torch device name -> a device that exists; raises UserError otherwise."""
+    """'auto' or a torch device name -> an existing device. Raises UserError for an unknown or missing device."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
@@ -110,7 +110,7 @@ def find_device(name: str) -> str:
     present = {"cpu": True, "cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps}
     if not present.get(device.type, False):
         available = "cuda" if cuda else "mps" if mps else "cpu only"
-        raise UserError(f"device {name!r} does not exist here: torch finds {available}")
+        raise UserError(f"device {name!r} does not exist here: torch finds {available}; choose auto")
     return str(device)
 
 
@@ -118,10 +118,10 @@ def find_device(name: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep large blocks once freed, where the C library is glibc.
+    """Let glibc reuse large freed blocks (no effect with other C libraries).
 
-    By default it returns feature maps to the system at every layer and takes them back zeroed, page by page. On a
-    2-core CPU that takes a third of an eager step.
+    By default glibc returns feature maps to the system at every layer and gets them back zeroed, page by page. On a
+    2-core CPU this takes a third of an eager step.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -131,9 +131,9 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: str) -> int | None:
-    """Free bytes on a device; None where the system does not tell.
+    """Free bytes on a device; None if unknown.
 
-    For host memory it is Linux's "available"; a container's limit is not looked at.
+    Host memory is Linux's "MemAvailable"; the limit of a container is ignored.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
@@ -145,19 +145,19 @@ def free_memory(device: str) -> int | None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device or the C library has no memory left."""
+    """Whether an error means that a device or the C library is out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def release() -> None:
-    """Return cached memory to the device, after an attempt that was too large."""
+    """Return cached memory to the device after an out-of-memory error."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def peak_memory(device: str) -> int | None:
-    """Peak bytes: of the CUDA device, else of this process; None where the system does not tell (Windows)."""
+    """Peak bytes on the CUDA device, else of this process; None if unknown (Windows)."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -169,10 +169,10 @@ def peak_memory(device: str) -> int | None:
 
 
 def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: int) -> int:
-    """Bytes that one class takes in a step, a rough and high estimate; image is [C, H, W].
+    """Estimate, rather high, the bytes of one class in a step; image is [C, H, W].
 
-    A gradient keeps every feature map of a synthetic image, and backward needs as much again. A real image takes its
-    pixels: drawn, normalised and augmented.
+    The gradient needs every feature map of a synthetic image, and backward needs as much again. A real image needs
+    only its pixels: drawn, normalised and augmented.
     """
     sizes: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half-written, and locks on folders."""
+"""Atomic writes of files, and locks on folders."""
 
 import contextlib
 import io
@@ -10,14 +10,14 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows has no lock of this kind
+except ImportError:  # Windows has no such lock
     fcntl = None
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object] | bytes | str) -> None:
-    """Write beside `path`, then rename. Raises OSError and leaves the old file as it was.
+    """Write a file beside `path`, then rename it. On failure raises OSError and leaves the old file unchanged.
 
-    A writer writes into memory first: torch.save to a full disk raises errors that do not say so.
+    A writer function writes into memory first, because torch.save raises unclear errors on a full disk.
     """
     if callable(write):
         buffer = io.BytesIO()
@@ -34,7 +34,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], object] | bytes | str) -> N
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A temporary place beside `path` for a file or a folder; at the end it becomes `path`, or goes away."""
+    """A temporary path beside `path` for a file or folder. It is renamed to `path` at the end, and deleted on error."""
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may write the same file
     try:
         yield tmp
@@ -54,7 +54,7 @@ def save(path: Path, content: Any) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put a rename on the disk, where the system lets a folder be opened (not on Windows)."""
+    """Flush a rename to the disk (no effect on Windows)."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -68,7 +68,7 @@ def sync_folder(path: Path) -> None:
 class Lock:
     """An exclusive lock on a folder or file, held until `close` or the end of the process.
 
-    Raises BlockingIOError where another process holds it, OSError where the path can't be opened.
+    Raises BlockingIOError if another process holds it, OSError if the path can't be opened. Windows has no lock.
     """
 
     def __init__(self, path: Path):

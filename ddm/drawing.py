@@ -16,27 +16,27 @@ SMALLEST_TILE = 32  # pixels; smaller images are enlarged in grids
 
 
 def markdown(rows: Sequence[Iterable[object]]) -> str:
-    """A Markdown table; the first row is its head."""
+    """A Markdown table; the first row is the header."""
     head, *body = [[str(cell) for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def in_rows(images: Tensor, counts: list[int], smallest: int = SMALLEST_TILE) -> Tensor:
-    """Images [N, C, H, W], classes one after the other, as tiles of a grid: [classes * max(counts), C, h, w].
+    """Images [N, C, H, W] in [0, 1], in class order, as tiles of a grid: [classes * max(counts), C, h, w].
 
-    A class with fewer images is padded with white; images below `smallest` pixels are enlarged.
+    Classes with fewer images are padded with white. Images below `smallest` pixels are enlarged.
     """
     rows = torch.ones(len(counts), max(counts), *images.shape[1:])
-    for row, own in zip(rows, images.split(counts), strict=True):
-        row[: len(own)] = own
+    for row, part in zip(rows, images.split(counts), strict=True):
+        row[: len(part)] = part
     enlarge = max(1, smallest // images.shape[-1])
     return rows.flatten(0, 1).repeat_interleave(enlarge, dim=-1).repeat_interleave(enlarge, dim=-2)
 
 
 def png(images: Tensor, columns: int, **options: Any) -> bytes:
-    """Images [N, C, H, W] in [0, 1] as one PNG, `columns` in a row; options are torchvision's make_grid's."""
-    from torchvision.utils import save_image  # imported here: it takes two seconds, and errors come earlier
+    """Images [N, C, H, W] in [0, 1] as one PNG with `columns` images per row; options are those of make_grid."""
+    from torchvision.utils import save_image  # imported here: it takes two seconds
 
     buffer = io.BytesIO()
     save_image(images, buffer, nrow=columns, format="png", **options)
@@ -52,24 +52,24 @@ def axes(wide: float, high: float, settings: dict[str, Any] | None = None) -> It
     import matplotlib.pyplot as plt
 
     with plt.rc_context(settings or {}):
-        figure, own = plt.subplots(figsize=(wide, high), layout="constrained")
+        figure, ax = plt.subplots(figsize=(wide, high), layout="constrained")
         try:
-            yield figure, own
+            yield figure, ax
         finally:
             plt.close(figure)
 
 
-def banded(own: Any, at: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
-    """A line through the means of `values` at `at`, with a band of one (population) standard deviation."""
+def banded(axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
+    """Plot the mean of values[i] at at[i], with a band of one (population) standard deviation."""
     points = [torch.tensor(v, dtype=torch.float64) for v in values]
     mean, std = ([f(v).item() for v in points] for f in (torch.mean, lambda v: v.std(correction=0)))
-    own.plot(at, mean, "o-", markersize=4, label=label)
+    axes.plot(at, mean, "o-", markersize=4, label=label)
     low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-    own.fill_between(at, low, high, alpha=0.2)
+    axes.fill_between(at, low, high, alpha=0.2)
 
 
 def save_figure(figure: Any, path: str | Path, flag: str) -> None:
-    """Write a figure in the format of its suffix. Raises UserError naming the flag it came from."""
+    """Write a figure in the format of the path's suffix. Raises UserError that names `flag`."""
     try:
         kind = Path(path).suffix.removeprefix(".") or "png"
         disk.replace(Path(path), lambda file: figure.savefig(file, dpi=150, format=kind))

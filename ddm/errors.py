@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can correct, and the table look-up that raises it."""
+"""The exception for user errors, and the table look-up that raises it."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct. Its text is one line: what is wrong, what was found, what to do."""
+    """An error that the user can correct. The message is one line: the problem, the value found, the remedy."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Say which valid name is closest to `name`, or list them all when none is close."""
+    """A hint with the valid name closest to `name`, or with all valid names if none is close."""
     valid = list(valid)
     by_lower = {v.lower(): v for v in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
@@ -22,8 +22,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"choose from {listed if len(listed) < 150 else listed[:150].rsplit(', ', 1)[0] + ', ...'}"
 
 
-def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """`table[name]`; raises UserError naming the nearest key when there is none."""
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """`table[name]`; raises UserError with the nearest key if `name` is missing."""
     if name not in table:
-        raise UserError(f"unknown {what} {name!r}: {nearest(name, table)}")
+        raise UserError(f"unknown {kind} {name!r}: {nearest(name, table)}")
     return table[name]

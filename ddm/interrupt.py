@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which Slurm and Ctrl-C send, stop a run where it can be resumed."""
+"""Stop a run at a resumable point on SIGTERM (Slurm) or SIGINT (Ctrl-C)."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A signal stopped the run; `status` is the exit status, 128 + the signal's number.
+    """A signal stopped the run; `status` is the exit status, 128 + signal number.
 
-    It is a BaseException, so that no `except Exception` around reading or compiling swallows it.
+    It is a BaseException, so that no `except Exception` catches it.
     """
 
     def __init__(self, signum: int):
@@ -22,37 +22,37 @@ class Stopped(BaseException):
 
 
 class Interrupts:
-    """Remembers the first signal until `check` is called where stopping is safe. A second signal exits at once."""
+    """Stores the first signal until `check` is called at a safe point. A second signal exits immediately."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._anywhere = False
+        self._immediate = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum
-        if self._anywhere:
+        if self._immediate:
             raise Stopped(signum)
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
+        """Raise Stopped if a signal was received."""
         if self.received is not None:
             raise Stopped(self.received)
 
     @contextlib.contextmanager
-    def anywhere(self) -> Iterator[None]:
-        """Inside, a signal raises Stopped at once. For work that a resumed run repeats from its start."""
+    def immediate(self) -> Iterator[None]:
+        """Inside, a signal raises Stopped immediately. For work that a resumed run repeats from its start."""
         self.check()
-        self._anywhere = True
+        self._immediate = True
         try:
             yield
         finally:
-            self._anywhere = False
+            self._immediate = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["Interrupts"]:
-        """Inside, signals come here. Python delivers them to the main thread only; in others nothing changes."""
+        """Inside, this object handles the signals. In threads other than the main thread it has no effect."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

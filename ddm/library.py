@@ -1,31 +1,35 @@
-"""The library: condense without a command line, and read saved sets."""
+"""The library: condense without a command line, load saved sets."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ddm import networks
-from ddm.cli import preset_values
 from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.catalogue import Arrays
 from ddm.data.images import ImageData
-from ddm.data.loading import from_arrays, load_split
-from ddm.errors import UserError
+from ddm.data.loading import from_arrays, load_split, split
+from ddm.errors import UserError, nearest
 from ddm.evaluation import protocol
 from ddm.evaluation.sets import CondensedDataset
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.matching import Needs, Objective
-from ddm.runs.results import plain, requested, versions
+from ddm.runs.results import plain, requested_values, versions
+from ddm.settings import preset_values
 
 # [N, H, W, C] or [N, H, W] uint8 images and integer labels: x_train, y_train, x_test, y_test
 Splits = tuple[Any, Any, Any, Any]
 
 
 def load(path: Any, experiment: int = 0, pixels: bool = False) -> CondensedDataset:
-    """A saved set: of ours, of the DC/DSA/DM family, .npz or .safetensors; see `CondensedDataset`."""
+    """Load a saved set: from ddm or the DC/DSA/DM family, .npz or .safetensors; see `CondensedDataset`."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UserError(f"{path!r} is no path: give the path of a saved set")
     return CondensedDataset(path, experiment, pixels)
 
 
@@ -35,67 +39,99 @@ def condense(
     data: ImageData | Splits | None = None,
     network: Callable[..., nn.Module] | None = None,
     objective: Objective | None = None,
-    needs: Needs | None = None,
+    needs: Needs | Callable[[Any], Needs] | None = None,
     log: Callable[[str], None] | None = None,
     **changes: Any,
 ) -> CondensedDataset:
     """Condense one set and evaluate it; writes no files.
 
-    `settings` are a DDMSettings or a recipe's own class; `changes` are settings by name, such as dataset="CIFAR10",
+    `settings` is a DDMSettings or a recipe's settings; `changes` are settings by name, such as dataset="CIFAR10",
     ipc=10, preset="fast,dm". `data` replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train,
     x_test, y_test). `network` replaces --model: (channel, num_classes, im_size) -> a networks.Network. `objective`
-    replaces the complete one: (real, syn, settings) -> weighted terms by name, each [classes]; `needs` is what it reads
-    of feature maps. The result has images [N, C, H, W] (normalised), labels [N], mean, std, class_names and accuracies
-    in [0, 1] by network. Experiment --first_exp is made; num_exp and the settings of files are not used. Raises
-    UserError as the command does.
+    replaces DDM's objective: (real, syn, settings) -> weighted terms by name, each [classes]. `needs` describes the
+    feature maps that it reads. The result has images [N, C, H, W] (normalised), labels [N], mean, std, class_names and
+    accuracies in [0, 1] by network. Only experiment `first_exp` is run; num_exp and output settings are ignored.
+    Raises UserError as the command does.
     """
-    settings = with_presets(settings or DDMSettings(), changes)
-    recipe = DDM if objective is None else Recipe("library", objective, lambda own: needs or Needs())
+    settings = with_presets(DDMSettings() if settings is None else settings, changes)
+    recipe = DDM
+    if objective is not None:
+        recipe = Recipe("library", objective, needs if callable(needs) else lambda _: needs or Needs())
     with registered(network) as model:
         if model:
             settings = settings.but(model=model)
         if data is not None:
-            settings = settings.but(dataset="Digits")  # not read, but a name that exists
+            if settings.res is not None:
+                raise UserError("res is for data sets by name: resize the arrays of `data` instead")
+            settings = settings.but(dataset="Digits")  # a valid name; the data set is not read
         settings = recipe.settled(settings)
         s = settings
         if data is None:
-            found, _ = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+            loaded, _ = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
         else:
-            found = data if isinstance(data, ImageData) else from_arrays(Arrays(*data), "data")
-        maker = Condensation(found, settings, recipe.objective, recipe.needed(settings), say=log or (lambda line: None))
+            loaded = split(data if isinstance(data, ImageData) else image_data(data), s.eval_split, s.zca, s.seed)
+        maker = Condensation(
+            loaded, settings, recipe.objective, recipe.needed(settings), say=log or (lambda line: None)
+        )
         maker.prepare()
         images = condensed(maker, settings.first_exp)
         evaluator = protocol.Evaluator(maker.data, settings, maker.plan.machine)
-        scored = maker.scored(settings.first_exp, images)
-        accs = evaluator(*scored, settings.first_exp, maker.iterations, log or (lambda line: None))
-    told = {"args": plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}, "asked": requested(settings)}
+        training_set = maker.training_set(settings.first_exp, images)
+        accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
+    metadata = {
+        "args": plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1},
+        "asked": requested_values(settings),
+    }
     if data is not None:
-        del told["args"]["dataset"], told["asked"]["dataset"]
-    told |= {"mean": found.mean, "std": found.std, "class_names": found.class_names, "seed": settings.seed}
-    told |= {"accs_all_exps": accs, "versions": versions()}
-    if found.normalisation.whitened:
-        told["zca"] = found.normalisation.zca
-    return CondensedDataset.made(images.cpu(), maker.labels.cpu(), told)
+        del metadata["args"]["dataset"], metadata["asked"]["dataset"]
+    metadata |= {"mean": loaded.mean, "std": loaded.std, "class_names": loaded.class_names, "seed": settings.seed}
+    metadata |= {"accs_all_exps": accs, "versions": versions()}
+    if loaded.normalisation.whitened:
+        metadata["zca"] = loaded.normalisation.zca
+    return CondensedDataset.from_tensors(images.cpu(), maker.labels.cpu(), metadata)
+
+
+def image_data(data: Splits) -> ImageData:
+    """A data set from arrays, lists or tensors. Raises UserError."""
+    if not isinstance(data, tuple | list) or len(data) != 4:
+        raise UserError("data is not (x_train, y_train, x_test, y_test): give these four arrays")
+    return from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
 
 
 def with_presets(settings: RecipeSettings, changes: dict[str, Any]) -> RecipeSettings:
-    """Settings with changes by name; those of a preset count less than explicit ones."""
+    """Settings with changes by name, and presets for what is at its default. Raises UserError."""
+    if not isinstance(settings, RecipeSettings):
+        raise UserError(f"settings are a {type(settings).__name__}: give a ddm.DDMSettings or a recipe's settings")
     unknown = changes.keys() - settings.values().keys()
     if unknown:
-        raise UserError(f"{type(settings).__name__} has no setting {sorted(unknown)[0]!r}")
-    return settings.but(**preset_values(type(settings), changes.get("preset")) | changes)
+        name = sorted(unknown)[0]
+        raise UserError(f"{type(settings).__name__} has no setting {name!r}: {nearest(name, settings.values())}")
+    given, values, defaults = settings.but(**changes), settings.values(), type(settings)().values()
+    preset = preset_values(type(settings), given.preset)
+    open_values = {name: x for name, x in preset.items() if values[name] == defaults[name]}
+    return given.but(**open_values | changes)
 
 
 @contextlib.contextmanager
 def registered(network: Callable[..., nn.Module] | None) -> Iterator[str | None]:
-    """Inside, a network function is a row of ARCHITECTURES; its name, or None without one."""
+    """Inside, ARCHITECTURES contains the network function; yields its name there, or None without a function."""
     if network is None:
         yield None
         return
+    if not callable(network):
+        raise UserError(f"network is a {type(network).__name__}: give a function, or a name as `model`")
     name = getattr(network, "__name__", "network")
     while name in networks.ARCHITECTURES:
         name += "_yours"
-    networks.ARCHITECTURES[name] = lambda channel, num_classes, im_size: network(channel, num_classes, im_size)
+
+    def build(channel: int, num_classes: int, im_size: tuple[int, int]) -> networks.Network:
+        net = network(channel, num_classes, im_size)
+        if not isinstance(net, networks.Network) or net.classifier.out_features != num_classes:
+            found = type(net).__name__
+            raise UserError(f"network returned a {found}: return a ddm.networks.Network of {num_classes} classes")
+        return net
+
+    networks.ARCHITECTURES[name] = build
     try:
         yield name
     finally:

@@ -2,9 +2,9 @@
 
     L_total = L_MMD + beta * L_ICD + lambda * (alpha * L_MM + L_CM)
 
-Every function takes all classes at once, classes first, and returns one value a class, [classes]; the objective
-is their sum. S is the number of synthetic images of a class, R the number of real ones; they may differ. Real tensors
-carry no gradient in the method; nothing here detaches them, callers compute them under `no_grad`.
+Every function takes all classes at once, in the first dimension, and returns one value per class, [classes]; the
+objective is the sum over classes. A class has R real and S synthetic images. In the method real tensors carry no
+gradient: callers compute them under `no_grad`, the functions do not detach them.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
-    """L_MMD [classes]: squared distance of the mean embeddings, summed over the embedding.
+    """L_MMD [classes]: squared distance of the mean embeddings, summed over embedding dimensions.
 
     real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
     """
@@ -25,8 +25,10 @@ def moments_matching(
 ) -> Tensor:
     """L_MM [classes]: channel means and deviations of feature maps, averaged over channels and layers.
 
-    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `stats` 'batch': of the batch-mean map (DDM,
-    moments matching); 'image': the mean over images of each image's own, which does not depend on the batch size.
+    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `stats` 'batch': moments of the batch-mean map
+    (DDM, moments matching). 'image': the mean over images of each image's moments; it does not depend on the batch
+    size. `relative` divides by the squared magnitude of the real moments. 'image' and `relative` are not of the DDM
+    paper.
     """
     statistic = MOMENTS[stats]
     return moments_distance(*([statistic(m) for m in maps] for maps in (real_maps, syn_maps)), stats, relative)
@@ -35,24 +37,25 @@ def moments_matching(
 def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor], relative: bool = False) -> Tensor:
     """L_CM [classes]: squared Frobenius distance of the mean Gram matrices, averaged over layers.
 
-    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. Source: DDM, correlation matching.
+    Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `relative` (not of the DDM paper) divides by
+    the squared norm of the real matrices. Source: DDM, correlation matching.
     """
     return gram_distance([mean_gram(maps) for maps in real_maps], [mean_gram(maps) for maps in syn_maps], relative)
 
 
-# --- the style terms in two halves: a statistic, which is a mean over images and so can be taken part by part, ----
-# --- and the distance of two sets of statistics; `relative` divides by the squared magnitude of the real one   ----
+# --- the style terms in two steps: a statistic, which is a mean over images and can be computed in parts, and ----
+# --- the distance of the real and synthetic statistics                                                        ----
 
 
 def moments_distance(real: list[Tensor], syn: list[Tensor], stats: str = "batch", relative: bool = False) -> Tensor:
-    """L_MM [classes] from lists over layers of MOMENTS[stats] of real and synthetic maps."""
+    """L_MM [classes] from lists over layers of real and synthetic statistics MOMENTS[stats]."""
     per_layer = []
     for stat_R, stat_S in zip(real, syn, strict=True):
         # mu and sd: [classes, 2, C]
         moments_R, moments_S = ((channel_moments(s) if stats == "batch" else s) for s in (stat_R, stat_S))
         mse = (moments_S - moments_R).square().mean(2)  # over channels
         if relative:
-            mse = mse / (moments_R.square().mean(2) + 1e-5)  # after a norm, mu_R is 0 but for rounding
+            mse = mse / (moments_R.square().mean(2) + 1e-5)  # after a norm layer mu_R is 0, except for rounding
         per_layer.append(mse.mean(1))
     return torch.stack(per_layer).mean(0)
 
@@ -67,38 +70,38 @@ def gram_distance(real: list[Tensor], syn: list[Tensor], relative: bool = False)
 
 
 def channel_moments(maps: Tensor) -> Tensor:
-    """Mean and deviation over positions of maps [..., C, H, W]: [..., 2, C]."""
+    """Mean and standard deviation over positions of maps [..., C, H, W]: [..., 2, C]."""
     flat = maps.flatten(-2)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    # A map of one position has no variance to estimate; dividing by 0 would make it NaN.
+    # A map of one position has no variance; the correction would divide by 0.
     var = flat.var(dim=-1, correction=min(1, flat.shape[-1] - 1))
     return torch.stack([flat.mean(-1), (var + 1e-5).sqrt()], dim=-2)
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Over images, dim 1, in float32 at least."""
+    """The mean over images, dim 1, at least in float32."""
     return x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def mean_map(maps: Tensor) -> Tensor:
-    """Fbar, the mean over images of maps [classes, n, C, H, W]: [classes, C, H, W]."""
+    """The mean map Fbar over images of maps [classes, n, C, H, W]: [classes, C, H, W]."""
     return _mean(maps)
 
 
 def image_moments(maps: Tensor) -> Tensor:
-    """E_x mu(x) and E_x sd(x) of maps [classes, n, C, H, W]: [classes, 2, C]."""
+    """The mean over images of mu(x) and sd(x), for maps [classes, n, C, H, W]: [classes, 2, C]."""
     return _mean(channel_moments(maps))
 
 
-MOMENTS = {"batch": mean_map, "image": image_moments}  # what L_MM needs of feature maps, by --style_stats
+MOMENTS = {"batch": mean_map, "image": image_moments}  # --style_stats -> the statistic of feature maps for L_MM
 
 
 def mean_gram(maps: Tensor) -> Tensor:
-    """G, the mean over images of F F^T / (C*H*W), of maps [classes, n, C, H, W]: [classes, C, C].
+    """The mean Gram matrix G, F F^T / (C*H*W) averaged over images, of maps [classes, n, C, H, W]: [classes, C, C].
 
-    The sum over images and the sum over positions are one contraction, so the Grams of single images, n times
-    as large as the result, never exist. In bfloat16 they do: the one sum would be rounded to 8 bits, an error that
-    the mean over images of rounded Grams divides by sqrt(n).
+    One contraction sums over images and positions, so the Gram matrices of single images are never stored. In bfloat16
+    they are: a single sum would be rounded to 8 bits, while the mean of n rounded matrices divides that error by
+    sqrt(n).
     """
     classes, n, c, h, w = maps.shape
     if maps.dtype == torch.bfloat16:
@@ -109,20 +112,19 @@ def mean_gram(maps: Tensor) -> Tensor:
 
 
 def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
-    """L_ICD [classes]: minus the KL divergence of each image to the mean of its k nearest neighbours.
+    """L_ICD [classes]: minus the KL divergence of each image from the mean of its k nearest neighbours.
 
-    Averaged over images.
-
-    syn [classes, S, D]; neighbours are Euclidean, of the same class, never the image itself. k is cut to S - 1;
-    with one image a class the term is 0. Source: DDM, intra-class diversity.
+    syn [classes, S, D]. The mean over images is taken. Neighbours have the smallest Euclidean distance within the
+    class, without the image itself. k is at most S - 1; with one image per class the term is 0. Source: DDM,
+    intra-class diversity.
     """
     S = syn.shape[1]
     k = min(k, S - 1)
     if k < 1:
-        return syn.sum((1, 2)) * 0  # keeps the graph, so that a caller may call backward
+        return syn.sum((1, 2)) * 0  # 0 with a graph, so that callers may call backward
     with torch.no_grad():
         distance = torch.cdist(syn, syn, compute_mode="donot_use_mm_for_euclid_dist")
-        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # itself, even where duplicates are as near
+        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # exclude the image itself, even with duplicates
         nearest = distance.topk(k, largest=False).indices  # [classes, S, k]
     classes = torch.arange(syn.shape[0], device=syn.device)[:, None, None]
     m = syn[classes, nearest].mean(2)  # the gradient flows through m too
@@ -132,10 +134,11 @@ def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
 
 
 def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
-    """A bounded L_ICD [classes]: squared relative difference of the deviations along the class's principal directions.
+    """L_ICD [classes] bounded below by 0: squared relative difference of real and synthetic standard deviations.
 
-    real [classes, R, D], syn [classes, S, D]. The directions are the first min(S - 1, R - 1, 16) of the real
-    embeddings, the average is over them; with one image a class the term is 0. On CUDA eigh waits for the device.
+    real [classes, R, D], syn [classes, S, D]. Deviations are along the first min(S - 1, R - 1, 16) principal directions
+    of the real embeddings and averaged over these. With one image per class the term is 0. On CUDA eigh waits for the
+    device. The term is not of the DDM paper.
     """
     R, S = real.shape[1], syn.shape[1]
     r = min(S - 1, R - 1, 16)
@@ -143,7 +146,7 @@ def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
         return syn.sum((1, 2)) * 0
     with torch.no_grad():
         centred = real - real.mean(1, keepdim=True)
-        # Of the R x R products, not of the D x D covariance: R is the smaller.
+        # The R x R products replace the D x D covariance, as R is smaller.
         values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
         values, vectors = values[:, -r:].clamp(min=1e-12), vectors[:, :, -r:]
         directions = centred.transpose(1, 2) @ vectors / values.sqrt()[:, None]  # [classes, D, r], orthonormal
@@ -153,12 +156,14 @@ def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
 
 
 def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
-    """L_RR [classes]: squared error on real embeddings of the readout that ridge regression fits to synthetic ones.
+    """L_RR [classes]: squared error on real embeddings of the ridge regression fitted to synthetic embeddings.
 
-    real [classes, R, D], syn [classes, S, D], all classes of the problem. Targets are one-hot vectors less their mean;
-    embeddings are centred and scaled by the real ones; `ridge` is relative to the mean squared length of a synthetic
-    embedding. Matched means leave open what tells classes apart; this term asks for just that, in closed form and under
-    the same untrained networks. Source: kernel ridge regression on random features (RFAD, Loo et al., NeurIPS 2022).
+    real [classes, R, D], syn [classes, S, D], with all classes of the data set. Targets are one-hot vectors minus their
+    mean. Embeddings are centred and scaled with the statistics of the real ones. `ridge` is relative to the mean
+    diagonal of the synthetic kernel. Unlike matched means, this term depends on differences between classes.
+
+    The term is not of the DDM paper. Source: RFAD (Loo et al., NeurIPS 2022), of the family of KIP (Nguyen et al.,
+    2021) and FRePo (Zhou et al., 2022).
     """
     classes, S, D = syn.shape
     R = real.shape[1]
@@ -168,7 +173,7 @@ def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
     targets = torch.eye(classes, device=syn.device, dtype=syn.dtype) - 1 / classes
     K = s @ s.T / D  # [classes * S, classes * S]
     ridge_term = ridge * K.diagonal().detach().mean() * torch.eye(len(K), device=K.device, dtype=K.dtype)
-    # _ex: without a look at the result, which would wait for the device; what is singular gives NaN, which is noticed.
+    # cholesky_ex does not check its result, which would wait for the device. A singular matrix gives NaN, found later.
     factor = torch.linalg.cholesky_ex(K + ridge_term).L
     weights = torch.cholesky_solve(targets.repeat_interleave(S, 0), factor)
     error = r @ s.T / D @ weights - targets.repeat_interleave(R, 0)  # [classes * R, classes]

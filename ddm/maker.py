@@ -1,4 +1,4 @@
-"""What a run drives: a maker makes one set per experiment; runs/experiments.py does everything else."""
+"""The interface of makers. A maker makes one set per experiment; runs/experiments.py does everything else."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -12,8 +12,8 @@ class Report(NamedTuple):
     """The losses of one iteration."""
 
     iteration: int
-    terms: dict[str, float]  # weighted terms, each the mean over classes; empty where the step was skipped
-    skipped: str = ""  # why it was skipped
+    terms: dict[str, float]  # weighted terms, each the mean over classes; empty if the step was skipped
+    skipped: str = ""  # the reason for skipping
 
     @property
     def text(self) -> str:
@@ -21,7 +21,7 @@ class Report(NamedTuple):
 
 
 class Diverged(UserError):
-    """A loss, gradient or pixel is not finite; `images` and `velocity` are those before the iteration."""
+    """A loss, gradient or pixel is not finite; `images` and `velocity` are the state before the iteration."""
 
     def __init__(self, message: str, iteration: int, images: Tensor, velocity: Tensor):
         super().__init__(message)
@@ -29,36 +29,36 @@ class Diverged(UserError):
 
 
 class Maker(Protocol):
-    """Makes sets. Images are [N, C, H, W], normalised, classes one after the other."""
+    """Makes sets. Images are [N, C, H, W], normalised, in class order."""
 
-    kind: str  # of images, in results.json: 'condensed', or a coreset's method
+    kind: str  # the kind of images in results.json: 'condensed', or the coreset method
     iterations: int  # steps per experiment; 0: the set is complete after `start`
     data: Any  # ImageData, on the device
-    plan: Any  # with settings, counts, machine and ranks; may change when memory is out
+    plan: Any  # settings, counts, machine and ranks; may change when the device is out of memory
 
     def arguments(self) -> Mapping[str, Any]:
-        """Every setting with its final value, for results.json and the set's file."""
+        """All settings with their final values, for results.json and the set's file."""
 
     def prepare(self, remaining: int) -> None:
-        """Compute what the `remaining` experiments share. May raise UserError; nothing is written before."""
+        """Compute everything that the `remaining` experiments share. May raise UserError; no file exists yet."""
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
-        """Begin an experiment, or resume it from images and their velocity."""
+        """Start an experiment, or resume it from saved images and velocity."""
 
     def step(self, iteration: int) -> None:
-        """One iteration, without a host sync."""
+        """Take one iteration, without a host sync."""
 
     def check(self) -> list[Report]:
-        """Read the losses since the last check. Raises Diverged."""
+        """The losses since the last check. Raises Diverged if a value is not finite."""
 
     def images(self) -> Tensor:
-        """The whole set as it is now, of all ranks."""
+        """The current set, gathered from all ranks."""
 
     def state(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Images and velocity to resume from, copied to the CPU."""
+        """Images and velocity to resume from, copied to the CPU; (None, None) without steps."""
 
-    def scored(self, experiment: int, images: Tensor) -> tuple[Any, Tensor]:
-        """The images (a tensor or Normalised) and labels that evaluation networks are trained on."""
+    def training_set(self, experiment: int, images: Tensor) -> tuple[Any, Tensor]:
+        """The images (a tensor or Normalised) and labels for training the evaluation networks."""
 
     def baseline(self, experiment: int) -> Tensor:
-        """Random real images, as many as the set has: they are evaluated beside it."""
+        """As many random real images as the set has, evaluated for comparison."""

@@ -1,9 +1,9 @@
-"""The architectures of the DC/DSA/DM family, built from parts, with feature-map taps.
+"""The architectures of the DC/DSA/DM family, with taps for feature maps.
 
-Every network is a `Network`: a `features` stack, flattened into the embedding phi(x), and one linear
-`classifier`. The `_gram` (or, the same thing, `_style`) form of a network also hands out the feature maps
-F^l at its taps. Parameters have the published order and shapes (github.com/VICO-UoE/DatasetCondensation),
-but widths follow the image size, where the published AlexNet, VGG and ResNet fit 32x32 only.
+Every network is a `Network`: a stack `features`, flattened into the embedding phi(x), and one linear `classifier`. The
+forms `_gram` and `_style` (equal) of a network also return the feature maps F^l at its taps. Parameters have the
+published order and shapes (github.com/VICO-UoE/DatasetCondensation). The classifier adapts to the image size; the
+published AlexNet, VGG and ResNet accept 32x32 only.
 """
 
 import math
@@ -20,11 +20,10 @@ from ddm.rng import to_device
 
 
 class Network(nn.Module):
-    """A feature stack and a linear classifier: `net(x)` gives logits [n, num_classes].
+    """A feature stack and a linear classifier: `net(x)` returns logits [n, num_classes].
 
-    `embed(x)` gives the embedding phi(x) [n, D]; in the tapped forms (`taps` not empty) it gives
-    `(embedding, maps)`, maps a list over layers of [n, C, H, W] in forward order. `sites` are the layers that taps
-    may read, by kind (see `tap`).
+    `embed(x)` returns the embedding phi(x) [n, D]. If `taps` is not empty, it returns `(embedding, maps)`: maps is a
+    list over layers of [n, C, H, W], in forward order. `sites` are the layers that taps can read, by kind (see `tap`).
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Network(nn.Module):
     def tap(self, kind: str = "published", layers: list[int] | None = None) -> None:
         """Read feature maps after every layer of a kind ('conv', 'norm', 'act', 'pool', 'published', 'none').
 
-        `layers` picks some of them by number, from 0. Raises UserError where the network has not that kind or layer.
+        `layers` selects some of them by number, from 0. Raises UserError for a kind or layer that the network lacks.
         """
         sites = () if kind == "none" else self.sites.get(kind, ())
         if kind != "none" and not sites:
@@ -72,7 +71,7 @@ class Network(nn.Module):
 
     @property
     def module(self) -> "Network":
-        """Itself: DM-family scripts say `net.module.embed` on machines with several GPUs."""
+        """The network itself: DM-family scripts call `net.module.embed` on machines with several GPUs."""
         return self
 
 
@@ -80,9 +79,10 @@ class Network(nn.Module):
 
 
 class InstanceNorm(nn.GroupNorm):
-    """A group a channel, as published; under torch.compile in a form that fuses with what follows.
+    """One group per channel, as published.
 
-    Computes in float32 whatever comes in, and gives that type back.
+    Under torch.compile it uses explicit operations, which are fused with the next layers. They compute in float32 and
+    return the input's type.
     """
 
     def __init__(self, channel: int):
@@ -117,9 +117,9 @@ POOLINGS: dict[str, Callable[[], nn.Module | None]] = {
 
 
 class Trunk:
-    """Grows a list of layers and keeps the shape [C, H, W] that the last one gives.
+    """A growing list of layers, with the output shape [C, H, W] of the last one.
 
-    Raises UserError when the image is too small for a layer.
+    Raises UserError if the image is too small for a layer.
     """
 
     def __init__(self, channel: int, im_size: tuple[int, int]):
@@ -127,7 +127,7 @@ class Trunk:
         self.im_size = tuple(im_size)
         self.layers: list[nn.Module] = []
         self.sites: dict[str, list[int]] = {}
-        # MNIST-like 1x28x28 input becomes 32x32 in the first convolution: 2 more pixels on each side.
+        # The first convolution pads MNIST-like 1x28x28 input to 32x32: 2 more pixels on each side.
         self.extra_padding = 2 if channel == 1 and self.im_size == (28, 28) else 0
 
     @property
@@ -141,7 +141,7 @@ class Trunk:
                 self.site(kind)
 
     def site(self, kind: str) -> None:
-        """What the last layer gives is a place for taps of a kind."""
+        """Register the output of the last layer as a site for taps of a kind."""
         self.sites.setdefault(kind, []).append(len(self.layers) - 1)
 
     def conv(self, channel: int, kernel: int, padding: int, bias: bool = True) -> None:
@@ -164,23 +164,23 @@ class Trunk:
         self.add(lookup(ACTIVATIONS, kind, "activation")(), "act")
 
     def pool(self, kind: str, last: bool = False) -> None:
-        """Halve the map, unless that leaves later layers a single pixel to normalise (tiny images, deep nets)."""
+        """Halve the map, unless later layers would then normalise a single pixel (tiny images, deep networks)."""
         layer = lookup(POOLINGS, kind, "pooling")()
         if layer is not None and (min(self.height, self.width) >= 4 or (last and min(self.height, self.width) >= 2)):
             self.add(layer, "pool")
             self.height, self.width = self.height // 2, self.width // 2
 
     def network(self, num_classes: int, tapped: bool, published: list[int]) -> Network:
-        """`published` are the layers that the published tapped form reads."""
+        """The finished network; `published` are the layers that its published tapped form reads."""
         sites = {kind: tuple(at) for kind, at in {**self.sites, "published": published}.items()}
         return Network(self.layers, self.size, num_classes, sites["published"] if tapped else (), sites)
 
     def _too_small(self) -> None:
-        raise UserError(f"images of {self.im_size[0]}x{self.im_size[1]} are too small for it; a ConvNet takes them")
+        raise UserError(f"images of {self.im_size[0]}x{self.im_size[1]} are too small for it; choose a ConvNet")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `pooled` halves by average pooling where ResNet18 strides."""
+    """Two 3x3 convolutions and a shortcut; `pooled` replaces strides by average pooling."""
 
     def __init__(self, trunk: Trunk, channel: int, stride: int, norm: str, pooled: bool):
         super().__init__()
@@ -207,8 +207,8 @@ class BasicBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-# --- architectures: one function each, taps as in spec: ConvNet and VGG after every activation, -----------
-# --- AlexNet after its first two poolings, ResNet18 after the stem and the first two stages     -----------
+# --- architectures: one function each. Published taps: ConvNet and VGG after every activation, ------------
+# --- AlexNet after its first two poolings, ResNet18 after the stem and the first two stages    ------------
 
 
 def ConvNet(
@@ -224,7 +224,7 @@ def ConvNet(
 ) -> Network:
     """`net_depth` blocks of 3x3 convolution, norm, activation, pooling (DC, Zhao et al. 2021).
 
-    Without a number it follows the image size, see `default_depth`.
+    Without `net_depth` the image size determines it, see `default_depth`.
     """
     trunk = Trunk(channel, im_size)
     net_depth = net_depth or default_depth(im_size)
@@ -233,17 +233,17 @@ def ConvNet(
         trunk.norm(net_norm)
         trunk.act(net_act)
         trunk.pool(net_pooling, last=depth == net_depth - 1)
-    # The activation is what the published losses saw (spec: the in-place ReLU).
+    # The published losses read the activation (of the in-place ReLU).
     return trunk.network(num_classes, tapped, trunk.sites.get("act", []))
 
 
 def default_depth(im_size: tuple[int, int]) -> int:
-    """Blocks of a ConvNet whose name says none, as the literature has: 3 to 32 pixels, 4 at 64, 5 at 128, 6 at 256."""
+    """The usual number of ConvNet blocks for an image size: 3 up to 32 pixels, 4 at 64, 5 at 128, 6 at 256."""
     return max(3, round(math.log2(max(im_size))) - 2)
 
 
 def MLP(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
-    """Two hidden layers of 128."""
+    """Two hidden layers of width 128."""
     width = channel * im_size[0] * im_size[1]
     layers = [nn.Flatten(), nn.Linear(width, 128), nn.ReLU(inplace=True), nn.Linear(128, 128), nn.ReLU(inplace=True)]
     return Network(layers, 128, num_classes)
@@ -275,7 +275,7 @@ def AlexNet(
         trunk.act("relu")
         if pooled:
             trunk.pool("maxpooling")
-            trunk.site("after pool")  # the pooling, or what stands for it where the image is too small to pool
+            trunk.site("after pool")  # the pooling, or the layer before it if the image is too small to pool
     return trunk.network(num_classes, tapped, trunk.sites.pop("after pool")[:2])
 
 
@@ -286,7 +286,7 @@ def VGG11(
     norm: str = "instancenorm",
     tapped: bool = False,
 ) -> Network:
-    """Eight 3x3 convolutions in five groups, each group ending in a pooling."""
+    """Eight 3x3 convolutions in five groups; each group ends in a pooling."""
     trunk = Trunk(channel, im_size)
     for group, widths in enumerate(((64,), (128,), (256, 256), (512, 512), (512, 512))):
         for width in widths:
@@ -305,9 +305,9 @@ def ResNet18(
     pooled: bool = False,
     tapped: bool = False,
 ) -> Network:
-    """Four stages of two basic blocks; `pooled` (the AP form) has no strides and no final pooling."""
+    """Four stages of two basic blocks; `pooled` (the AP form) has average pooling for strides and no final pooling."""
     trunk = Trunk(channel, im_size)
-    trunk.extra_padding = 0  # the published ResNets take 28x28 as it is
+    trunk.extra_padding = 0  # the published ResNets do not pad 28x28
     trunk.conv(64, 3, padding=1, bias=False)
     trunk.norm(norm)
     trunk.act("relu")
@@ -320,7 +320,7 @@ def ResNet18(
         window = min(4, trunk.height, trunk.width)
         trunk.add(nn.AvgPool2d(window))
         trunk.height, trunk.width = trunk.height // window, trunk.width // window
-    trunk.sites = {}  # inside the stages there is no layer to read
+    trunk.sites = {}  # the layers inside the stages can't be read
     return trunk.network(num_classes, tapped, stages[:3])
 
 
@@ -363,8 +363,8 @@ TAPPED: dict[str, Callable[..., Network]] = {
 ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
 
 
-def described(model: str, im_size: tuple[int, int]) -> str:
-    """The name, and the depth where the name leaves it to the image size."""
+def description(model: str, im_size: tuple[int, int]) -> str:
+    """The name of a network, with its depth if the image size determines it."""
     make = ARCHITECTURES[model]
     while isinstance(make, partial) and "net_depth" not in make.keywords:
         make = make.func
@@ -372,15 +372,15 @@ def described(model: str, im_size: tuple[int, int]) -> str:
 
 
 def untapped(model: str) -> str:
-    """The name without the suffix of the tapped form, whose parameters are the same."""
+    """The name without the suffix of the tapped form, which has the same parameters."""
     return model.removesuffix("_gram").removesuffix("_style")
 
 
 def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
     """Build the network named `model` with torch's default initialisation, on the default device.
 
-    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, or an image
-    too small for the network.
+    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, or for images too small
+    for the network.
     """
     make = lookup(ARCHITECTURES, model, "model")
     try:
@@ -391,10 +391,10 @@ def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, 
 
 @torch.no_grad()
 def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Draw every parameter afresh, in place, from torch's default distributions.
+    """Initialise all parameters in place from torch's default distributions.
 
-    Convolutions and linear layers: uniform in +-1/sqrt(fan_in); norms: 1 and 0, running statistics reset. The
-    draws are made on the generator's device (the CPU), so that all devices see the same networks.
+    Convolutions and linear layers: uniform in +-1/sqrt(fan_in). Norms: weight 1, bias 0, running statistics reset.
+    Draws are made on the generator's device (the CPU), so that all devices get the same networks.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -410,7 +410,7 @@ def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
 def empty_network(
     model: str, channel: int, num_classes: int, im_size: tuple[int, int], device: str | torch.device
 ) -> Network:
-    """`get_network` on a device, without values: for `initialise`, and without a draw from the global generator."""
+    """`get_network` on a device, with parameters that `initialise` must fill; draws nothing from a generator."""
     with torch.device("meta"):
         net = get_network(model, channel, num_classes, im_size)
     return net.to_empty(device=device)

@@ -1,7 +1,8 @@
-"""Every random number of a run is a function of (seed, experiment, iteration, class, purpose).
+"""Random numbers of a run: functions of (seed, experiment, iteration, class, purpose).
 
-Nothing here keeps state: two runs draw the same numbers, also when one experiment runs alone. Drawing for one purpose
-never shifts another. Generators live on the CPU, so that every device sees the same draws; `to_device` copies them.
+The module has no state. An experiment therefore draws the same numbers in every run, also when it runs alone. Draws for
+one purpose do not change those for another. Generators are on the CPU, so that all devices get the same draws;
+`to_device` copies them.
 """
 
 import hashlib
@@ -10,18 +11,18 @@ import torch
 
 
 def seed_of(seed: int, experiment: int, iteration: int, cls: int, purpose: str) -> int:
-    """Hash the coordinates of a draw into an int in [0, 2**62); -1 stands for "no class in particular"."""
+    """Hash the coordinates of a draw into an int in [0, 2**62); cls -1 means that a draw belongs to no class."""
     key = repr((seed, experiment, iteration, cls, purpose)).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2
 
 
 def generator(seed: int, experiment: int, iteration: int, cls: int, purpose: str) -> torch.Generator:
-    """A fresh CPU generator for one purpose at one place of a run (see `seed_of`)."""
+    """A new CPU generator, seeded with `seed_of` the same arguments."""
     return torch.Generator("cpu").manual_seed(seed_of(seed, experiment, iteration, cls, purpose))
 
 
 def to_device(draw: torch.Tensor, device: str | torch.device) -> torch.Tensor:
-    """Copy a CPU tensor to a device; to CUDA through pinned memory, so that the host does not wait."""
+    """Copy a CPU tensor to a device. Copies to CUDA use pinned memory, so that the host does not wait."""
     if torch.device(device).type == "cuda":
         draw = draw.pin_memory()
     return draw.to(device, non_blocking=True)

@@ -1,10 +1,12 @@
-"""What a setting is: one declaration holds the flag's default, help text, check and role.
+"""The declaration of settings: default, help text, check and role of each flag.
 
-A settings class is a frozen, keyword-only dataclass whose fields are made by `setting`. Its field names are the flags.
-Commands inherit the classes they need, so that flags stay flat. Nothing here imports torch: `--help` must be fast.
+A settings class is a frozen, keyword-only dataclass whose fields are created by `setting`. Its field names are the
+flags. Commands inherit the classes they need, so that all flags are on one level. This module imports no torch, because
+`--help` must be fast.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
@@ -16,27 +18,27 @@ from ddm.errors import UserError, nearest
 
 
 class Role(Enum):
-    """What a setting means to whoever compares, repeats or resumes a run."""
+    """The role of a setting when a run is compared, repeated or resumed."""
 
-    RESULT = "it changes the result: must be equal on resume"
-    GROWS = "it may grow on resume: more experiments, more networks"
-    MANNER = "it changes how a run behaves, not its numbers: free on resume, repeated by --like"
-    PLACE = "it says where and how a run was started: free on resume, not repeated by --like"
+    RESULT = "changes the result: must be equal on resume"
+    GROWS = "may grow on resume: more experiments, more networks"
+    MANNER = "changes the behaviour of a run, not its numbers: free on resume, repeated by --like"
+    PLACE = "paths and device: free on resume, not repeated by --like"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The declaration of one setting, kept in its dataclass field's metadata."""
+    """The declaration of one setting, stored in the metadata of its dataclass field."""
 
     help: str
     check: Callable[[str], Any] | None = None  # text -> value; raises UserError. None: any text, or a switch
     choices: tuple[str, ...] | None = None
     role: Role = Role.RESULT
     group: str = "options"  # its heading in --help
-    # Left at its default, it is chosen for the user; a resumed run keeps what was chosen.
+    # The default is replaced by a chosen value; a resumed run keeps that value.
     chosen: bool = False
-    follows: str | None = None  # the argument of a set's run that it takes where it is unset
-    exclusive: str | None = None  # settings with the same word here exclude each other
+    follows: str | None = None  # the argument of a set's run that replaces an unset value
+    exclusive: str | None = None  # settings with the same word exclude each other
     positional: bool = False
     hidden: bool = False  # from --help
     metavar: str | None = None
@@ -44,17 +46,17 @@ class Setting:
 
 
 def setting(default: Any = MISSING, help: str = "", **declaration: Any) -> Any:
-    """A dataclass field with a `Setting`; without a default the flag is required."""
+    """A dataclass field that declares a setting; without a default the flag is required."""
     return field(default=default, metadata={"setting": Setting(help, **declaration)})
 
 
 def grouped(group: str) -> Callable[..., Any]:
-    """`setting` for one group of flags."""
+    """The function `setting` for one group of flags."""
     return partial(setting, group=group)
 
 
 def altered(base: type["Settings"], name: str, **changes: Any) -> Any:
-    """A base class's setting with another default, help, ... for a class that inherits it."""
+    """The setting of a base class with a different default, help, ... for a class that inherits it."""
     old = base.__dataclass_fields__[name]
     default = changes.pop("default", old.default)
     return field(default=default, metadata={"setting": dataclasses.replace(old.metadata["setting"], **changes)})
@@ -62,11 +64,12 @@ def altered(base: type["Settings"], name: str, **changes: Any) -> Any:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting, altered))
 class Settings:
-    """The base of all settings classes. Values are checked as the command line checks them.
+    """The base of all settings classes. Values are checked as on the command line.
 
-    Raises UserError for a value that its check or its choices refuse.
+    Raises UserError for an invalid value.
     """
 
+    RECIPE: ClassVar[str | None] = None  # the command's name in results.json, if it makes sets
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> setting -> value; explicit flags override them
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -76,41 +79,57 @@ class Settings:
     def __post_init__(self) -> None:
         for name in declarations(type(self)):
             object.__setattr__(self, name, checked(type(self), name, getattr(self, name)))
+            if name == "preset":
+                preset_values(type(self), self.preset)
 
     def but(self, **changes: Any) -> Any:
         """The same settings with some values changed."""
         return dataclasses.replace(self, **changes)
 
     def values(self, *roles: Role) -> dict[str, Any]:
-        """Name -> value, of some roles or of all."""
+        """Name -> value of the settings with some roles (default: all)."""
         declared = declarations(type(self))
         return {name: getattr(self, name) for name in declared if not roles or declared[name].role in roles}
 
 
 def declarations(cls: type[Settings]) -> dict[str, Setting]:
-    """Name -> declaration of every setting of a class."""
+    """Name -> declaration of all settings of a class."""
     fields = getattr(cls, "__dataclass_fields__", {})
     return {name: f.metadata["setting"] for name, f in fields.items() if "setting" in f.metadata}
 
 
+def preset_values(cls: type[Settings], names: str | None) -> dict[str, Any]:
+    """The settings of presets, joined by commas; later presets override earlier ones. Raises UserError."""
+    values: dict[str, Any] = {}
+    for name in names.split(",") if names else ():
+        if name not in cls.PRESETS:
+            raise UserError(f"argument --preset: {name!r} is none of {', '.join(cls.PRESETS)}")
+        values |= cls.PRESETS[name]
+    return values
+
+
 def optional(cls: type[Settings], name: str) -> bool:
-    """Whether None ("unset") is a value of a setting."""
+    """Whether a setting may be None ("unset")."""
     return NoneType in get_args(cls.__dataclass_fields__[name].type)
 
 
 def checked(cls: type[Settings], name: str, value: Any) -> Any:
-    """A value as a class's setting wants it, or UserError."""
+    """The value of a setting, checked and converted. Raises UserError for an invalid value."""
     declared, default = declarations(cls)[name], cls.__dataclass_fields__[name].default
     if value is None and optional(cls, name):
         return value
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and declared.positional:
         return tuple(checked(cls, name, item) for item in value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
     if isinstance(default, bool) or isinstance(value, bool):
         if not (isinstance(default, bool) and isinstance(value, bool)):
-            raise UserError(f"argument --{name}: {value!r} is no value of this flag")
+            raise UserError(f"argument --{name}: {value!r} is not a valid value")
         return value
     if not isinstance(value, str | int | float):
-        raise UserError(f"argument --{name}: {value!r} is no value of a flag")
+        raise UserError(f"argument --{name}: {value!r} is not a valid value")
     if declared.choices is not None and value not in declared.choices:
         raise UserError(f"argument --{name}: {value!r} is none of {', '.join(declared.choices)}")
     if declared.check is None:
@@ -121,11 +140,11 @@ def checked(cls: type[Settings], name: str, value: Any) -> Any:
         raise UserError(f"argument --{name}: {error}") from None
 
 
-# --- checks: text -> value, UserError otherwise --------------------------------------------------------------
+# --- checks: text -> value, or UserError ---------------------------------------------------------------------
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """A check for an integer of `low` or more."""
+    """A check for an integer >= `low`."""
 
     def integer(text: str) -> int:
         try:
@@ -142,13 +161,13 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def non_negative(text: str) -> float:
-    """A check for a finite number, 0 or more."""
+    """A check for a finite number >= 0."""
     try:
         value = float(text)
     except ValueError:
         raise UserError(f"{text!r} is not a number") from None
-    if not 0 <= value < 1e38:  # what float32 holds; false for NaN
-        raise UserError(f"{text} is not a finite number of 0 or more")
+    if not 0 <= value < 1e38:  # the range of float32; false for NaN
+        raise UserError(f"{text} is not a finite number >= 0")
     return value
 
 
@@ -182,61 +201,61 @@ def images_per_class(text: str) -> int | str:
 
 
 def a_path(text: str) -> str:
-    """A check for a path; an empty one would mean the working folder."""
+    """A check for a path; an empty path would mean the working folder."""
     if not text.strip():
         raise UserError("the path is empty")
     return text
 
 
 def layer_numbers(text: str) -> str:
-    """A check for 'all', or different layer numbers joined by commas."""
+    """A check for 'all' or distinct layer numbers joined by commas."""
     parts = text.split(",")
     if text != "all" and (len(set(parts)) < len(parts) or not all(p.isdecimal() and len(p) < 4 for p in parts)):
-        raise UserError(f"{text!r} is neither 'all' nor different layer numbers such as 0,2")
+        raise UserError(f"{text!r} is neither 'all' nor distinct layer numbers such as 0,2")
     return text
 
 
-def names_of(valid: tuple[str, ...], what: str) -> Callable[[str], str]:
-    """A check for some of the names in `valid`, joined by commas; an empty text is none of them."""
+def names_of(valid: tuple[str, ...], kind: str) -> Callable[[str], str]:
+    """A check for names in `valid`, joined by commas; an empty text means no names."""
 
     def names(text: str) -> str:
         for name in filter(None, text.split(",")):
             if name not in valid:
-                raise UserError(f"unknown {what} {name!r}: {nearest(name, valid)}")
+                raise UserError(f"unknown {kind} {name!r}: {nearest(name, valid)}")
         return text
 
     return names
 
 
-# --- the settings that the ground floor reads ----------------------------------------------------------------
+# --- settings of the machine and the seed --------------------------------------------------------------------
 
 machine = grouped("machine")
 
 
 class SeedSettings(Settings):
-    """Where all randomness comes from."""
+    """The seed."""
 
-    seed: int = setting(0, "seed of all randomness", check=at_least(0), group="optimisation")
+    seed: int = setting(0, "seed of all random numbers", check=at_least(0), group="optimisation")
 
 
 class DeviceSettings(Settings):
-    """Where networks are computed."""
+    """The device of networks."""
 
     device: str = machine("auto", "auto (cuda, then mps, then cpu) or a torch device", role=Role.PLACE)
 
 
 class MachineSettings(DeviceSettings):
-    """Where and in which arithmetic networks are computed."""
+    """The device, precision and compilation of networks."""
 
     precision: str | None = machine(
         None,
-        "arithmetic of networks; unset: bf16 if the run is compiled and the device is fast at it, else fp32",
+        "precision of networks; unset: bf16 if the run is compiled and bf16 is fast on the device, else fp32",
         choices=("fp32", "bf16"),
         chosen=True,
     )
     compile: str = machine(
         "auto",
-        "use torch.compile; auto: if the run is long enough to repay it and a compiler works",
+        "use torch.compile; auto: if the run is long enough and a compiler works",
         choices=("auto", "on", "off"),
         chosen=True,
     )

@@ -1,4 +1,4 @@
-"""What torchrun says in the environment of its processes. No torch here: the command line asks too."""
+"""The environment variables that torchrun sets. This module imports no torch: the command line needs it."""
 
 import os
 
@@ -11,5 +11,5 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def ranks_on_this_host() -> int:
-    """How many ranks share this machine."""
+    """The number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

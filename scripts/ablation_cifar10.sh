@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Every row of the ablation tables in docs/results.md: baselines, each term alone, the presets.
+# All rows of the ablation tables in docs/results.md: baselines, L_MMD with single terms, presets.
 #
 #   scripts/ablation_cifar10.sh [--ipc 10] [--budget cpu|full] [--out results/ablation] [--rows "dm style best"] [-- FLAGS]
 #
-# cpu: the short runs that docs/results.md prints; full: the paper's 20,000 iterations and 5 x 5 evaluations, for a GPU.
-# FLAGS go to every row, for instance `--out results/fashion -- --dataset FashionMNIST`. The same command
-# resumes after a stop; a finished row only reports. The table alone: python -m ddm collect OUT/ipcN
+# cpu: the short runs in docs/results.md. full: the paper's 20,000 iterations and 5 x 5 evaluations, for a GPU.
+# FLAGS are added to every row, such as `--out results/fashion -- --dataset FashionMNIST`. The same command resumes after
+# a stop; a finished row only prints its results. For the table only: python -m ddm collect OUT/ipcN
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/ablation

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# How much each weight and choice of the terms matters, on the validation split: the table "Choices" of docs/results.md.
+# The effect of each weight and choice of the terms, on the validation split: the table "Choices" of docs/results.md.
 #
 #   scripts/choices_cifar10.sh [--ipc 10] [--budget cpu|full] [--out results/choices] [--rows "dm cm_1000 k_4"] [-- FLAGS]
 #
-# Rows: TERM_WEIGHT (mm, cm, icd, spread, rr); TAP-STATISTICS-SCALE for the two style terms together, TAP among conv, norm,
-# act, pool, STATISTICS image or batch, SCALE abs or rel; k_K neighbours of L_ICD; mm-WEIGHT+cm-WEIGHT for preset style.
-# One condensation and one network a row: differences below a point mean little. The same command resumes after a stop.
+# Rows: TERM_WEIGHT (TERM: mm, cm, icd, spread, rr); TAP-STATISTICS-SCALE for both style terms (TAP: conv, norm, act, pool;
+# STATISTICS: image, batch; SCALE: abs, rel); k_K for the neighbours of L_ICD; mm-WEIGHT+cm-WEIGHT for preset style. Each
+# row has one condensation and one network: differences below a point mean little. The same command resumes after a stop.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/choices experiments=1 networks=1

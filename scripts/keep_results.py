@@ -1,8 +1,8 @@
-"""Copy results.json files of runs into docs/results, without the paths of the machine they ran on.
+"""Copy results.json files of runs into docs/results, without the paths of their machine.
 
     python scripts/keep_results.py results/ablation/ipc10 docs/results/ablation/ipc10
 
-They reproduce any number of docs/results.md: `--like docs/results/ablation/ipc10/dm/results.json`.
+They reproduce the numbers of docs/results.md: `--like docs/results/ablation/ipc10/dm/results.json`.
 """
 
 import json

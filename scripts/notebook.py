@@ -1,4 +1,4 @@
-"""Make examples/train_on_condensed.ipynb from the script of that name; `# %%` lines separate its cells.
+"""Make examples/train_on_condensed.ipynb from the script of the same name; `# %%` lines separate its cells.
 
 python scripts/notebook.py
 """

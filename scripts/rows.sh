@@ -1,13 +1,13 @@
-# Shared by the scripts of the tables, which source it. A script sets `here` (the repository's root), `rows` (the default
-# of --rows) and `default_out`, defines `flags_of ROW` (the command of a row; it may use $budget, $method, $proxy), and
-# calls `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH.
+# Sourced by the scripts of the tables. A script sets `here` (the root of the repository), `rows` (the default of --rows)
+# and `default_out`. It defines `flags_of ROW` (the command of a row; may use $budget, $method, $proxy) and calls
+# `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH.
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 run_rows() {
     local ipc=10 budget=cpu out=$default_out evaluation
     while (($#)); do
         if [[ $1 == --help || $1 == -h ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && return; fi
-        if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 wants a value" >&2 && return 2; fi
+        if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 needs a value" >&2 && return 2; fi
         case $1 in
             --ipc) ipc=$2 ;;
             --budget) budget=$2 ;;
@@ -19,23 +19,23 @@ run_rows() {
         shift 2
     done
     case $budget in
-        cpu) # bf16 where the CPU is fast at it
+        cpu) # bf16 if the CPU is fast at it
             method="--preset fast,PRESET --Iteration 300 --eval_every 0" proxy="--proxy_epochs 5"
             evaluation="--num_exp ${experiments:-3} --num_eval ${networks:-3} --epoch_eval_train 300 --compile on"
             ;;
         full)
             method="--preset PRESET --eval_every 0" proxy=""
-            evaluation="--num_exp 5 --num_eval 5 --precision bf16" # the same for short and long rows
+            evaluation="--num_exp 5 --num_eval 5 --precision bf16" # equal for short and long rows
             ;;
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
     local row command status failed=""
-    for row in $rows; do flags_of "$row" >/dev/null || return 2; done # before hours of work
+    for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
     for row in $rows; do
         command=$(flags_of "$row")
         echo "== $row: $command"
         status=0
-        # Words on purpose: every flag is one.
+        # Split into words on purpose, one per flag.
         # shellcheck disable=SC2086
         "${PYTHON:-python}" -m ddm $command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@" || status=$?
         ((status < 128)) || return "$status" # stopped by a signal

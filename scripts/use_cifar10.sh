@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The uses of a condensed set: the tables of docs/results.md about one set of CIFAR10, ipc 10. They are its accuracy on four
-# networks, its accuracy after every export, and its DD-Ranking scores.
+# The tables of docs/results.md about one condensed set of CIFAR10, ipc 10: its accuracy on four networks, its accuracy
+# after every export, and its DD-Ranking scores.
 #
 #   scripts/use_cifar10.sh [OUT]        # results/use by default
 #
-# The same command resumes after a stop. DD-Ranking is left out where ddranking is not installed (see docs/sets.md).
+# The same command resumes after a stop. Without the package ddranking there are no scores (see docs/sets.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-results/use} python=${PYTHON:-python} ddm="${PYTHON:-python} -m ddm"
@@ -15,7 +15,7 @@ $ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_
 
 $ddm evaluate "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_path "$out/networks"
 
-# The same, kept in [0, 1] from the start.
+# The same, with pixels in [0, 1] in every step.
 $ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
     --clip_pixels --save_path "$out/clipped"
 
@@ -30,10 +30,10 @@ done
 path=$out/exports/clipped_png
 [[ -e $path ]] || $ddm export "$out/clipped/res_DM_CIFAR10_ConvNet_10ipc.pt" --to png --out "$path"
 formats+=("$out/clipped/res_DM_CIFAR10_ConvNet_10ipc.pt" "$path")
-# All by the networks that scored the set in its run.
+# All on the evaluation networks of the original run.
 $ddm evaluate "${formats[@]}" --num_eval 2 --save_path "$out/round_trip"
 
 if $python -c "import ddranking" 2>/dev/null; then
-    # 84.8 %: published; without --full_acc, the package trains on the whole set, for --full_epochs.
+    # 84.8 % is published. Without --full_acc, the package trains on the whole set for --full_epochs.
     $ddm score "$set" --num_epochs 60 --full_acc 84.8 --num_eval 1 --save_path "$out/ddranking"
 fi

@@ -56,7 +56,7 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
     memory = tmp_path / "out" / "memory" / "random_seed0_step0.pt"
     images, labels = torch.load(memory)
     (tmp_path / "out" / "results.json").rename(tmp_path / "results.json")
-    with pytest.raises(UserError, match="says whose"):
+    with pytest.raises(UserError, match="describes them"):
         continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
     (tmp_path / "results.json").rename(tmp_path / "out" / "results.json")
     for content, says in (([images[:4], labels[:4]], "of other classes"), ("nonsense", "is damaged")):
@@ -71,8 +71,8 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
         (("--steps", "6"), "at least two per step"),
         (("--memory", "randum"), "did you mean 'random'"),
         (("--ipc", "n.json"), "argument --ipc: 'n.json' is not an integer"),
-        (("--eval_mode", "M"), "no use for --eval_mode"),
-        (("--zca",), "no use for --zca"),
+        (("--eval_mode", "M"), "does not support --eval_mode"),
+        (("--zca",), "does not support --zca"),
         (("--tensorboard",), "unknown argument '--tensorboard'"),
         (("--ipc", "1000"), "fewer than the 1000"),
     ],

@@ -235,7 +235,7 @@ def test_experiments_run_apart_are_one_row(tmp_path, capsys):
     assert {k: v for k, v in rows["best_0"].items() if k != "run"} == {
         k: v for k, v in rows["best_again"].items() if k != "run"
     }
-    assert "best_0 and best_1 are one run, of experiments 0, 1" in capsys.readouterr().err
+    assert "best_0 and best_1 are merged, experiments 0, 1" in capsys.readouterr().err
     write_results(tmp_path / "five", other[:1], **ZERO, num_exp=1, num_eval=5)
     write_results(tmp_path / "two", other[1:], first=1, **ZERO, num_exp=1, first_exp=1, num_eval=2)
     assert {"five", "two"} < rows_of(tmp_path).keys()  # their experiments do not weigh the same
@@ -255,9 +255,9 @@ def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
     assert rows["style"]["DM run"] == "c_dm" and rows["style_lr"]["DM run"] == "b_other_lr"
     assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
     said = capsys.readouterr().err
-    assert "style_lr and b_other_lr, its DM run, have another --lr_img" in said and "note: style and" not in said
+    assert "style_lr and b_other_lr, its DM run, differ in --lr_img" in said and "note: style and" not in said
     assert "style_res is not compared with a_noise" in said
-    assert "pool was made on ConvNetBN, its accuracy is of ConvNet" in said
+    assert "pool: condensed on ConvNetBN, accuracy of ConvNet" in said
 
 
 def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
@@ -276,6 +276,6 @@ def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
         collect_results.load([str(tmp_path / "worse" / "results.json")])
     write_results(tmp_path / "good", [[0.4]])
     assert [result.name for result in collect_results.load([str(tmp_path)])] == ["good"]
-    assert capsys.readouterr().err.count("passed over") == 2 + 2
+    assert capsys.readouterr().err.count("skipped") == 2 + 2
     done = command_line("collect", str(tmp_path / "gone"))
     assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1

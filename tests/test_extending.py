@@ -31,7 +31,7 @@ def start(tmp_path, *line):
 
 def test_the_blocks_of_the_library(tmp_path):
     blocks = [block for block in BLOCKS if not block.startswith("# my_recipe.py")]
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     (tmp_path / "blocks.py").write_text("\n\n".join(blocks) + "\nassert made.accuracies")
     out = start(tmp_path, "blocks.py")
     accuracy = float(re.search(r"\{'ConvNet': \[([\d.]+)\]\}", out)[1])

@@ -11,6 +11,7 @@ from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.evaluation import sets
 
+TINY = tuple(tiny_arrays()[name] for name in ("x_train", "y_train", "x_test", "y_test"))
 SMALL = {"ipc": 2, "batch_real": 6, "Iteration": 3, "num_eval": 2, "epoch_eval_train": 2, "model": "ConvNetW32"}
 
 
@@ -85,14 +86,26 @@ def test_mistakes_are_one_line(data_path):
         ({"ipcc": 3}, "no setting 'ipcc'"),
         ({"ipc": 0}, "argument --ipc: 0 is below 1"),
         ({"ipc": 2.5}, "argument --ipc"),
-        ({"ipc": None}, "argument --ipc: None is no value"),
+        ({"ipc": None}, "argument --ipc: None is not a valid value"),
         ({"preset": "bets"}, "argument --preset"),
         ({"dataset": "CIFAR11"}, "did you mean 'CIFAR10'"),
         ({"init": "zeros"}, "argument --init: 'zeros' is none of real, noise"),
         ({"clip_pixels": 1}, "argument --clip_pixels"),
+        ({"ipc": (2, 3)}, "argument --ipc"),
+        ({"preset": ["fast"]}, "argument --preset"),
+        ({"settings": {"ipc": 2}}, "settings are a dict: give a ddm.DDMSettings"),
+        ({"network": "ConvNet"}, "network is a str"),
+        ({"network": lambda c, n, s: nn.Sequential()}, "network returned a Sequential"),
+        ({"network": lambda c, n, s: ddm.networks.ConvNet(c, n + 1, im_size=s)}, "of 10 classes"),
+        ({"data": "x.npz"}, "data is not"),
+        ({"data": TINY, "res": 16}, "res is for data sets by name"),
+        ({"data": (TINY[0].transpose(0, 3, 1, 2), *TINY[1:])}, r"\[N, H, W, C\] with C 1 or 3"),
+        ({"objective": lambda r, s, q: {}}, "returned an empty dict"),
+        ({"objective": lambda r, s, q: {"L": r.embedding.sum((1, 2))}}, "no term of the objective depends"),
+        ({"objective": lambda r, s, q: {"L": r.style["gram"][0]}}, "'gram', which is no statistic of its needs"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            ddm.condense(**{"dataset": "CIFAR10", "data_path": str(data_path)} | wrong)
+            ddm.condense(**{"dataset": "CIFAR10", "data_path": data_path, **SMALL} | wrong)
         assert "\n" not in str(error.value)
 
 
@@ -127,3 +140,33 @@ def test_one_of_several_sets_saves_as_itself(data_path, tmp_path):
         expected = load("CIFAR10", data_path).normalisation.normalise(second.pixels()) if pixels else second.images
         assert torch.equal(read.images, expected)
         assert not notes
+
+
+def test_presets_of_a_settings_object_are_applied(data_path):
+    told = {"dataset": "CIFAR10", "data_path": data_path}
+    one = ddm.condense(ddm.DDMSettings(preset="dm", **told, **SMALL))
+    assert torch.equal(one.images, ddm.condense(preset="dm", **told, **SMALL).images)
+    with pytest.raises(UserError, match="argument --preset: 'nope' is none of fast, dm"):
+        ddm.DDMSettings(preset="nope")
+
+
+def test_own_data_are_split_and_whitened_and_numbers_may_be_numpys():
+    plain, val, zca = (
+        ddm.condense(data=TINY, preset="dm", **SMALL | {"ipc": np.int64(2)} | more)
+        for more in ({}, {"eval_split": "val"}, {"zca": True})
+    )
+    assert not torch.equal(plain.images, val.images) and not torch.equal(plain.images, zca.images)
+    assert "zca" in zca.metadata and zca.pixels().max() <= 1
+    lists = ddm.condense(data=(torch.tensor(TINY[0]), TINY[1].tolist(), *TINY[2:]), preset="dm", **SMALL)
+    assert torch.equal(lists.images, plain.images)
+
+
+def test_needs_may_be_a_function_and_saving_elsewhere_is_refused(tmp_path):
+    made = ddm.condense(
+        data=TINY, objective=ddm.terms.objective, needs=ddm.terms.needs, lr_img=0.01, preset="paper", **SMALL
+    )
+    with pytest.raises(UserError, match="can't be written"):
+        made.save(tmp_path / "no" / "set.pt")
+    for wrong in (None, 3, ""):
+        with pytest.raises(UserError, match="is no path"):
+            ddm.load(wrong)

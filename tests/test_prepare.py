@@ -82,7 +82,7 @@ def test_tinyimagenet(tiny_store):
     assert_colours(data)
     about = json.loads((tiny_store / "TinyImageNet_64.store" / "store.json").read_text())
     assert about["wnids"] == WNIDS[:200] and about["counts"] == {"train": 400, "test": 200}
-    assert any("another order" in note for note in about["notes"])
+    assert any("another class order" in note for note in about["notes"])
     assert any("400 training and 200 test images" in note for note in about["notes"])
     pixels = data.x_train[:].double() / 255
     np.testing.assert_allclose(about["measured_mean"], pixels.mean((0, 2, 3)), atol=1e-9)

@@ -77,10 +77,10 @@ def test_a_dead_rank_ends_the_job_and_leaves_a_good_checkpoint(data_path, tmp_pa
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (7, 7), (1000, 8)])
 def test_classes_are_split_evenly(n, world):
-    parts = [Ranks(rank, world).own(n) for rank in range(world)]
+    parts = [Ranks(rank, world).share(n) for rank in range(world)]
     assert [c for part in parts for c in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert Ranks(0, world).own(n, world - 1) == parts[-1]
+    assert Ranks(0, world).share(n, world - 1) == parts[-1]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_two_runs_side_by_side(folder, data_path, tmp_path):
 
 def test_the_gap_is_that_of_the_losses(folder, data_path):
     found = report.RunFolder(folder, str(data_path), None)
-    real, syn = report.look(found, found.real), report.look(found, found.of_class)
+    real, syn = report.embed_classes(found, found.real), report.embed_classes(found, found.of_class)
     net = report.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
     net.tap("published")
     report.initialise(net, report.rng.generator(0, 0, 0, -1, "report")).eval()
@@ -61,7 +61,7 @@ def test_the_gap_is_that_of_the_losses(folder, data_path):
             maps = [[net.embed(x)[1][1][None]] for x in (found.real(c), found.of_class(c))]
             values.append(correlation_matching(*maps, relative=True).item())
     assert report.style_gaps(real, syn)["Gram (L_CM)"][1] == pytest.approx(sum(values) / 10, rel=1e-4)
-    assert torch.equal(found.first(3), torch.load(next(folder.glob("res_*.pt")))["data"][0][0][6:8]) is False
+    assert torch.equal(found.initial(3), torch.load(next(folder.glob("res_*.pt")))["data"][0][0][6:8]) is False
     assert len(report.spreads(real)) == 10 and min(report.spreads(real)) > 0
 
 
@@ -71,7 +71,7 @@ def test_before_is_what_the_run_started_from(init, data_path, tmp_path):
     line = ("--eval_split", "val", "--init", init, "--lr_img", "0", "--Iteration", "1", "--eval_every", "0")
     saved, _ = run("DM_KNearest", data_path, tmp_path / "out", *line)
     found = report.RunFolder(tmp_path / "out", str(data_path), None)
-    assert torch.equal(torch.cat([found.first(c) for c in range(10)]), saved["data"][0][0])
+    assert torch.equal(torch.cat([found.initial(c) for c in range(10)]), saved["data"][0][0])
 
 
 def test_what_is_no_run(tmp_path, data_path):

@@ -66,7 +66,7 @@ class Counting:
     def state(self):
         return self.images(), self.images()
 
-    def scored(self, experiment, images):
+    def training_set(self, experiment, images):
         return Normalised(self.data, self.data.x_train), self.data.y_train
 
     def baseline(self, experiment):
@@ -83,7 +83,7 @@ def drive(data_path, save_path, *argv):
         made.append(Counting(data, maker("DM_DDM", own, data).plan))
         return made[-1]
 
-    experiments.carry_out(asked, settings, "counting", make, "COUNT", "20 images")
+    experiments.carry_out(asked, settings, "counting", "", make, "COUNT", "20 images")
     return made[0]
 
 
@@ -113,3 +113,31 @@ def test_every_recipe_names_itself(data_path, tmp_path):
         _, results = run(name, data_path, tmp_path / name, "--Iteration", "1", "--num_eval", "1", "--eval_every", "0")
         assert results["args"]["recipe"] == name
     assert condense.DDM.name == "DM_DDM"  # `ddm condense` resumes and repeats what DM_DDM.py began
+
+
+def test_what_has_grown_does_not_shrink_again(data_path, tmp_path):
+    """The set's file would have more sets than its arguments say."""
+    quick = ("--eval_every", "0", "--num_eval", "1", "--Iteration", "1")
+    for number in ("1", "3"):
+        saved, results = run("DM_DDM", data_path, tmp_path, "--num_exp", number, *quick)
+    assert len(saved["data"]) == results["n"] == results["args"]["num_exp"] == 3
+    with pytest.raises(UserError, match="--num_exp 3 there, 2 now"):
+        run("DM_DDM", data_path, tmp_path, "--num_exp", "2", *quick)
+
+
+def test_a_changed_objective_is_warned_of_on_resume(data_path, tmp_path, capsys):
+    line = [*QUICK, "--model", "ConvNetW32", "--eval_every", "0", "--num_eval", "1", "--data_path", data_path]
+    line = parsed("DM_KNearest", *line, "--save_path", tmp_path)
+    first = condense.Recipe(
+        "mine", lambda r, s, settings: {"L": (r.embedding.mean(1) - s.embedding.mean(1)).norm(dim=1)}
+    )
+    same = condense.Recipe(
+        "mine",
+        lambda r, s, settings: {"L": (r.embedding.mean(1) - s.embedding.mean(1)).norm(dim=1)},  # elsewhere, commented
+    )
+    other = condense.Recipe(
+        "mine", lambda r, s, settings: {"L": 2 * (r.embedding.mean(1) - s.embedding.mean(1)).norm(dim=1)}
+    )
+    for recipe, warned in ((first, 0), (same, 0), (other, 1)):
+        condense.run_recipe(recipe, line)
+        assert capsys.readouterr().err.count("the objective's code is not the code") == warned

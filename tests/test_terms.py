@@ -6,10 +6,10 @@ import torch
 from conftest import QUICK, maker, parse, parsed
 from torch import nn
 
-import DM_DDM
 from ddm import rng
 from ddm.data import loading
 from ddm.errors import UserError
+from ddm.methods import objective
 from ddm.methods.matching import accumulator_weights, check_terms
 from ddm.networks import empty_network, get_network, initialise
 
@@ -71,12 +71,12 @@ def terms_of(data_path, *argv):
 def test_a_weight_of_0_removes_its_term_and_what_it_reads(data_path):
     for preset, names in {"dm": {"L_MMD"}, "published": {"L_MMD", "L_MM", "L_ICD"}}.items():
         assert terms_of(data_path, "--preset", preset)[range(3)].keys() == names
-    assert DM_DDM.needs(parse("DM_DDM", "--preset", "dm")).statistics == {}
-    assert DM_DDM.needs(parse("DM_DDM", "--preset", "dm", "--cm_ratio", "1")).statistics.keys() == {"mean_gram"}
+    assert objective.needs(parse("DM_DDM", "--preset", "dm")).statistics == {}
+    assert objective.needs(parse("DM_DDM", "--preset", "dm", "--cm_ratio", "1")).statistics.keys() == {"mean_gram"}
     with pytest.raises(UserError, match="every weight is 0"):
-        DM_DDM.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0"))
+        objective.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0"))
     with pytest.raises(UserError, match="L_ICD is 0 at --ipc 1"):
-        DM_DDM.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0", "--icd_ratio", "1", "--ipc", "1"))
+        objective.settle(parsed("DM_DDM", "--preset", "dm", "--mmd_ratio", "0", "--icd_ratio", "1", "--ipc", "1"))
 
 
 def test_terms_are_weighted_and_sums_over_classes(data_path):

@@ -1,11 +1,12 @@
-"""Runs recipes: `ddm condense` is the complete one."""
+"""Runs recipes; `ddm condense` runs DDM's complete objective."""
 
+import hashlib
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, NamedTuple
 
 import ddm
 from ddm import torchrun
-from ddm.cli import preset_values
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.loading import short_name
 from ddm.methods import objective, plan
@@ -13,20 +14,21 @@ from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
 from ddm.runs import experiments
 from ddm.runs.folder import set_stem
+from ddm.settings import preset_values
 
 ddm.terms  # noqa: B018 - recipes use this name; torch.compile needs it imported before it traces them
 
 
 class Recipe(NamedTuple):
-    """An objective, and what follows from its settings."""
+    """An objective, and functions of its settings."""
 
     name: str  # in results.json
     objective: Objective
-    needs: Callable[[Any], Needs] | None = None  # default: nothing but embeddings
-    settle: Callable[[Any], Any] | None = None  # fills in settings that follow from others; refuses
+    needs: Callable[[Any], Needs] | None = None  # default: only embeddings
+    settle: Callable[[Any], Any] | None = None  # fills in settings that depend on others; may raise UserError
 
     def settled(self, settings: RecipeSettings) -> RecipeSettings:
-        """Check names and fill in what follows from other settings. Raises UserError."""
+        """Check names and fill in settings that depend on others. Raises UserError."""
         settings = plan.settle(settings)
         if settings.eval_every is None:
             settings = settings.but(eval_every=2000 if settings.eval_mode in ("S", "SS") else 0)
@@ -34,6 +36,18 @@ class Recipe(NamedTuple):
 
     def needed(self, settings: RecipeSettings) -> Needs:
         return self.needs(settings) if self.needs else Needs()
+
+    @property
+    def code(self) -> str:
+        """A digest of the code of `objective` and `needs`, without the functions that they call."""
+        functions = [f.__code__ for f in (self.objective, self.needs) if hasattr(f, "__code__")]
+        return hashlib.blake2b("".join(map(_compiled, functions)).encode(), digest_size=16).hexdigest()
+
+
+def _compiled(code: CodeType) -> str:
+    """The instructions, names and constants of a function; not its line numbers and comments."""
+    constants = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
 
 
 DDM = Recipe("DM_DDM", objective.objective, objective.needs, objective.settle)
@@ -44,19 +58,20 @@ def run(settings: DDMSettings) -> None:
     run_recipe(DDM, settings)
 
 
-def run_recipe(recipe: Recipe, asked: RecipeSettings) -> None:
-    """Run a recipe's experiments, or those that remain. Raises UserError for what the user can correct."""
-    settings = recipe.settled(asked)
-    if asked.preset and torchrun.rank_and_world()[0] == 0:
+def run_recipe(recipe: Recipe, requested: RecipeSettings) -> None:
+    """Run the remaining experiments of a recipe. Raises UserError for invalid settings, data or files."""
+    settings = recipe.settled(requested)
+    if requested.preset and torchrun.rank_and_world()[0] == 0:
         shown = settings.values()
-        names = preset_values(type(asked), asked.preset)
-        print(f"preset {asked.preset}:", *(f"--{name} {shown[name]}" for name in names))
+        names = preset_values(type(requested), requested.preset)
+        print(f"preset {requested.preset}:", *(f"--{name} {shown[name]}" for name in names))
     needs = recipe.needed(settings)
     experiments.carry_out(
-        asked,
+        requested,
         settings,
         recipe.name,
-        lambda data, own, digest, group, say: Condensation(data, own, recipe.objective, needs, group, say),
+        recipe.code,
+        lambda data, s, digest, group, say: Condensation(data, s, recipe.objective, needs, group, say),
         set_stem("DM", short_name(settings.dataset), settings.model, settings.ipc, settings.zca),
-        f"images as {settings.ipc} says" if isinstance(settings.ipc, str) else f"{settings.ipc} image(s) per class",
+        f"images as in {settings.ipc}" if isinstance(settings.ipc, str) else f"{settings.ipc} image(s) per class",
     )

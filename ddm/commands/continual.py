@@ -20,13 +20,13 @@ from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.settings import DM
 from ddm.networks import empty_network
 from ddm.runs.folder import set_stem
-from ddm.runs.session import Session, session
+from ddm.runs.session import Session, locked_session
 
 SELECTED, CONDENSED = ("random", "herding", "kmeans"), ("dm", "ddm")
 
 
 def class_steps(num_classes: int, steps: int, seed: int) -> list[list[int]]:
-    """The classes of each step: numpy's seeded permutation in `steps` equal parts."""
+    """The classes of each step: numpy's seeded permutation in `steps` parts; sizes differ by at most one."""
     order = np.random.RandomState(seed).permutation(num_classes)
     return [part.tolist() for part in np.array_split(order, steps)]
 
@@ -34,104 +34,104 @@ def class_steps(num_classes: int, steps: int, seed: int) -> list[list[int]]:
 def make_memory(
     data: ImageData, settings: ContinualSettings, machine: Machine, memory: str, seed: int, step: int
 ) -> Tensor:
-    """Images [classes * ipc, C, H, W] of a step's classes, from their training images alone (on the CPU)."""
-    own = settings.but(seed=settings.seed + seed)
+    """Images [classes * ipc, C, H, W] for a step's classes; `data` has only these classes and is on the CPU."""
+    settings = settings.but(seed=settings.seed + seed)
     if memory in SELECTED:
-        counts, found, digest = tuple(plan.images_per_class(data, own.ipc)), None, data.digest()
+        counts, proxy, digest = tuple(plan.images_per_class(data, settings.ipc)), None, data.digest()
         data = data.to(machine.device)
         if coreset.needs_proxy(memory):
-            choice, folder = coreset.ProxyChoice.of(own), coreset.cache_folder(own)
-            found = coreset.proxy(data, choice, machine, folder, digest, memory)
-        return data.batch(coreset.select(data, memory, counts, own.seed, step, found))
-    own = objective.settle(own.but(**DM) if memory == "dm" else own)
-    maker = Condensation(
-        data, own.but(precision=machine.precision, compile=machine.compile), DDM.objective, DDM.needed(own)
-    )
+            choice, folder = coreset.ProxyChoice.of(settings), coreset.cache_folder(settings)
+            proxy = coreset.proxy(data, choice, machine, folder, digest, memory)
+        return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
+    settings = objective.settle(settings.but(**DM) if memory == "dm" else settings)
+    needs = DDM.needed(settings)
+    settings = settings.but(precision=machine.precision, compile=machine.compile)
+    maker = Condensation(data, settings, DDM.objective, needs)
     maker.prepare()
     return condensed(maker, step)
 
 
-def run(asked: ContinualSettings) -> None:
-    """Make the memories of every order and step, and test them. Raises UserError for what the user can correct."""
-    memories = list(dict.fromkeys(asked.memory.split(",")))
+def run(requested: ContinualSettings) -> None:
+    """Make and test the memories of all orders and steps. Raises UserError for invalid settings, data or files."""
+    memories = list(dict.fromkeys(requested.memory.split(",")))
     for name in memories:
         lookup(dict.fromkeys(SELECTED + CONDENSED), name, "memory")
-    if asked.zca or asked.eval_mode != "SS":  # whitening would use images of classes to come; one network is tested
-        raise UserError(f"continual has no use for --{'zca' if asked.zca else 'eval_mode'}: leave it out")
-    settings = plan.settle(asked)
+    if requested.zca or requested.eval_mode != "SS":  # whitening would use later classes; only one network is tested
+        raise UserError(f"continual does not support --{'zca' if requested.zca else 'eval_mode'}: leave it out")
+    settings = plan.settle(requested)
     stem = set_stem("continual", short_name(settings.dataset), settings.model, settings.ipc)
-    with session(settings, stem) as own:
+    with locked_session(settings, stem) as session:
         s = settings
         data, digest = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
-        earlier = own.earlier(data=digest)
-        if earlier is None and (own.files.folder / "memory").exists():
+        earlier = session.earlier(data=digest)
+        if earlier is None and (session.files.folder / "memory").exists():
             raise UserError(
-                f"{own.files.shown} has memories, and no results.json that says whose: name another --save_path"
+                f"{session.files.shown} has memories but no results.json that describes them: name another --save_path"
             )
         accs = earlier["accuracies"] if earlier else {}
         if not 1 <= s.steps <= data.num_classes // 2:
             raise UserError(f"--steps {s.steps}: {data.name} has {data.num_classes} classes, at least two per step")
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
-        # Every step has its own shapes, which would be compiled again: off unless it is asked for.
+        # Every step has new shapes and would be compiled again. So auto means off.
         machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
-        own.open(machine, asked, again=bool(accs), num_classes=data.num_classes, accuracies=accs)
-        own.save()  # before any memory, so that it is known whose memories these are
-        own.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
+        session.open(machine, requested, again=bool(accs), num_classes=data.num_classes, accuracies=accs)
+        session.save()  # before any memory, as results.json describes the memories
+        session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
         for memory in memories:
             for seed in range(s.seeds):
-                one_order(own, data, settings, machine, memory, seed)
-        conclude(own, settings, memories)
+                one_order(session, data, settings, machine, memory, seed)
+        conclude(session, settings, memories)
 
 
 def one_order(
-    own: Session, data: ImageData, settings: ContinualSettings, machine: Machine, memory: str, seed: int
+    session: Session, data: ImageData, settings: ContinualSettings, machine: Machine, memory: str, seed: int
 ) -> None:
-    """All steps of one order of the classes, or those that remain."""
-    files = own.files
-    accs = own.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
+    """Run the remaining steps of one class order."""
+    files = session.files
+    accs = session.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
     steps, images = class_steps(data.num_classes, settings.steps, seed), []
     for step, classes in enumerate(steps):
         path = files.folder / "memory" / f"{memory}_seed{seed}_step{step}.pt"
         labels = torch.tensor(classes).repeat_interleave(settings.ipc)
         if path.exists():
-            made = kept_memory(path, labels)
+            new = saved_memory(path, labels)
         elif step < len(accs):
             raise UserError(f"{path} is missing: name another --save_path")
         else:
             part = classes_of(data, data.name, classes)
-            made = make_memory(part, settings, machine, memory, seed, step).cpu()
-            files.replace(path, lambda file, content=(made, labels): torch.save(list(content), file))
-        images.append(made)
+            new = make_memory(part, settings, machine, memory, seed, step).cpu()
+            files.replace(path, lambda file, content=(new, labels): torch.save(list(content), file))
+        images.append(new)
         if step < len(accs):
             continue
-        torch.compiler.reset()  # what was compiled for another step's shapes is useless, and there is a limit
+        torch.compiler.reset()  # graphs for the shapes of earlier steps are useless, and their number is limited
         seen = [c for part in steps[: step + 1] for c in part]
         now = classes_of(data, data.name, seen).to(machine.device)
         labels = torch.arange(len(seen), device=machine.device).repeat_interleave(settings.ipc)
         evaluator = protocol.Evaluator(now, settings, machine)
         whole = torch.cat(images).to(machine.device)
         nets = range(settings.num_eval)
-        found = [evaluator.accuracy(settings.model, whole, labels, seed, step, k, files.log) for k in nets]
-        accs.append(statistics.fmean(found))
-        files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(found)}")
-        own.save()
+        by_net = [evaluator.accuracy(settings.model, whole, labels, seed, step, k, files.log) for k in nets]
+        accs.append(statistics.fmean(by_net))
+        files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")
+        session.save()
 
 
-def kept_memory(path: Path, labels: Tensor) -> Tensor:
-    """The images [N, C, H, W] of an earlier step; raises UserError where the file is damaged or of other classes."""
+def saved_memory(path: Path, labels: Tensor) -> Tensor:
+    """The images [N, C, H, W] of an earlier step; raises UserError if the file is damaged or has other classes."""
     try:
-        images, found = torch.load(path, map_location="cpu", weights_only=True)
-        if len(images) == len(labels) and torch.equal(found, labels):
+        images, saved_labels = torch.load(path, map_location="cpu", weights_only=True)
+        if len(images) == len(labels) and torch.equal(saved_labels, labels):
             return images
     except Exception as error:  # damaged files raise many kinds of errors
         raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, or name another --save_path") from None
     raise UserError(f"{path} has {len(images)} images of other classes: name another --save_path")
 
 
-def conclude(own: Session, settings: ContinualSettings, memories: list[str]) -> None:
-    """The table and the plot of the requested memories."""
-    files, record = own.files, own.record
+def conclude(session: Session, settings: ContinualSettings, memories: list[str]) -> None:
+    """Print the table and write the plot of the requested memories."""
+    files, record = session.files, session.record
     by_memory = {name: [record["accuracies"][name][str(s)] for s in range(settings.seeds)] for name in memories}
     classes = np.cumsum([len(part) for part in class_steps(record["num_classes"], settings.steps, 0)]).tolist()
     rows = [["memory", *(f"{n} classes" for n in classes), "mean over steps", "n"]]
@@ -141,13 +141,13 @@ def conclude(own: Session, settings: ContinualSettings, memories: list[str]) -> 
         cells = [f"{statistics.fmean(c):.2f} ± {statistics.pstdev(c):.2f}" for c in [*percent, means]]
         rows.append([name, *cells, str(settings.seeds)])
     print(drawing.markdown(rows))
-    own.save()
+    session.save()
     path = files.folder / "curves.png"
     with drawing.axes(7, 4.5) as (figure, axes):
         for name, orders in by_memory.items():
             values = [[100 * acc for acc in column] for column in zip(*orders, strict=True)]
             drawing.banded(axes, classes, values, f"{name} (n {len(orders)})")
-        axes.set(xlabel="classes seen", ylabel="accuracy on them, %", xticks=classes)
+        axes.set(xlabel="classes seen", ylabel="accuracy on the classes seen, %", xticks=classes)
         axes.legend()
         drawing.save_figure(figure, path, "--save_path")
     print(f"results {files.results_path}\nplot    {path}")

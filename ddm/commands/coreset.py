@@ -1,4 +1,4 @@
-"""`ddm coreset`: real images chosen by a rule, evaluated as condensed sets are."""
+"""`ddm coreset`: selects real images and evaluates them like condensed sets."""
 
 from ddm.commands.settings import CoresetRunSettings
 from ddm.data.loading import short_name
@@ -7,19 +7,20 @@ from ddm.runs import experiments
 from ddm.runs.folder import set_stem
 
 
-def run(asked: CoresetRunSettings) -> None:
-    """Select and evaluate. Raises UserError for what the user can correct."""
-    coreset.check_method(asked)
-    settings = plan.settle(asked)
+def run(requested: CoresetRunSettings) -> None:
+    """Select and evaluate. Raises UserError for invalid settings, data or files."""
+    coreset.check_method(requested)
+    settings = plan.settle(requested)
     full = settings.method == "full"
     size = f"{settings.subset_size or 'all'} training images" if full else f"{settings.ipc} image(s) per class"
-    size = f"images as {settings.ipc} says" if isinstance(settings.ipc, str) and not full else size
+    size = f"images as in {settings.ipc}" if isinstance(settings.ipc, str) and not full else size
     ipc = 0 if full else settings.ipc
     experiments.carry_out(
-        asked,
+        requested,
         settings,
         "coreset",
-        lambda data, own, digest, group, say: coreset.Coreset(data, own, digest, group),
+        "",
+        lambda data, s, digest, group, say: coreset.Coreset(data, s, digest, group),
         set_stem(settings.method, short_name(settings.dataset), settings.model, ipc, settings.zca),
         size,
     )

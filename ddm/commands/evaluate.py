@@ -1,4 +1,4 @@
-"""`ddm evaluate`: scores saved sets on any networks."""
+"""`ddm evaluate`: evaluates saved sets on any networks."""
 
 import dataclasses
 import sys
@@ -20,18 +20,18 @@ from ddm.evaluation.settings import ProtocolSettings
 from ddm.methods.sampling import initial_indices
 from ddm.networks import ARCHITECTURES, empty_network, untapped
 from ddm.runs.folder import set_stem
-from ddm.runs.session import Session, session
+from ddm.runs.session import Session, locked_session
 from ddm.settings import at_least, declarations, non_negative
 
 BASELINES = {"random": "random real images", "whole": "whole training set"}  # flag -> name in tables
 
-# What determines the networks that scored a set in its run. A file that does not say follows those beside it that do,
-# so that an export is scored by the networks that score the set itself.
+# The arguments that determine the evaluation networks of a run. A file without them uses those of the other files, so
+# that an export is evaluated on the same networks as the original set.
 ORIGIN = ("first_exp", "Iteration")
 
 
 class Row(NamedTuple):
-    """What is scored: a set, and which run's networks score it."""
+    """A set to evaluate, and the experiment and iteration that seed its networks."""
 
     set: Synset
     experiment: int
@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Which networks are trained, and how."""
+    """The networks to train, and their training settings."""
 
-    settings: EvaluateSettings  # with every value filled in
+    settings: EvaluateSettings  # with all values filled in
     models: list[str]
     baselines: list[str]
     lr_by: dict[str | None, float]  # by network; None: all others
     epochs_by: dict[str | None, int]
-    origin: dict[str, int]  # of files that do not say
+    origin: dict[str, int]  # ORIGIN for files without these arguments
 
     def protocol(self, model: str, whole: bool = False) -> ProtocolSettings:
-        """How one network is trained."""
+        """The training settings of one network."""
         s = self.settings
         epochs = s.whole_epochs if whole else self.epochs_by.get(model, self.epochs_by[None])
         return ProtocolSettings(
@@ -66,53 +66,53 @@ class Choice(NamedTuple):
 
 
 def by_network(text: str, flag: str, check: Callable[[str], Any], default: Any) -> dict[str | None, Any]:
-    """'0.01' or 'ConvNet=0.01,0.02' as network -> number; None stands for all others."""
-    found = {None: default}
+    """'0.01' or 'ConvNet=0.01,0.02' as network -> number; the key None means all others. Raises UserError."""
+    values = {None: default}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         try:
-            found[name or None] = check(number)
+            values[name or None] = check(number)
         except UserError as error:
             raise UserError(f"--{flag} {text!r}: {error}") from None
         if name:
             lookup(ARCHITECTURES, name, f"model in --{flag}")
-    return found
+    return values
 
 
-def settle(asked: EvaluateSettings) -> Choice:
-    """Fill in what the sets say, and the networks to score on. Raises UserError."""
-    told = [sets.metadata(file).get("args", {}) for file in asked.files]
-    values = asked.values()
-    if asked.dataset is None:
-        names = {a["dataset"] for a in told if "dataset" in a}
+def settle(requested: EvaluateSettings) -> Choice:
+    """Fill in the values recorded in the sets, and the networks. Raises UserError."""
+    arguments = [sets.metadata(file).get("args", {}) for file in requested.files]
+    values = requested.values()
+    if requested.dataset is None:
+        names = {a["dataset"] for a in arguments if "dataset" in a}
         if len(names) != 1:
-            raise UserError("the files do not say which data set they are of, or name different ones: give --dataset")
+            raise UserError("the files name no data set, or different ones: give --dataset")
         values["dataset"] = names.pop()
-        values["res"] = asked.res or next((a["res"] for a in told if a.get("res")), None)
-        values["zca"] = asked.zca or any(a.get("zca") for a in told)
+        values["res"] = requested.res or next((a["res"] for a in arguments if a.get("res")), None)
+        values["zca"] = requested.zca or any(a.get("zca") for a in arguments)
     check_name(values["dataset"])
     followed = {}
     defaults = DDMSettings().values()
     for name, theirs in followed_by(EvaluateSettings).items():
-        default, found = defaults[theirs], {a[theirs] for a in told if theirs in a}
+        default, found = defaults[theirs], {a[theirs] for a in arguments if theirs in a}
         if len(found) > 1 and values[name] is None:
             shown = ", ".join(map(str, sorted(found, key=str)))
-            print(f"note: the files were made with different --{name} ({shown}): {default} is used", file=sys.stderr)
+            print(f"note: the files were made with different --{name} ({shown}): using {default}", file=sys.stderr)
         followed[name] = found.pop() if len(found) == 1 else default
         if values[name] is None:
             values[name] = followed[name]
     origin = {}
     for name in ORIGIN:
-        found = {a[name] for a in told if name in a}
+        found = {a[name] for a in arguments if name in a}
         origin[name] = found.pop() if len(found) == 1 else 0
     values["epochs"], values["lr_net"] = str(values["epochs"]), str(values["lr_net"])
-    values["device"] = ranks.local_device(device.find_device(asked.device))
-    settings = dataclasses.replace(asked, **values)
+    values["device"] = ranks.local_device(device.find_device(requested.device))
+    settings = dataclasses.replace(requested, **values)
     operations_of(settings.dsa_strategy)
     if settings.eval_split == "val":
-        check_held_out(settings, told)
-    models = networks_of(asked, told)
-    baselines = [name for name in asked.baselines.split(",") if name]
+        check_held_out(settings, arguments)
+    models = networks_of(requested, arguments)
+    baselines = [name for name in requested.baselines.split(",") if name]
     for name in baselines:
         lookup(BASELINES, name, "baseline")
     lr_by = by_network(settings.lr_net, "lr_net", non_negative, followed["lr_net"])
@@ -120,71 +120,75 @@ def settle(asked: EvaluateSettings) -> Choice:
     for flag, by in (("lr_net", lr_by), ("epochs", epochs_by)):
         unused = by.keys() - {None, *models}
         if unused:
-            raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks {', '.join(models)}")
+            raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks: {', '.join(models)}")
     return Choice(settings, models, baselines, lr_by, epochs_by, origin)
 
 
 def followed_by(cls: type[EvaluateSettings]) -> dict[str, str]:
-    """Setting -> the argument of a run that it follows, if all sets that have one agree."""
-    return {name: own.follows for name, own in declarations(cls).items() if own.follows}
+    """Setting -> the argument of the sets' runs that replaces an unset value, if all sets agree."""
+    return {name: setting.follows for name, setting in declarations(cls).items() if setting.follows}
 
 
-def networks_of(asked: EvaluateSettings, told: list[dict]) -> list[str]:
-    """The networks to score on: --model, --eval_mode, or the one that a set was made with."""
-    own = untapped(next((a["model"] for a in told if "model" in a), "ConvNet"))
-    models = [own]
-    if asked.model is not None:
-        models = asked.model.split(",")
-    elif asked.eval_mode is not None:
-        lookup(dict.fromkeys(protocol.EVAL_MODES), asked.eval_mode, "eval_mode")
-        models = protocol.get_eval_pool(asked.eval_mode, own)
+def networks_of(requested: EvaluateSettings, arguments: list[dict]) -> list[str]:
+    """The networks of --model or --eval_mode, else the network that a set was made with. Raises UserError."""
+    default = untapped(next((a["model"] for a in arguments if "model" in a), "ConvNet"))
+    models = [default]
+    if requested.model is not None:
+        models = requested.model.split(",")
+    elif requested.eval_mode is not None:
+        lookup(dict.fromkeys(protocol.EVAL_MODES), requested.eval_mode, "eval_mode")
+        models = protocol.get_eval_pool(requested.eval_mode, default)
     for model in models:
         lookup(ARCHITECTURES, model, "model")
     return list(dict.fromkeys(models))
 
 
-def check_held_out(settings: EvaluateSettings, told: list[dict]) -> None:
-    """Raise UserError where a set was made from images that would score it; a note where a file does not say."""
-    for file, own in zip(settings.files, told, strict=True):
-        if not {"eval_split", "seed"} <= own.keys():
+def check_held_out(settings: EvaluateSettings, arguments: list[dict]) -> None:
+    """Raise UserError if a set was made from the held-out images; print a note if this is unknown."""
+    for file, args in zip(settings.files, arguments, strict=True):
+        if not {"eval_split", "seed"} <= args.keys():
             print(
-                f"note: --eval_split val: {file} does not say whether it was made without that tenth", file=sys.stderr
+                f"note: --eval_split val: {file} does not say whether it was made without the held-out tenth",
+                file=sys.stderr,
             )
-        elif own["eval_split"] != "val":
-            raise UserError(f"--eval_split val: {file} was made from all training images, those held out here too")
-        elif own["seed"] != settings.seed:
+        elif args["eval_split"] != "val":
             raise UserError(
-                f"--eval_split val: {file} was made with --seed {own['seed']}, which holds out another tenth than "
-                f"--seed {settings.seed}: score files of one seed, with that seed"
+                f"--eval_split val: {file} was made from all training images, also the held-out ones: use --eval_split "
+                "test"
+            )
+        elif args["seed"] != settings.seed:
+            raise UserError(
+                f"--eval_split val: {file} was made with --seed {args['seed']}, which holds out another tenth than "
+                f"--seed {settings.seed}: evaluate files of one seed, with that seed"
             )
 
 
 def rows_of(choice: Choice, data: ImageData) -> list[Row]:
-    """Every set to score, then the baselines."""
+    """All sets to evaluate, then the baselines. Raises UserError for unreadable files."""
     s, rows = choice.settings, []
     for file in s.files:
-        own = sets.metadata(file).get("args", {})
-        found, notes = sets.read(file, data, s.space, s.experiments)
+        args = sets.metadata(file).get("args", {})
+        synsets, notes = sets.read(file, data, s.space, s.experiments)
         for note in notes:
             print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
-        first, iteration = (own.get(name, choice.origin[name]) for name in ORIGIN)
+        first, iteration = (args.get(name, choice.origin[name]) for name in ORIGIN)
         number = 0 if s.experiments == "all" else int(s.experiments)
-        rows += [Row(one, first + number + k, iteration) for k, one in enumerate(found)]
+        rows += [Row(synset, first + number + k, iteration) for k, synset in enumerate(synsets)]
     if "random" in choice.baselines:
         counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
-        own = initial_indices(data, counts, s.seed, 0)
-        rows.append(Row(Synset(BASELINES["random"], data.batch(own).cpu(), data.y_train.cpu()[own]), 0, 0))
+        indices = initial_indices(data, counts, s.seed, 0)
+        rows.append(Row(Synset(BASELINES["random"], data.batch(indices).cpu(), data.y_train.cpu()[indices]), 0, 0))
     if "whole" in choice.baselines:
         rows.append(Row(Synset(BASELINES["whole"], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
     return rows
 
 
-def run(asked: EvaluateSettings) -> None:
-    """Score the sets. Raises UserError for what the user can correct."""
-    choice = settle(asked)
+def run(requested: EvaluateSettings) -> None:
+    """Evaluate the sets. Raises UserError for invalid settings, data or files."""
+    choice = settle(requested)
     settings, models = choice.settings, choice.models
     stem = set_stem("evaluate", short_name(settings.dataset), models[0], 0, settings.zca)
-    with session(settings, stem) as own:
+    with locked_session(settings, stem) as session:
         s = settings
         data, digest = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
         data = data.to(settings.device)
@@ -192,29 +196,29 @@ def run(asked: EvaluateSettings) -> None:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
         rows = rows_of(choice, data)
         digests = [sets.digest(row.set) for row in rows if row.set.name not in BASELINES.values()]
-        earlier = own.earlier(data=digest, sets=digests)
+        earlier = session.earlier(data=digest, sets=digests)
         evaluations = earlier["evaluations"] if earlier else []
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data) for model in models}
-        own.open(machine, asked, again=bool(evaluations), protocol=lines, evaluations=evaluations)
+        session.open(machine, requested, again=bool(evaluations), protocol=lines, evaluations=evaluations)
         for line in dict.fromkeys(lines.values()):
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
             print(f"evaluation{which}: {line}")
         for model in models:
             for row in rows:
-                score(choice, data, machine, row, model, own)
+                score(choice, data, machine, row, model, session)
         text = table(rows, models, evaluations)
         print(text)
-        own.files.replace(own.files.folder / "table.md", text + "\n")
-        print(f"results {own.files.results_path}")
+        session.files.replace(session.files.folder / "table.md", text + "\n")
+        print(f"results {session.files.results_path}")
 
 
-def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: str, own: Session) -> None:
-    """Train and test the networks of one architecture that have not scored a set yet; each is kept at once."""
+def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: str, session: Session) -> None:
+    """Train and test the remaining networks of one architecture on a set, and save after each network."""
     where = {"set": row.set.name, "experiment": row.experiment, "model": model}
-    evaluations = own.record["evaluations"]
+    evaluations = session.record["evaluations"]
     entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
     if entry is None:
         entry = {**where, "accuracies": [], "curves": []}
@@ -224,16 +228,16 @@ def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: st
         evaluator = evaluator or protocol.Evaluator(data, choice.protocol(model, row.whole), machine)
         curve: list[list[float]] = []
         at = (row.experiment, row.iteration, it_eval)
-        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, own.files.log, curve)
+        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, session.files.log, curve)
         entry["accuracies"].append(accuracy)
         entry["curves"].append([[round(x, 5) for x in point] for point in curve])
         entry.update(protocol.summary(entry["accuracies"]))
-        own.save()
-    own.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")
+        session.save()
+    session.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")
 
 
 def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
-    """Markdown: one row per set, one column per network, in %."""
+    """A Markdown table in %: one row per set, one column per network."""
     lines = [["set", *models]]
     for row in rows:
         cells = []

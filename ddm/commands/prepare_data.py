@@ -1,4 +1,4 @@
-"""`ddm prepare`: brings a data set into a store."""
+"""`ddm prepare`: converts a data set into a store."""
 
 import shutil
 import signal
@@ -13,16 +13,17 @@ from ddm.errors import UserError, nearest
 from ddm.interrupt import Stopped
 
 
-def find(args: PrepareSettings, source: Path, where: Path) -> Listing:
-    """What is to be prepared, from an archive, a folder or a file."""
+def find(args: PrepareSettings, source: Path, work: Path) -> Listing:
+    """List the images of an archive, a folder or a file; archives are unpacked into `work`. Raises UserError."""
     prepared = layouts.PREPARED.get(args.name)
     if prepared is not None:
-        root = layouts.unpacked(source, where)
+        root = layouts.unpacked(source, work)
         if not root.is_dir() and not (args.name == "TinyImageNet" and root.suffix == ".pt"):
-            raise UserError(f"--source {args.source!r} is neither a folder nor one of {', '.join(layouts.ARCHIVES)}")
+            kinds = ", ".join(layouts.ARCHIVES)
+            raise UserError(f"--source {args.source!r} is neither a folder nor an archive: give a folder or {kinds}")
         return prepared.find(root, args.name)
     if args.name not in DATASETS:
-        root = layouts.unpacked(source, where)
+        root = layouts.unpacked(source, work)
         return layouts.folders(root, args.name) if root.is_dir() else array_listing(loading.load_file(root))
     if source.is_file():
         return array_listing(loading.load_file(source, args.name))
@@ -30,7 +31,7 @@ def find(args: PrepareSettings, source: Path, where: Path) -> Listing:
 
 
 def array_listing(data: ImageData) -> Listing:
-    """A data set that is small enough to be in memory already."""
+    """The listing of a data set in memory."""
     splits = {
         split: Array(x[:].permute(0, 2, 3, 1).numpy(), y.numpy())
         for split, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test))
@@ -39,7 +40,7 @@ def array_listing(data: ImageData) -> Listing:
 
 
 def check(args: PrepareSettings, listing: Listing) -> list[str]:
-    """What differs from the published data set; raises UserError where the number of classes does."""
+    """Notes on differences from the published data set. Raises UserError for other shapes, labels or classes."""
     notes, prepared = list(listing.notes), layouts.PREPARED.get(args.name)
     spec = DATASETS.get(args.name)
     classes = prepared.num_classes if prepared else len(spec.class_names) if spec else len(listing.class_names)
@@ -55,7 +56,7 @@ def check(args: PrepareSettings, listing: Listing) -> list[str]:
     found = tuple(len(listing.splits[split]) for split in ("train", "test"))
     if prepared and found != prepared.counts:
         whole = " and ".join(map(str, prepared.counts))
-        notes.append(f"{found[0]} training and {found[1]} test images, where a whole copy has {whole}")
+        notes.append(f"{found[0]} training and {found[1]} test images; a complete copy has {whole}")
     if spec:
         listing.class_names, listing.constants = spec.class_names, {"mean": spec.mean, "std": spec.std}
     elif prepared:
@@ -64,7 +65,7 @@ def check(args: PrepareSettings, listing: Listing) -> list[str]:
 
 
 def run(args: PrepareSettings) -> None:
-    """Make the store. Raises UserError for what the user can correct."""
+    """Make the store. Raises UserError for invalid settings, data or files."""
     try:
         prepare(args)
     except KeyboardInterrupt:
@@ -74,13 +75,13 @@ def run(args: PrepareSettings) -> None:
 def prepare(args: PrepareSettings) -> None:
     source, data_path = Path(args.source), Path(args.data_path)
     if not source.exists():
-        raise UserError(f"--source {args.source!r}: there is no such file or folder")
+        raise UserError(f"--source {args.source!r}: there is no such file or folder: check the path")
     if loading.is_path(args.name) and (Path(args.name).name != args.name or Path(args.name).suffix):
-        raise UserError(f"{args.name!r} is a path: give the data set a name, and its path as --source")
+        raise UserError(f"{args.name!r} is a path: give a name, and the path as --source")
     prepared = layouts.PREPARED.get(args.name)
     if args.name not in loading.NAMES and not args.own:
         raise UserError(
-            f"unknown dataset {args.name!r}: {nearest(args.name, loading.NAMES)}; a new data set needs --own"
+            f"unknown dataset {args.name!r}: {nearest(args.name, loading.NAMES)}; add --own for a new data set"
         )
     if args.name in DATASETS:
         size = DATASETS[args.name].shape[1]
@@ -88,12 +89,12 @@ def prepare(args: PrepareSettings) -> None:
             raise UserError(f"--res {args.res}: {args.name} has images of {size} pixels; leave --res out")
         args = args.but(res=None)
     elif args.own and args.name in loading.NAMES:
-        raise UserError(f"--own {args.name}: that is the name of a published data set; choose another")
+        raise UserError(f"--own {args.name}: this is the name of a published data set; choose another")
     res = args.res or (prepared.res if prepared else None)
     path = layouts.store_path(data_path, args.name, res)
     if store.is_store(path):
-        about, _ = store.read(path)
-        print(f"{path} is there already: {about['counts']}; delete it to make it again")
+        metadata, _ = store.read(path)
+        print(f"{path} exists already: {metadata['counts']}; delete it to make it again")
         return
     work = path.with_name(path.name + ".source")
     try:
@@ -105,17 +106,17 @@ def prepare(args: PrepareSettings) -> None:
     for note in notes:
         print(f"note: {note}")
         listing.notes = [*dict.fromkeys([*listing.notes, note])]
-    about = layouts.fill(path, listing, str(source.resolve()), res)
+    metadata = layouts.fill(path, listing, str(source.resolve()), res)
     shutil.rmtree(work, ignore_errors=True)
-    damaged = [entry for entries in about["damaged"].values() for entry in entries]
+    damaged = [entry for entries in metadata["damaged"].values() for entry in entries]
     for _, file, reason in damaged[:10]:
         print(f"damaged: {file}: {reason}")
     if damaged:
         print(f"{len(damaged)} images could not be read and were left out; {path / 'store.json'} lists them")
-    counts = ", ".join(f"{split} {n}" for split, n in about["counts"].items())
-    measured = (", ".join(f"{x:.4f}" for x in about[key]) for key in ("measured_mean", "measured_std"))
-    print(f"images   {counts}, {'x'.join(map(str, about['shape']))}, {len(about['class_names'])} classes")
+    counts = ", ".join(f"{split} {n}" for split, n in metadata["counts"].items())
+    measured = (", ".join(f"{x:.4f}" for x in metadata[key]) for key in ("measured_mean", "measured_std"))
+    print(f"images   {counts}, {'x'.join(map(str, metadata['shape']))}, {len(metadata['class_names'])} classes")
     print("pixels   mean {}; std {}".format(*measured))
     print(f"store    {path}")
-    own = f"{path}" if args.own else args.name
-    print(f"use it   --dataset {own} --data_path {data_path}" + (f" --res {res}" if prepared and args.res else ""))
+    dataset = f"{path}" if args.own else args.name
+    print(f"use it   --dataset {dataset} --data_path {data_path}" + (f" --res {res}" if prepared and args.res else ""))

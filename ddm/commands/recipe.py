@@ -1,4 +1,4 @@
-"""From a recipe's script to its run: the command line first, torch afterwards."""
+"""Runs a recipe's script: parses the command line, then imports torch."""
 
 import sys
 from collections.abc import Callable
@@ -13,21 +13,22 @@ S = TypeVar("S", bound=RecipeSettings)
 def recipe(
     name: str,
     cls: type[S],
-    objective: Callable[[Any, Any, S], dict],
+    objective: Callable[[Any, Any, S], dict] | None = None,
     needs: Callable[[S], Any] | None = None,
     settle: Callable[[S], S] | None = None,
     argv: list[str] | None = None,
 ) -> None:
-    """Run a recipe from the command line; the scripts of the repository's root are its examples.
+    """Run a recipe from the command line; the DM_*.py scripts are examples.
 
     `name` is recorded in results.json. `cls` declares the flags. `objective(real, syn, settings)` returns the weighted
-    terms by name, each [classes]. `needs(settings)` returns what it reads of feature maps (methods.matching.Needs;
-    default: nothing). `settle(settings)` fills in values that follow from others.
+    terms by name, each [classes]; None is the complete objective of DDM. `needs(settings)` describes the feature maps
+    that it reads (methods.matching.Needs; default: none). `settle(settings)` fills in values that depend on others.
     """
 
     def run(settings: S) -> None:
         from ddm.commands import condense  # imports torch, which --help and errors in flags do not need
 
-        condense.run_recipe(condense.Recipe(name, objective, needs, settle), settings)
+        own = condense.DDM if objective is None else condense.Recipe(name, objective, needs, settle)
+        condense.run_recipe(own, settings)
 
-    cli.main(cls, run, argv, description=sys.modules["__main__"].__doc__ or "")
+    cli.main(cls, run, argv, description=sys.modules["__main__"].__doc__ or "", recipe=name)

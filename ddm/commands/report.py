@@ -1,4 +1,4 @@
-"""`ddm report`: one self-contained HTML page about a run, or several side by side."""
+"""`ddm report`: one self-contained HTML page about one or more runs."""
 
 import base64
 import html
@@ -25,21 +25,21 @@ from ddm.methods.matching import features
 from ddm.methods.step import INITS
 from ddm.networks import empty_network, initialise
 
-REAL = 64  # images of each class that are compared
+REAL = 64  # real images per class in the comparisons
 STATISTICS = {"moments": image_moments, "grams": mean_gram}
-GREY = "#8a8a8a"  # of axes and texts: readable on white and on black
+GREY = "#8a8a8a"  # the colour of axes and text: readable on white and on black
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee8866", "#44bb99", "#aa4499"]
 
 
-class Seen(NamedTuple):
-    """What one untrained network says of some images, class by class."""
+class ClassFeatures(NamedTuple):
+    """The features of some images under one untrained network, by class."""
 
-    embedding: list[Tensor]  # a class: [n, D]
-    style: list[dict[str, list[Tensor]]]  # a class: statistic -> over layers, [1, ...]
+    embedding: list[Tensor]  # per class: [n, D]
+    style: list[dict[str, list[Tensor]]]  # per class: statistic -> list over layers of [1, ...]
 
 
 class RunFolder:
-    """A run's files and data."""
+    """The files and data of a run. Raises UserError for missing or unreadable files."""
 
     def __init__(self, folder: Path, data_path: str, res: int | None):
         self.folder = folder
@@ -47,12 +47,14 @@ class RunFolder:
             self.results = json.loads((folder / "results.json").read_text())
             self.args = self.results["args"]
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder} has no results.json of a run ({type(error).__name__})") from None
+            raise UserError(
+                f"{folder} has no results.json of a run ({type(error).__name__}): name the --save_path of a run"
+            ) from None
         files = sorted(folder.glob("res_*.pt"))
         if not files:
-            raise UserError(f"{folder} has no res_*.pt")
+            raise UserError(f"{folder} has no res_*.pt: name the --save_path of a run")
         a = self.args
-        split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # as the run saw the data
+        split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # the data as in the run
         self.data, _ = load_split(a["dataset"], data_path, res or a.get("res"), split, zca, a.get("seed", 0))
         (found,), _ = sets.read(files[0], self.data, experiments="0")
         self.images, self.labels = found.images, found.labels
@@ -61,14 +63,14 @@ class RunFolder:
             for line in (folder / "metrics.jsonl").read_text().splitlines():
                 try:
                     self.metrics.append(json.loads(line))
-                except ValueError:  # the half line of a process that was killed
+                except ValueError:  # an incomplete line of a killed process
                     continue
 
     def of_class(self, c: int) -> Tensor:
         return self.images[self.labels == c]
 
-    def first(self, c: int) -> Tensor:
-        """The images that a class started from (experiment first_exp)."""
+    def initial(self, c: int) -> Tensor:
+        """The initial images of a class (experiment first_exp)."""
         return self.start[c]
 
     @cached_property
@@ -82,22 +84,22 @@ class RunFolder:
         return self.data.batch(self.data.draw(c, n, rng.generator(0, 0, 0, c, "report")))
 
 
-# --- what is computed --------------------------------------------------------------------------------------
+# --- computations ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def look(run: RunFolder, images: Callable[[int], Tensor]) -> Seen:
-    """Under one untrained network of the run's architecture, read at its convolutions' activations if it has any."""
+def embed_classes(run: RunFolder, images: Callable[[int], Tensor]) -> ClassFeatures:
+    """The features of images(class) under one untrained network of the run's architecture, at its published taps."""
     data, model = run.data, run.args["model"]
     net = empty_network(model, data.channel, data.num_classes, data.im_size, "cpu")
     net.tap("published" if net.sites.get("published") else "none")
     initialise(net, rng.generator(0, 0, 0, -1, "report")).eval()
     found = [features(net, images(c)[None], STATISTICS if net.taps else {}, Machine()) for c in range(data.num_classes)]
-    return Seen([f.embedding[0] for f in found], [f.style for f in found])
+    return ClassFeatures([f.embedding[0] for f in found], [f.style for f in found])
 
 
-def style_gaps(real: Seen, other: Seen) -> dict[str, list[float]]:
-    """Relative L_MM and L_CM of each layer, the mean over classes."""
+def style_gaps(real: ClassFeatures, other: ClassFeatures) -> dict[str, list[float]]:
+    """Relative L_MM and L_CM of each layer, averaged over classes."""
     layers = len(real.style[0].get("moments", []))
     gaps: dict[str, list[float]] = {"moments (L_MM)": [], "Gram (L_CM)": []}
     for layer in range(layers):
@@ -110,16 +112,16 @@ def style_gaps(real: Seen, other: Seen) -> dict[str, list[float]]:
     return gaps
 
 
-def spreads(seen: Seen) -> list[float]:
-    """Of each class, the root of the mean squared distance of embeddings to their mean; 0 for one image."""
-    return [(e - e.mean(0)).square().sum(1).mean().sqrt().item() for e in seen.embedding]
+def spreads(images: ClassFeatures) -> list[float]:
+    """The root mean squared distance of the embeddings of each class to their mean; 0 for one image."""
+    return [(e - e.mean(0)).square().sum(1).mean().sqrt().item() for e in images.embedding]
 
 
 # --- figures -----------------------------------------------------------------------------------------------
 
 
 def figure(draw: Callable, wide: float = 6, high: float = 3.4) -> str:
-    """What `draw(axes)` draws, as an <img> that reads on light and dark pages."""
+    """The plot that `draw(axes)` draws, as an <img> for light and dark pages."""
     settings = {key: GREY for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "legend.frameon": False}
     with drawing.axes(wide, high, settings) as (canvas, axes):
@@ -159,13 +161,13 @@ def evolution(run: RunFolder) -> str:
         if experiment == run.args.get("first_exp", 0):
             found.append((iteration, path))
     found = sorted(found)
-    if len(found) > 6:  # the ends, and some between
+    if len(found) > 6:  # first, last and four between
         found = [found[round(k * (len(found) - 1) / 5)] for k in range(6)]
     tags = [
         f"<figure>{image_tag(path.read_bytes(), f'iteration {it}')}<figcaption>{it} iterations</figcaption></figure>"
         for it, path in found
     ]
-    return f'<div class="strip">{"".join(tags)}</div>' if tags else "<p>No pictures were kept.</p>"
+    return f'<div class="strip">{"".join(tags)}</div>' if tags else "<p>The run has no image grids.</p>"
 
 
 def loss_curves(run: RunFolder) -> str:
@@ -193,7 +195,7 @@ def accuracy_curves(run: RunFolder) -> str:
             at = found.setdefault((entry["model"], entry["images"]), {}).setdefault(entry["iteration"], [])
             at.extend(100 * acc for acc in entry["accuracies"])
 
-    if all(len(points) == 1 for points in found.values()):  # nothing to draw a line between
+    if all(len(points) == 1 for points in found.values()):  # one point does not make a line
         stats = [summary(accs) for points in found.values() for accs in points.values()]
         means, stds = [s["mean"] for s in stats], [s["std"] for s in stats]
         return bars({"": means}, [", ".join(key) for key in found], "accuracy of fresh networks, %", stds)
@@ -228,7 +230,7 @@ def bars(groups: dict[str, list[float]], labels: list[str], ylabel: str, errors:
         middle = [i + 0.4 - width / 2 for i in range(len(labels))]
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 5 else {}
         axes.set_xticks(middle, labels, **turned)
-        axes.set_xlim(-0.6, max(len(labels), 4) - 0.2)  # one bar alone would be a wall
+        axes.set_xlim(-0.6, max(len(labels), 4) - 0.2)  # limits the width of a single bar
         axes.set_ylabel(ylabel)
         if len(groups) > 1:
             axes.legend(ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -239,7 +241,7 @@ def bars(groups: dict[str, list[float]], labels: list[str], ylabel: str, errors:
 DOTS, STARS = {"s": 9, "alpha": 0.45}, {"s": 45, "marker": "*", "edgecolors": "#555"}
 
 
-def embedding(run: RunFolder, real: Seen, syn: Seen, kind: str) -> str:
+def embedding(run: RunFolder, real: ClassFeatures, syn: ClassFeatures, kind: str) -> str:
     from sklearn.decomposition import PCA  # imported here: it takes a second
 
     classes = range(min(10, run.data.num_classes))
@@ -254,11 +256,11 @@ def embedding(run: RunFolder, real: Seen, syn: Seen, kind: str) -> str:
     def draw(axes) -> None:
         first = 0
         for c in classes:
-            for seen, options in ((real, DOTS), (syn, STARS)):
-                n = len(seen.embedding[c][:40])
-                own = flat[first : first + n]
-                label = run.data.class_names[c] if seen is syn else None
-                axes.scatter(own[:, 0], own[:, 1], color=COLOURS[c % 10], label=label, linewidths=0.5, **options)
+            for images, options in ((real, DOTS), (syn, STARS)):
+                n = len(images.embedding[c][:40])
+                part = flat[first : first + n]
+                label = run.data.class_names[c] if images is syn else None
+                axes.scatter(part[:, 0], part[:, 1], color=COLOURS[c % 10], label=label, linewidths=0.5, **options)
                 first += n
         axes.set(xticks=[], yticks=[])
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
@@ -269,7 +271,7 @@ def embedding(run: RunFolder, real: Seen, syn: Seen, kind: str) -> str:
 # --- the page ------------------------------------------------------------------------------------------------
 
 
-def about(run: RunFolder) -> str:
+def run_table(run: RunFolder) -> str:
     results = run.results
     rows = {"accuracy": f"{100 * results['mean']:.2f} % ± {100 * results['std']:.2f}, n {results['n']}"}
     for model, found in results.get("random_real", {}).items():
@@ -291,17 +293,17 @@ def section(title: str, body: str, note: str = "") -> str:
 
 
 def run_report(run: RunFolder, kind: str) -> str:
-    real, before, after = (look(run, images) for images in (run.real, run.first, run.of_class))
+    real, before, after = (embed_classes(run, images) for images in (run.real, run.initial, run.of_class))
     names = run.data.class_names[:MOST_CLASSES]
-    parts = [section("The run", about(run))]
-    parts.append(section("Images", gallery(run), "Real images of each class, and the synthetic ones."))
-    parts.append(section("How they changed", evolution(run)))
+    parts = [section("The run", run_table(run))]
+    parts.append(section("Images", gallery(run), "Real and synthetic images of each class."))
+    parts.append(section("Images during condensation", evolution(run)))
     parts.append(section("Losses", loss_curves(run)))
     parts.append(section("Accuracy", accuracy_curves(run)))
     gaps_before, gaps_after = style_gaps(real, before), style_gaps(real, after)
     note = (
-        f"Relative distance to {REAL} real images of each class, the mean over classes, under one untrained network: "
-        "of the images that the run started from, and of the synthetic ones."
+        f"Relative distance to {REAL} real images per class under one untrained network, averaged over classes: "
+        "initial images (before) and synthetic images (after)."
     )
     bodies = []
     for name, values in gaps_before.items():
@@ -310,13 +312,13 @@ def run_report(run: RunFolder, kind: str) -> str:
             bodies.append(f"<h4>{name}</h4>" + bars(pair, layers, "relative distance"))
     gaps = "".join(bodies) or "<p>The network has no feature maps to read.</p>"
     parts.append(section("Style gap of each layer", gaps, note))
-    groups = {"real": spreads(real), "start": spreads(before), "synthetic": spreads(after)}
+    groups = {"real": spreads(real), "initial": spreads(before), "synthetic": spreads(after)}
     groups = {name: values[:MOST_CLASSES] for name, values in groups.items()}
-    note = "Root mean squared distance of embeddings to the mean of their class, same network."
+    note = "Root mean squared distance of embeddings to their class mean, same network."
     parts.append(section("Spread within classes", bars(groups, names, "spread"), note))
     how = {"tsne": "t-SNE", "pca": "PCA"}[kind]
     note = f"{how} of embeddings, same network: dots are real images, stars synthetic ones."
-    parts.append(section("Where images are", embedding(run, real, after, kind), note))
+    parts.append(section("Embeddings", embedding(run, real, after, kind), note))
     shown = {key: value for key, value in sorted(run.args.items()) if value is not None}
     parts.append(section("Settings", f"<details><summary>{len(shown)} arguments</summary>{table(shown)}</details>"))
     made_by, dataset = run.args.get("method") or run.args.get("recipe"), short_name(run.args["dataset"])
@@ -346,7 +348,7 @@ td { overflow-wrap: anywhere; } .gallery td { white-space: nowrap; }
 
 
 def run(settings: ReportSettings) -> None:
-    """Write the page. Raises UserError for what the user can correct."""
+    """Write the page. Raises UserError for missing or unreadable files."""
     runs = [RunFolder(Path(folder), settings.data_path, settings.res) for folder in settings.folders]
     bodies = "".join(run_report(found, settings.embedding) for found in runs)
     title = "Condensed sets" if len(runs) > 1 else "A condensed set"

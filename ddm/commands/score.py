@@ -1,4 +1,4 @@
-"""`ddm score`: DD-Ranking's hard-label score, by the package ddranking."""
+"""`ddm score`: the hard-label scores of DD-Ranking, computed by the package ddranking."""
 
 import contextlib
 import math
@@ -23,14 +23,14 @@ from ddm.errors import UserError
 from ddm.evaluation import sets
 from ddm.evaluation.sets import Synset
 from ddm.runs.folder import set_stem
-from ddm.runs.session import session
+from ddm.runs.session import locked_session
 
 VERSION = "0.2.0"
 INSTALL = f"pip install --no-deps ddranking=={VERSION} && pip install pandas timm"
 
 
-class Theirs(NamedTuple):
-    """ddranking's view of a data set: its constants, and a network that it can train on the whole set."""
+class DDRankingData(NamedTuple):
+    """ddranking's constants for a data set, and a network that it can train on the whole set."""
 
     model: str
     mean: list[float]
@@ -39,17 +39,17 @@ class Theirs(NamedTuple):
 
 CIFAR = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 KNOWN = {
-    "CIFAR10": Theirs("ConvNet-3", *CIFAR),
-    "CIFAR100": Theirs("ConvNet-3", *CIFAR),  # with CIFAR10's constants, not its own
-    "TinyImageNet": Theirs("ConvNet-4-BN", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "CIFAR10": DDRankingData("ConvNet-3", *CIFAR),
+    "CIFAR100": DDRankingData("ConvNet-3", *CIFAR),  # ddranking uses CIFAR10's constants
+    "TinyImageNet": DDRankingData("ConvNet-4-BN", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
-# Its leaderboard's settings of DSA, under the names that its code reads.
+# The DSA settings of its leaderboard, under the names in its code.
 DSA = {"flip": 0.5, "rotate": 15.0, "scale": 1.2, "crop": 0.125, "cutout": 0.5}
 DSA |= {"saturation": 2.0, "brightness": 1.0, "contrast": 0.5, "siamese": False, "latestseed": -1}
 
 
 class Run(NamedTuple):
-    """Accuracies in % of one evaluation run."""
+    """The accuracies in % of one evaluation run."""
 
     condensed: float
     random: float
@@ -64,35 +64,38 @@ class Run(NamedTuple):
         return self.condensed - self.random
 
     def lrs(self, weight: float) -> float:
-        """The label-robust score, from fractions; `weight` in [0, 1] is that of IOR."""
+        """The label-robust score, computed from fractions; `weight` in [0, 1] is the weight of IOR."""
         alpha = (weight * self.ior - (1 - weight) * self.hlr) / 100
         return (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
 
 
 class Real(Dataset):
-    """Real images as ddranking reads a data set: (float32 [C, H, W] in its normalised space, label)."""
+    """Real images in the format of ddranking: (float32 [C, H, W] with its normalisation, label)."""
 
-    def __init__(self, images: Tensor | Mapped, labels: Tensor, theirs: Theirs):
+    def __init__(self, images: Tensor | Mapped, labels: Tensor, spec: DDRankingData):
         self.images, self.labels = images, labels.tolist()
-        self.normalisation = Normalisation.of(theirs.mean, theirs.std)
+        self.normalisation = Normalisation.of(spec.mean, spec.std)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label = self.labels[index]  # past the end: an IndexError, which ends a loop over the set
+        label = self.labels[index]  # raises the IndexError that ends a loop over the set
         return self.normalisation.normalise(self.images[index : index + 1][0].float() / 255), label
 
 
 def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor]:
-    """The set as ddranking wants it: float32 [classes * ipc, C, H, W] in its space, labels, sorted by class."""
+    """The set for ddranking: float32 [classes * ipc, C, H, W] with its normalisation, and labels, sorted by class.
+
+    Raises UserError for unequal numbers of images per class.
+    """
     file = settings.file
     (found,), notes = sets.read(file, data, settings.space, str(settings.experiment))
     for note in notes:
         print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
     counts = torch.bincount(found.labels, minlength=data.num_classes)
     if counts.min() != counts.max():
-        raise UserError(f"{file} has {counts.min()} to {counts.max()} images per class: ddranking wants equal numbers")
+        raise UserError(f"{file} has {counts.min()} to {counts.max()} images per class: ddranking needs equal numbers")
     order = found.labels.argsort(stable=True)
     theirs = Normalisation.of(*KNOWN[settings.dataset][1:])
     images = theirs.normalise(data.normalisation.unclipped(found.images))
@@ -100,9 +103,9 @@ def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor
 
 
 def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Tensor, Tensor, int], Run]:
-    """ddranking's hard-label score as a function of images, labels and a seed.
+    """ddranking's hard-label scores as a function of images, labels and a seed.
 
-    Raises UserError without the package, and for a network whose training on the whole set it does not know.
+    Raises UserError without the package, and for a network without training settings for the whole set.
     """
     try:
         from ddranking.metrics import hard_label
@@ -116,32 +119,33 @@ def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Ten
     elif key not in REAL_DATA_TRAINING_CONFIG:
         known = [name.partition("-")[2] for name in REAL_DATA_TRAINING_CONFIG if name.startswith(f"{args.dataset}-")]
         raise UserError(
-            f"--model {args.model}: ddranking trains {', '.join(known)} on the whole set; or give --full_acc"
+            f"--model {args.model}: ddranking can't train it on the whole set: choose from {', '.join(known)}, or give "
+            "--full_acc"
         )
     try:
         build_model(args.model, data.num_classes, data.im_size, device="cpu")
-    except Exception as error:  # whatever it raises for a name that it does not know
-        raise UserError(f"--model {args.model}: ddranking can't build it ({error})") from None
+    except Exception as error:  # unknown names raise several types
+        raise UserError(f"--model {args.model}: ddranking can't build it ({error}): choose another") from None
     real = [Real(x, y, theirs) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
     same = {c: c for c in range(data.num_classes)}
 
-    def ours(*_: object) -> tuple:
-        """Replaces its get_dataset, which downloads."""
+    def get_dataset(*_: object) -> tuple:
+        """Replaces ddranking's get_dataset, which downloads."""
         size = data.channel, data.im_size, theirs.mean, theirs.std, data.num_classes
         return *size, real[0], real[1], real[1], same, same
 
     class Scorer(hard_label.LabelRobustScoreHard):
         def _get_class_to_samples(self, *_: object) -> None:
-            """Paths of pictures, which only random images as files need."""
+            """Not needed: it lists picture files."""
 
         def _compute_hard_label_metrics_helper(self, *, mode: str, **rest: object) -> tuple[float, float]:
             self.num_epochs = args.full_epochs if mode == "real" else args.num_epochs
             accuracy, lr = super()._compute_hard_label_metrics_helper(mode=mode, **rest)
-            self.found.append(float(accuracy))
+            self.run_accuracies.append(float(accuracy))
             return accuracy, lr
 
-    hard_label.get_dataset = ours
-    hard_label.save_results = lambda *_: None  # it raises: one of its three columns is twice as long
+    hard_label.get_dataset = get_dataset
+    hard_label.save_results = lambda *_: None  # it raises an error: its columns differ in length
     hard_label.tqdm = partial(tqdm, leave=False)
     folder = args.save_path
     scorer = Scorer(
@@ -162,70 +166,70 @@ def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Ten
     )
 
     def score(images: Tensor, labels: Tensor, seed: int) -> Run:
-        hard_label.set_seed = lambda: set_seed(seed % 2**32)  # of the wall clock, otherwise
-        scorer.found = []
+        hard_label.set_seed = lambda: set_seed(seed % 2**32)  # replaces a seed from the clock
+        scorer.run_accuracies = []
         scorer.compute_metrics(image_tensor=images, hard_labels=labels, syn_lr=args.lr_net)
         if args.full_acc is not None:
-            scorer.found.insert(1, args.full_acc)
-        condensed, whole, random = scorer.found
+            scorer.run_accuracies.insert(1, args.full_acc)
+        condensed, whole, random = scorer.run_accuracies
         return Run(condensed, random, whole)
 
     return score
 
 
-def run(asked: ScoreSettings) -> None:
-    """Score the set. Raises UserError for what the user can correct."""
-    settings = settle(asked)
+def run(requested: ScoreSettings) -> None:
+    """Score the set. Raises UserError for invalid settings, data or files."""
+    settings = settle(requested)
     machine = Machine(settings.device)
-    with session(settings, set_stem("ddranking", short_name(settings.dataset), settings.model, 0)) as own:
+    with locked_session(settings, set_stem("ddranking", short_name(settings.dataset), settings.model, 0)) as session:
         data = load(settings.dataset, settings.data_path, settings.res)
         images, labels = sorted_set(settings, data)
-        earlier = own.earlier(data=data.digest(), set=sets.digest(Synset(settings.file, images, labels)))
+        earlier = session.earlier(data=data.digest(), set=sets.digest(Synset(settings.file, images, labels)))
         found = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
         ipc = len(labels) // data.num_classes
         score = make_scorer(settings, data, ipc) if len(found) < settings.num_eval else None
-        own.open(machine, asked, again=bool(found), ddranking=VERSION)
+        session.open(machine, requested, again=bool(found), ddranking=VERSION)
 
-        def keep() -> None:
-            own.record["evaluations"] = [each._asdict() for each in found]
-            own.record["scores"] = scores(found, settings.lrs_lambda)
-            own.save()
+        def save_scores() -> None:
+            session.record["evaluations"] = [each._asdict() for each in found]
+            session.record["scores"] = scores(found, settings.lrs_lambda)
+            session.save()
 
         for k in range(len(found), settings.num_eval):
             seed = rng.seed_of(settings.seed, settings.experiment, 0, -1, f"ddranking {k}")
-            with open(own.files.folder / "ddranking.log", "a") as log, contextlib.redirect_stdout(log):
+            with open(session.files.folder / "ddranking.log", "a") as log, contextlib.redirect_stdout(log):
                 found.append(score(images, labels, seed))
             values = ", ".join(f"{name} {value:.2f} %" for name, value in found[-1]._asdict().items())
-            own.files.say(f"run {k}: {values}")
-            keep()
-        keep()  # --lrs_lambda may have changed
+            session.files.say(f"run {k}: {values}")
+            save_scores()
+        save_scores()  # --lrs_lambda may have changed
         for name, value in scores(found, settings.lrs_lambda).items():
             print(f"{name}: mean {value['mean']:.4g}, std {value['std']:.3g}, n {len(found)}")
-        print(f"HLR and IOR in points, LRS from fractions; results {own.files.results_path}")
+        print(f"HLR and IOR in points, LRS from fractions; results {session.files.results_path}")
 
 
-def scores(found: list[Run], weight: float) -> dict[str, dict[str, float]]:
+def scores(runs: list[Run], weight: float) -> dict[str, dict[str, float]]:
     """Mean and (population) standard deviation over runs."""
-    values = {"HLR": [r.hlr for r in found], "IOR": [r.ior for r in found], "LRS": [r.lrs(weight) for r in found]}
+    values = {"HLR": [r.hlr for r in runs], "IOR": [r.ior for r in runs], "LRS": [r.lrs(weight) for r in runs]}
     return {name: {"mean": statistics.fmean(v), "std": statistics.pstdev(v)} for name, v in values.items()}
 
 
-def settle(asked: ScoreSettings) -> ScoreSettings:
-    """Fill in what the set says. Raises UserError where ddranking can't score it."""
-    told = sets.metadata(asked.file)
-    args = told.get("args", {})
-    dataset = asked.dataset or args.get("dataset")
+def settle(requested: ScoreSettings) -> ScoreSettings:
+    """Fill in the values recorded in the set. Raises UserError if ddranking can't score it."""
+    metadata = sets.metadata(requested.file)
+    args = metadata.get("args", {})
+    dataset = requested.dataset or args.get("dataset")
     if dataset is None:
-        raise UserError(f"{asked.file} does not say which data set it is of: give --dataset")
+        raise UserError(f"{requested.file} does not name its data set: give --dataset")
     check_name(dataset)
     if dataset not in KNOWN:
-        raise UserError(f"--dataset {dataset}: ddranking's score is for {', '.join(KNOWN)}")
-    if asked.zca or told.get("zca") is not None:
-        raise UserError("a whitened set can't be scored: ddranking would have to be told the same transform")
-    return asked.but(
+        raise UserError(f"--dataset {dataset}: ddranking supports {', '.join(KNOWN)}: choose one of them")
+    if requested.zca or metadata.get("zca") is not None:
+        raise UserError("a whitened set can't be scored, as ddranking does not whiten: condense without --zca")
+    return requested.but(
         dataset=dataset,
-        res=asked.res or args.get("res"),
-        model=asked.model or KNOWN[dataset].model,
-        full_epochs=asked.full_epochs or asked.num_epochs,
-        device=device.find_device(asked.device),
+        res=requested.res or args.get("res"),
+        model=requested.model or KNOWN[dataset].model,
+        full_epochs=requested.full_epochs or requested.num_epochs,
+        device=device.find_device(requested.device),
     )

@@ -1,4 +1,6 @@
-"""The settings of every command: what it inherits from the rooms below, and its own flags."""
+"""The settings class of every command: inherited settings and the flags of that command."""
+
+from typing import ClassVar
 
 from ddm.data.settings import DataSettings, PathSettings
 from ddm.evaluation.settings import ScoringSettings, SpaceSettings
@@ -26,7 +28,7 @@ output = grouped("output")
 
 
 class RecipeSettings(CondensingSettings, StepSettings):
-    """What every recipe can be told; a recipe's own class adds the weights of its terms."""
+    """The settings of every recipe; the class of a recipe adds the weights of its terms."""
 
 
 class DDMSettings(CompleteSettings, RecipeSettings):
@@ -36,84 +38,89 @@ class DDMSettings(CompleteSettings, RecipeSettings):
 
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
 
-    In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. L_RR is not of the paper and
-    off by default; its source is RFAD (Loo et al., NeurIPS 2022). A weight of 0 removes its term and its cost.
+    In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term
+    and its cost. L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., 2022), of the family
+    of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
     """
+
+    RECIPE: ClassVar = "DM_DDM"
 
 
 class CoresetRunSettings(CoresetSettings, RunSettings):
-    """Choose real images by a rule and evaluate them as condensed sets are: the baselines of the comparison.
+    """Select real images by a rule and evaluate them like condensed sets: the baselines of a comparison.
 
         ddm coreset --method herding --dataset CIFAR10 --ipc 10
 
-    Herding, k-center and k-means choose in the embedding of a network trained on all the real images, the difficulty
-    scores by what that network found hard. `full` is the whole training set, the ceiling.
+    All methods except random and full use one network trained on all real images. Herding, k-center and k-means use its
+    embeddings; the others use its difficulty scores. `full` is the whole training set, the upper baseline.
     """
+
+    RECIPE: ClassVar = "coreset"
 
 
 class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSettings):
-    """Class-incremental learning from a condensed memory: classes arrive in steps, and each leaves a few images behind.
+    """Class-incremental learning from a condensed memory: classes arrive in steps, and a few images of each are stored.
 
         ddm continual --dataset CIFAR100 --steps 5 --ipc 20 --memory random,herding,dm,ddm --seeds 5 --save_path DIR
 
-    At each step the memory of the new classes is made from their training images alone. random, herding and kmeans
-    choose real images; dm condenses with L_MMD; ddm with the weights that the objective's flags give (--preset best,
-    for instance). A fresh network is trained on all memory so far (GDumb, Prabhu et al., ECCV 2020) and tested on the
-    test images of all classes so far. Orders of the classes are numpy's RandomState(seed).permutation. Writes
-    results.json, curves.png and every memory into --save_path. The same command resumes.
+    At each step the memory of the new classes is made from their training images only. random, herding and kmeans
+    select real images; dm condenses with L_MMD; ddm condenses with the objective's flags (such as --preset best). A
+    fresh network is trained on all memories so far (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of
+    all classes so far. The class order is numpy's RandomState(seed).permutation. The command writes results.json,
+    curves.png and all memories into --save_path. The same command resumes.
     """
 
     save_path: str = altered(OutputSettings, "save_path", default="result_continual")
     num_eval: int = altered(ScoringSettings, "num_eval", default=1, role=Role.RESULT)
     ipc: int = altered(CondensingSettings, "ipc", default=20, help="images per class", check=at_least(1))
-    zca: bool = altered(CondensingSettings, "zca", hidden=True)  # refused, as is eval_mode
+    zca: bool = altered(CondensingSettings, "zca", hidden=True)  # not supported, like eval_mode
     eval_mode: str = altered(CondensingSettings, "eval_mode", hidden=True)
-    steps: int = grouped("optimisation")(5, "steps in which the classes arrive", check=at_least(1))
+    steps: int = grouped("optimisation")(5, "number of steps in which the classes arrive", check=at_least(1))
     memory: str = grouped("objective")(
         "ddm",
         "random, herding, kmeans, dm or ddm, joined by commas",
         metavar="NAMES",
         role=Role.GROWS,
     )
-    seeds: int = evaluation(5, "orders of the classes, from seed 0", check=at_least(1), role=Role.GROWS)
+    seeds: int = evaluation(5, "number of class orders, from seed 0", check=at_least(1), role=Role.GROWS)
 
 
 class SavedSetSettings(SpaceSettings, DataSettings):
-    """A command that reads saved sets; they say which data set they are of, unless --dataset does."""
+    """Commands that read saved sets; --dataset overrides the data set recorded in their files."""
 
     dataset: str | None = altered(DataSettings, "dataset", default=None)
 
 
 class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, OutputSettings, LikeSettings):
-    """Score saved sets on any networks.
+    """Evaluate saved sets on any networks.
 
         ddm evaluate result/res_DM_CIFAR10_ConvNet_10ipc.pt --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
 
-    A file is one of ours, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz
-    with x_train and y_train, .safetensors, or a folder of class folders with pictures. Prints a table, one row per set
-    and one column per network, with mean, (population) standard deviation and n. Writes it with every accuracy and
-    learning curve into --save_path. The same command resumes.
+    A file is one of ddm, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz
+    with x_train and y_train, .safetensors, or a folder of class folders with pictures. The command prints a table with
+    one row per set, one column per network, and mean, (population) standard deviation and n. It writes the table, all
+    accuracies and learning curves into --save_path. The same command resumes.
 
-    Our sets are scored by the networks of their own run, trained the same way (epochs, learning rate, seed, ...),
-    unless flags say otherwise. So each set gets its own number again.
+    By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...), and
+    so gets the same accuracies again. Explicit flags override these settings.
     """
 
     files: tuple[str, ...] = data(help="a saved set, or a folder of pictures", positional=True, metavar="FILE...")
-    experiments: str = data("all", "which of the sets in a file: all, or a number from 0")
+    experiments: str = data("all", "sets of a file to evaluate: all, or a number from 0")
     baselines: str = data(
         "",
-        "random: as many random real images; whole: the whole training set; joined by commas",
+        "random: random real images, as many as in the first set; whole: the whole training set; joined by commas",
         metavar="NAMES",
         role=Role.GROWS,
     )
     model: str | None = evaluation(
         None,
-        "networks, joined by commas; unset: the one that a set was made with, or ConvNet",
+        "networks, joined by commas; unset: the network that a set was made with, or ConvNet",
         role=Role.GROWS,
         exclusive="networks",
     )
     eval_mode: str | None = evaluation(
-        None, "networks by their mode, instead of --model", role=Role.GROWS, exclusive="networks"
+        None, "networks of an evaluation mode, instead of --model", role=Role.GROWS, exclusive="networks"
     )
     epochs: str | None = evaluation(
         None,
@@ -136,7 +143,7 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
 
 
 class ExportSettings(SavedSetSettings):
-    """Convert a condensed set to the format that others read.
+    """Convert a condensed set to another format.
 
         ddm export result/res_DM_CIFAR10_ConvNet_10ipc.pt --to png --out cifar10_10ipc
 
@@ -145,56 +152,56 @@ class ExportSettings(SavedSetSettings):
     | png | folder of class folders of PNG files | rounded to 8 bits, clipped |
     | npz | Keras layout: x_train uint8 [N, H, W, C], y_train, classes | rounded to 8 bits, clipped |
     | tensor | torch file of [images in [0, 1], labels] | clipped |
-    | safetensors | images, labels, and metadata with their normalisation | as they are |
+    | safetensors | images, labels, and metadata with their normalisation | normalised, unchanged |
     | hf | Hugging Face `datasets` folder: image, label (needs the package datasets) | rounded to 8 bits, clipped |
-    | dcbench | DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt below --out | as they are |
-    | card | Markdown that describes the set, with a picture beside it | |
+    | dcbench | DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt below --out | normalised, unchanged |
+    | card | Markdown description of the set, with a picture | |
 
     `ddm evaluate` reads the first four and dcbench.
     """
 
-    file: str = data(help="a condensed set, of ours or of the DC/DSA/DM family", positional=True, metavar="FILE")
-    experiment: int = data(0, "which of the sets in FILE", check=at_least(0))
+    file: str = data(help="a condensed set of ddm or the DC/DSA/DM family", positional=True, metavar="FILE")
+    experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     to: str = output(help="format, see above", choices=("png", "npz", "tensor", "safetensors", "hf", "dcbench", "card"))
     out: str = output(help="file or folder to write", check=a_path)
 
 
 class ScoreSettings(SavedSetSettings, DeviceSettings, SeedSettings, OutputSettings, LikeSettings):
-    """Score a condensed set as DD-Ranking does, with the package ddranking 0.2.0.
+    """Compute the DD-Ranking scores of a condensed set, with the package ddranking 0.2.0.
 
         pip install --no-deps ddranking==0.2.0 && pip install pandas timm
         ddm score result/res_DM_CIFAR10_ConvNet_10ipc.pt --num_eval 5
 
-    The package is optional; --no-deps leaves out its old pins of numpy and scipy, which it does not need. It trains its
-    own networks, with hard labels, on the set, on as many random real images (the best of five learning rates) and on
-    the whole training set. It takes **the best of every tenth epoch on the test set**, so its accuracies are not those
-    of `ddm evaluate`. Its scores, in points:
+    The package is optional; --no-deps ignores its old pins of numpy and scipy, which it does not need. It trains
+    networks with hard labels on the set, on as many random real images (the best of five learning rates) and on the
+    whole training set. It takes **the best of every tenth epoch on the test set**, so its accuracies differ from those
+    of `ddm evaluate`. Its scores, HLR and IOR in percentage points:
 
         HLR = accuracy(whole set) - accuracy(condensed)         hard label recovery, lower is better
         IOR = accuracy(condensed) - accuracy(random)            improvement over random, higher is better
         LRS = (exp(a) - exp(-1)) / (exp(1) - exp(-1))           label-robust score, a = w IOR - (1 - w) HLR
 
-    with a from fractions, as the formula is meant; the package puts percentages into it, which saturates. The whole set
-    takes most of the time: --full_epochs shortens it, --full_acc gives its accuracy from an earlier run. The same
-    command resumes with the runs that remain.
+    This command computes a from fractions, as the formula intends; the package uses percentages, which saturate. The
+    whole training set takes most of the time: use --full_epochs to shorten it, or --full_acc to give its accuracy. The
+    same command resumes.
     """
 
     file: str = data(help="a saved set, or a folder of pictures", positional=True, metavar="FILE", role=Role.PLACE)
-    experiment: int = data(0, "which of the sets in FILE", check=at_least(0))
+    experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     model: str | None = evaluation(
-        None, "ddranking's name of a network, such as ConvNet-3; unset: the one it has for the data set"
+        None, "ddranking's name of a network, such as ConvNet-3; unset: its network for the data set"
     )
-    num_eval: int = evaluation(5, "runs, each with its own networks", check=at_least(1), role=Role.GROWS)
+    num_eval: int = evaluation(5, "runs, each with fresh networks", check=at_least(1), role=Role.GROWS)
     num_epochs: int = evaluation(
-        1000, "epochs of the networks on few images; at least 10, as it tests after every tenth", check=at_least(10)
+        1000, "epochs on the set and on random images; at least 10, as every tenth is tested", check=at_least(10)
     )
     full_epochs: int | None = evaluation(
         None,
-        "epochs of the network on the whole training set; unset: --num_epochs, as the package does",
+        "epochs on the whole training set; unset: --num_epochs, as in the package",
         check=at_least(10),
     )
     full_acc: float | None = evaluation(
-        None, "that network's accuracy in %, instead of training it", check=non_negative
+        None, "accuracy of the whole training set in %, instead of training on it", check=non_negative
     )
     lr_net: float = evaluation(0.01, "learning rate on the condensed set", check=non_negative)
     lrs_lambda: float = evaluation(0.5, "w, the weight of IOR against HLR in LRS", check=up_to_one, role=Role.MANNER)
@@ -202,54 +209,55 @@ class ScoreSettings(SavedSetSettings, DeviceSettings, SeedSettings, OutputSettin
 
 
 class ReportSettings(PathSettings):
-    """One self-contained HTML page about a run, or several side by side. It opens offline.
+    """Write one self-contained HTML page about one or more runs. It opens offline.
 
         ddm report result_digits [MORE..] --data_path data --out report.html
 
-    Images (real beside synthetic) and how they changed, losses and accuracies, the style gap of each layer before and
-    after, the spread within classes, a 2-D embedding of real and synthetic images, settings and versions.
+    The page shows real and synthetic images, images during condensation, losses, accuracies and settings. It also shows
+    the style gap of each layer before and after, the spread within classes, and a 2-D embedding of the images.
     """
 
-    folders: tuple[str, ...] = data(help="what a recipe or coreset wrote", positional=True, metavar="DIR...")
-    embedding: str = output("pca", "projection of embeddings to the plane", choices=("pca", "tsne"))
-    out: str | None = output(None, "the page; unset: report.html in the first DIR", check=a_path)
+    folders: tuple[str, ...] = data(help="--save_path of a recipe or coreset", positional=True, metavar="DIR...")
+    embedding: str = output("pca", "2-D projection of embeddings", choices=("pca", "tsne"))
+    out: str | None = output(None, "file of the page; unset: report.html in the first DIR", check=a_path)
 
 
 class CollectSettings(Settings):
-    """Tables and curves from results.json files.
+    """Print tables and plot curves of results.json files.
 
         ddm collect results/ablation --csv table.csv --plot curves.png
 
-    Prints a Markdown table: one row per run, with mean, (population) standard deviation and n over networks, and the
-    paired difference to the plain-DM run of the same data set, ipc and evaluation split, with its 95 % confidence
-    interval. Pairs are experiments of the same number and seed, which start from the same images; the mean over an
-    experiment's networks counts once (Student's t). With only one experiment, pairs are its networks (for recipes with
-    as many iterations), which says nothing about other condensations. The table names what was paired, and with which
-    run. Herding and the other rules that use a network choose the same images in every experiment. Runs that differ
-    only in their experiments (`--first_exp`) are one row.
+    The command prints a Markdown table with one row per run: mean, (population) standard deviation and n over networks.
+    It also prints the paired difference to the comparable plain-DM run (same data set, ipc, protocol and seed), with
+    its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they start from the same
+    images, and each counts with its mean over networks. With a single experiment, pairs are its networks, if the
+    iterations are equal; such an interval does not cover other condensations. The table names the pairs and the DM run.
+    Coreset methods with a network, except kmeans, select the same images in every experiment. Runs that differ only in
+    their experiments (`--first_exp`) share one row.
     """
 
     folders: tuple[str, ...] = data(help="searched for results.json, at any depth", positional=True, metavar="DIR...")
-    csv: str | None = output(None, "also write the table there")
-    plot: str | None = output(None, "draw accuracy over iterations there (.png, .pdf, .svg)")
+    csv: str | None = output(None, "file for the table")
+    plot: str | None = output(None, "file for a plot of accuracy over iterations (.png, .pdf, .svg)")
 
 
 class PrepareSettings(PathSettings):
-    """Bring a data set into a store: uint8 arrays on disk that training reads without loading them.
+    """Convert a data set into a store: uint8 arrays on disk that are read without loading them whole.
 
         ddm prepare TinyImageNet --source tiny-imagenet-200.zip
         ddm prepare ImageNet --source /data/ILSVRC2012 --res 64
 
-    The same command resumes. Images that can't be decoded are left out and listed. docs/datasets.md has the expected
-    layout of each data set.
+    The same command resumes. Images that can't be decoded are left out and listed. docs/datasets.md describes the
+    expected layout of each data set.
     """
 
-    name: str = data(help="the data set; any other name with --own", positional=True, metavar="NAME")
-    source: str = data(help="archive, folder or file that has the images", check=a_path)
-    res: int | None = altered(PathSettings, "res", help="side in pixels that images are resized to", check=resolution)
+    name: str = data(help="name of a data set; with --own a new name", positional=True, metavar="NAME")
+    source: str = data(help="archive, folder or file with the images", check=a_path)
+    res: int | None = altered(PathSettings, "res", help="image side in pixels after resizing", check=resolution)
     own: bool = data(False, "NAME is a new data set: your class folders, or your .npz file")
 
 
 def roles() -> dict[str, Role]:
-    """The role of every setting of the commands that make sets."""
-    return {name: own.role for cls in (CoresetRunSettings, DDMSettings) for name, own in declarations(cls).items()}
+    """The role of each setting of the commands that make sets."""
+    classes = (CoresetRunSettings, DDMSettings)
+    return {name: setting.role for cls in classes for name, setting in declarations(cls).items()}

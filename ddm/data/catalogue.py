@@ -1,4 +1,4 @@
-"""The table of data sets that need no preparation: one row is the shape, the published constants and the reader."""
+"""The table of data sets that need no preparation: image shape, published constants and reader."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Arrays(NamedTuple):
-    """A data set as read: images uint8 [N, H, W, C] or [N, H, W], labels [N] or [N, 1], class names or None."""
+    """The arrays of a data set: images uint8 [N, H, W, C] or [N, H, W], labels [N] or [N, 1], class names or None."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -30,8 +30,8 @@ def _digits(data_path: Path) -> Arrays:
 
 
 def _torchvision(name: str, data_path: Path, train: dict, test: dict) -> Arrays:
-    """Let torchvision find, or download, and verify both splits."""
-    import torchvision.datasets as tv  # imported here: it takes two seconds, and a run on .npz files needs none of it
+    """Read both splits with torchvision, which downloads and verifies them."""
+    import torchvision.datasets as tv  # imported here: it takes two seconds, and .npz files do not need it
 
     cls = getattr(tv, name)
     sets = [cls(str(data_path), download=True, **split) for split in (train, test)]
@@ -68,11 +68,11 @@ class Spec(NamedTuple):
     class_names: list[str]
     mean: list[float]
     std: list[float]
-    read: Callable[[Path], Arrays] | None  # the folder of the data -> arrays; None: a file that was read already
+    read: Callable[[Path], Arrays] | None  # data folder -> arrays; None: the arrays were read already
 
 
 DATASETS: dict[str, Spec] = {
-    # Digits' constants are those of its training pixels; the others are the published ones.
+    # The constants of Digits are measured on its training pixels; the others are published.
     "Digits": Spec((1, 8, 8), _DIGIT_NAMES, [0.3054], [0.3760], _digits),
     "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(_torchvision, "MNIST", **_BY_FLAG)),
     "FashionMNIST": Spec(

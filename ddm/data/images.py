@@ -1,4 +1,4 @@
-"""A data set on one device: uint8 images, normalised when they are used."""
+"""A data set on one device: uint8 images that are normalised on access."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -13,25 +13,25 @@ from ddm.device import free_memory
 from ddm.errors import UserError
 from ddm.rng import to_device
 
-ZCA_LIMIT = 4096  # values of an image: 3x32x32 has 3,072; the transform takes the square of it, and hours beyond
+ZCA_LIMIT = 4096  # values per image (3x32x32 has 3,072): the transform needs the square of this, and hours for more
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels in [0, 1] become what networks see, and back.
+    """The map between pixels in [0, 1] and normalised images.
 
-    Either (x - mean) / std per channel, or a ZCA whitening, whose inverse is x @ inverse + offset.
+    It is (x - mean) / std per channel, or a ZCA whitening with the inverse x @ inverse + offset.
     """
 
     mean: list[float]
     std: list[float]
     constants: Tensor = field(repr=False)  # mean and std as [2, C, 1, 1]
-    offset: Tensor | None = field(default=None, repr=False)  # of a whitening: [1, C * H * W]
+    offset: Tensor | None = field(default=None, repr=False)  # for whitening: [1, C * H * W]
     inverse: Tensor | None = field(default=None, repr=False)  # [C * H * W, C * H * W]
 
     @classmethod
     def of(cls, mean: list[float], std: list[float], zca: Mapping[str, Tensor] | None = None) -> "Normalisation":
-        """From lists over channels, and the whitening that a saved set has under 'zca'."""
+        """A normalisation from lists over channels and the entry 'zca' of a saved set."""
         mean, std = ([float(x) for x in values] for values in (mean, std))
         constants = torch.tensor([mean, std])[:, :, None, None]
         return cls(mean, std, constants, *((zca["mean"], zca["inverse"]) if zca else ()))
@@ -42,7 +42,7 @@ class Normalisation:
 
     @property
     def zca(self) -> dict[str, Tensor] | None:
-        """The whitening as saved sets have it, on the CPU."""
+        """The entry 'zca' of saved sets, on the CPU; None without whitening."""
         return {"mean": self.offset.cpu(), "inverse": self.inverse.cpu()} if self.whitened else None
 
     def to(self, device: str | torch.device) -> "Normalisation":
@@ -50,23 +50,23 @@ class Normalisation:
         return replace(self, **{name: x if x is None else x.to(device) for name, x in moved.items()})
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1], [..., C, H, W], to what networks see. Whitening can't be repeated on new pixels."""
+        """Normalise pixels [..., C, H, W] in [0, 1] with mean and std. Whitening can't be applied to new pixels."""
         mean, std = self.constants
         return (pixels - mean) / std
 
     def unclipped(self, images: Tensor) -> Tensor:
-        """Images [..., C, H, W] as networks see them to pixels, which may leave [0, 1]."""
+        """The pixels of normalised images [..., C, H, W]; they may be outside [0, 1]."""
         if self.whitened:
             return (images.flatten(-3) @ self.inverse + self.offset).view(images.shape)
         mean, std = self.constants
         return images * std + mean
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images [..., C, H, W] as networks see them to pixels clipped to [0, 1]."""
+        """The pixels of normalised images [..., C, H, W], clipped to [0, 1]."""
         return self.unclipped(images).clamp(0, 1)
 
     def bounds(self) -> Tensor:
-        """Pixels 0 and 1 as networks see them: [2, C, 1, 1]. Whitened images have no bounds."""
+        """The normalised values of pixels 0 and 1: [2, C, 1, 1]. Whitened images have no bounds."""
         mean, std = self.constants
         return torch.stack([(0 - mean) / std, (1 - mean) / std])
 
@@ -75,8 +75,8 @@ class Normalisation:
 class ImageData:
     """A data set on one device: images uint8 [N, C, H, W], labels int64 [N].
 
-    Images of a store stay on disk (`Mapped`) unless the device has room for them. After `whitened` they are float32,
-    as networks see them.
+    Images of a store stay on disk (`Mapped`) unless the device has room for them. Whitened images (see `whitened`) are
+    float32 and already normalised.
     """
 
     name: str
@@ -86,8 +86,8 @@ class ImageData:
     y_train: Tensor
     x_test: Tensor | Mapped
     y_test: Tensor
-    indices: list[Tensor] = field(repr=False)  # of the training images of each class, on the CPU
-    known_digest: str | None = None  # of a store: computed when it was made
+    indices: list[Tensor] = field(repr=False)  # for each class, the indices of its training images, on the CPU
+    known_digest: str | None = None  # the digest of a store, computed when it was made
 
     @property
     def mean(self) -> list[float]:
@@ -116,7 +116,7 @@ class ImageData:
 
     @property
     def device(self) -> torch.device:
-        """Where normalised images are."""
+        """The device of normalised images."""
         return self.normalisation.constants.device
 
     def to(self, device: str | torch.device) -> "ImageData":
@@ -128,33 +128,38 @@ class ImageData:
         return replace(self, normalisation=self.normalisation.to(device), **moved)
 
     def with_validation(self, seed: int) -> "ImageData":
-        """The same data with a tenth of each class's training images held out; they replace the test set.
+        """The same data, with a held-out tenth of each class's training images as the test set.
 
-        For choosing settings without looking at the test images. The same seed holds out the same images, at least one
-        per class. Raises UserError where a class has fewer than two.
+        It allows choosing settings without the test images. Equal seeds hold out equal images, at least one per class.
+        Raises UserError if a class has fewer than two images.
         """
-        least = min(len(own) for own in self.indices)
+        least = min(map(len, self.indices))
         if least < 2:
-            raise UserError(f"--eval_split val: a class of {self.name} has {least} training image(s), needs 2 or more")
+            raise UserError(
+                f"--eval_split val: a class of {self.name} has {least} training image(s), needs 2 or more: use "
+                "--eval_split test"
+            )
         generator = torch.Generator("cpu").manual_seed(seed)
-        order = [own[torch.randperm(len(own), generator=generator)] for own in self.indices]
-        sizes = [max(1, len(own) // 10) for own in order]
-        held = torch.cat([own[:size] for own, size in zip(order, sizes, strict=True)])
-        kept = torch.cat([own[size:] for own, size in zip(order, sizes, strict=True)])
+        order = [rows[torch.randperm(len(rows), generator=generator)] for rows in self.indices]
+        sizes = [max(1, len(rows) // 10) for rows in order]
+        held = torch.cat([rows[:size] for rows, size in zip(order, sizes, strict=True)])
+        kept = torch.cat([rows[size:] for rows, size in zip(order, sizes, strict=True)])
         y, indices = self.y_train, by_class(self.y_train[kept], self.num_classes)
         x_train, x_test = (subset(self.x_train, rows) for rows in (kept, held))
         return replace(self, x_train=x_train, y_train=y[kept], x_test=x_test, y_test=y[held], indices=indices)
 
     def whitened(self) -> "ImageData":
-        """The same data after ZCA (eps 0.1), fitted to the training images in [0, 1] instead of normalising them.
+        """The same data, ZCA-whitened instead of normalised; the whitening (eps 0.1) is fitted to the training images.
 
-        All images become float32 in memory. Raises UserError for images too large for the transform.
+        All images become float32 in memory. Raises UserError for images larger than ZCA_LIMIT.
         """
         from kornia.enhance import ZCAWhitening  # imported here: it takes seconds, and only --zca needs it
 
         size = self.channel * self.im_size[0] * self.im_size[1]
         if size > ZCA_LIMIT:
-            raise UserError(f"--zca: an image of {self.name} has {size} values, the transform can do {ZCA_LIMIT}")
+            raise UserError(
+                f"--zca: {self.name} has {size} values per image, the limit is {ZCA_LIMIT}: leave --zca out"
+            )
         x_train, x_test = (images[:].float() / 255 for images in (self.x_train, self.x_test))
         zca = ZCAWhitening(dim=0, eps=0.1, compute_inv=True).fit(x_train)
         x_train, x_test = (zca(images) for images in (x_train, x_test))
@@ -165,7 +170,7 @@ class ImageData:
         return replace(self, x_train=x_train, x_test=x_test, normalisation=normalisation)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] to the float32 that networks see, on their device. Whitened images are that already."""
+        """Normalise uint8 images [..., C, H, W] to float32 on the device. Whitened images are only moved there."""
         if images.device != self.device:
             images = to_device(images, self.device)
         return images if self.normalisation.whitened else self.normalisation.normalise(images.float() / 255)
@@ -174,41 +179,41 @@ class ImageData:
         """A digest of all images, labels and class names."""
         if self.known_digest is not None:
             return self.known_digest
-        found = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
+        hasher = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
-            found.update(tensor.contiguous().numpy())
-        return found.hexdigest()
+            hasher.update(tensor.contiguous().numpy())
+        return hasher.hexdigest()
 
     def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:
-        """Indices [n] of training images of a class, without replacement.
+        """Draw indices [n] of training images of a class, without replacement.
 
-        A class smaller than n is repeated in a new order, so that each image comes n // size or n // size + 1 times.
+        A class smaller than n is repeated in new orders: each image is drawn n // size or n // size + 1 times.
         """
-        own = self.indices[cls]
+        indices = self.indices[cls]
         if n == 0:
-            return own[:0]
-        rounds = -(-n // len(own))
-        order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(rounds)])
-        return own[order[:n]]
+            return indices[:0]
+        rounds = -(-n // len(indices))
+        order = torch.cat([torch.randperm(len(indices), generator=generator) for _ in range(rounds)])
+        return indices[order[:n]]
 
     def batch(self, indices: Tensor) -> Tensor:
-        """The training images at indices [...] (on the CPU), normalised on the device: [..., C, H, W]."""
+        """The training images at indices [...] (a CPU tensor), normalised on the device: [..., C, H, W]."""
         return self.normalise(self.x_train[to_device(indices, self.x_train.device)])
 
 
 def subset(images: Tensor | Mapped, rows: Tensor) -> Tensor | Mapped:
-    """The images at some rows; of a store without reading them."""
+    """The images at some rows; images of a store are not read yet."""
     return images.subset(rows) if isinstance(images, Mapped) else images[rows]
 
 
 def by_class(labels: Tensor, num_classes: int) -> list[Tensor]:
-    """Positions of each class's labels, ascending."""
+    """For each class, the ascending indices of its labels."""
     order = labels.argsort(stable=True)
     return list(order.split(torch.bincount(labels, minlength=num_classes).tolist()))
 
 
 class Normalised:
-    """The images of a split as networks see them, normalised when they are indexed."""
+    """The images of a split, normalised when indexed."""
 
     def __init__(self, data: ImageData, images: Tensor | Mapped):
         self.data, self.images = data, images
@@ -223,10 +228,10 @@ class Normalised:
 
 
 class Batches:
-    """Iterate over (images, labels) in batches cut from tensors, on the device where they are.
+    """Batches of (images, labels), cut from tensors on their device.
 
-    Images may be `Normalised`, then only one batch of them is in memory. With `shuffle`, every pass has a new order,
-    drawn from `generator` (CPU; None is torch's global one).
+    Images may be `Normalised`; then only one batch of them is in memory. With `shuffle`, every pass has a new order,
+    drawn from `generator` (on the CPU; None: torch's global generator).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Where the images of a data set are, in the layouts its owners publish, and how they get into a store.
+"""Finds the images of a data set in its published layout, and writes them into a store.
 
-A `Listing` is what a layout function finds: the classes in label order and, for each split, files or arrays. `fill`
-decodes, resizes and writes it. Labels follow the sorted names of the class folders, which for ImageNet and its subsets
-is the order of their WordNet ids ("wnids").
+A layout function returns a `Listing`: the classes in label order and the files or arrays of each split. `fill` decodes,
+resizes and writes them. Labels follow the sorted names of the class folders. For ImageNet and its subsets this is the
+order of the WordNet ids ("wnids").
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from tqdm import tqdm
 from ddm.data import store
 from ddm.errors import UserError
 
-PART = 512  # an interrupted preparation resumes after a multiple of so many images
+PART = 512  # images per part; an interrupted preparation resumes after the last complete part
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
-VAL_FIRST = ("val", "test")  # where test/ has no labels: ImageNet, TinyImageNet
+VAL_FIRST = ("val", "test")  # for data sets whose test/ has no labels: ImageNet, TinyImageNet
 CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
 
 
 class Files:
-    """The images of a split as files, decoded when read."""
+    """The image files of a split, decoded when read."""
 
     def __init__(self, items: list[tuple[Path, int]]):
         self.paths, self.labels = [path for path, _ in items], np.array([label for _, label in items], np.int64)
@@ -42,29 +42,29 @@ class Files:
         return len(self.paths)
 
     def digest(self) -> str:
-        """Of names, sizes and times: a file that was replaced is another file."""
+        """A digest of names, sizes, modification times and labels. A replaced file changes it."""
         stats = ((path, path.stat()) for path in self.paths)
         names = "\n".join(f"{path.parent.name}/{path.name} {s.st_size} {s.st_mtime_ns}" for path, s in stats)
         return hashlib.blake2b(names.encode(errors="replace") + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
-        """Images uint8 [n, 3, res, res] of a part, and [position, file, reason] of those that can't be decoded."""
+        """Images uint8 [n, 3, res, res] of a part, and [index, file, reason] for files that can't be decoded."""
         images, damaged = [], []
-        for at, found in enumerate(pool.map(lambda path: decoded(path, res), self.paths[part]), part.start):
-            if isinstance(found, str):
-                damaged.append([at, str(self.paths[at]), found])
+        for at, image in enumerate(pool.map(lambda path: decoded(path, res), self.paths[part]), part.start):
+            if isinstance(image, str):
+                damaged.append([at, str(self.paths[at]), image])
             else:
-                images.append(found)
+                images.append(image)
         if len({image.shape for image in images}) > 1:
             sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
             raise UserError(
-                f"the images differ in size ({', '.join(sizes[:3])} ..): give --res, the size to resize them to"
+                f"the images differ in size ({', '.join(sizes[:3])} ..): give --res, the side after resizing"
             )
         return np.stack(images) if images else np.empty((0, 3, res or 1, res or 1), np.uint8), damaged
 
 
 class Array:
-    """The images of a split as an array, uint8 [N, H, W, C] or [N, H, W]."""
+    """The images of a split as an array uint8 [N, H, W, C] or [N, H, W]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images, self.labels = images[..., None] if images.ndim == 3 else images, labels.reshape(-1)
@@ -73,40 +73,40 @@ class Array:
         return len(self.images)
 
     def digest(self) -> str:
-        """Of labels and the first and last image: what is in an array is read again soon enough."""
+        """A digest of the labels and the first and last image."""
         ends = np.ascontiguousarray(self.images[[0, -1]]).tobytes() if len(self.images) else b""
         return hashlib.blake2b(ends + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
         images = self.images[part].transpose(0, 3, 1, 2)
         if res is not None and images.shape[2:] != (res, res):
-            raise UserError(f"the images are {images.shape[3]}x{images.shape[2]} and can't be made --res {res}")
+            raise UserError(f"arrays of {images.shape[3]}x{images.shape[2]} images can't be resized: leave --res out")
         return images, []
 
 
 @dataclass
 class Listing:
-    """A data set found somewhere; labels are positions in class_names."""
+    """The classes and images of a data set; labels are indices of class_names."""
 
     name: str
     class_names: list[str]
     splits: dict[str, Files | Array]  # "train" and "test"
-    notes: list[str] = field(default_factory=list)  # what a user should know
+    notes: list[str] = field(default_factory=list)  # printed for the user
     wnids: list[str] | None = None
-    constants: dict[str, list[float]] = field(default_factory=dict)  # published mean and std, if there are any
+    constants: dict[str, list[float]] = field(default_factory=dict)  # published mean and std, if any
 
 
 def decoded(path: Path, res: int | None) -> np.ndarray | str:
-    """An image file as RGB uint8 [3, res, res], or what is wrong with it.
+    """Decode an image file to RGB uint8 [3, res, res]; return the reason as text if that fails.
 
-    The shorter side becomes `res`, bilinear with antialiasing, and the centre is kept, as torchvision's Resize and
-    CenterCrop do; without `res` the image stays as large as it is. Grey, palette, RGBA and CMYK images become RGB.
+    The image is resized (bilinear, antialiased) to a shorter side of `res` and cropped to its centre, as in
+    torchvision's Resize and CenterCrop. Without `res` the size stays. Grey, palette, RGBA and CMYK images become RGB.
     """
-    from PIL import Image  # imported here: it comes with torchvision, and runs need it only to prepare data
+    from PIL import Image  # imported here: only the preparation of data needs it
 
     try:
         with Image.open(path) as file:
-            if file.mode.startswith("I"):  # 16 bits, which convert() would clip
+            if file.mode.startswith("I"):  # 16 bits: convert() would clip them
                 image = Image.fromarray((np.asarray(file).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
             else:
                 image = file.convert("RGB")
@@ -118,12 +118,12 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
             left, top = round((width - res) / 2), round((height - res) / 2)
             image = image.crop((left, top, left + res, top + res))
         return np.asarray(image).transpose(2, 0, 1)
-    except Exception as error:  # a damaged file raises whatever its damage hits
+    except Exception as error:  # damaged files raise many kinds of errors
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].replace(str(path), path.name)
 
 
 def file_name(name: str) -> str:
-    """A class's name as one of a file or folder."""
+    """The name of a class as a valid name of a file or folder."""
     return re.sub(r"[^\w.-]+", "-", name)
 
 
@@ -131,20 +131,21 @@ def file_name(name: str) -> str:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files below a folder, in the order of their names."""
-    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    """The image files below a folder, sorted by path."""
+    paths = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
 
 
 def child(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first existing subfolder among `names`."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def class_folders(folder: Path, names: list[str] | None = None) -> list[tuple[str, list[Path]]]:
-    """(name, images) of the class folders in a folder, sorted; those in `names`, if given, and only with images."""
-    own = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
-    found = [(name, images_in(folder / name)) for name in own if names is None or name in names]
-    return [(name, images) for name, images in found if images]
+    """(name, images) of the class folders that contain images, sorted by name; `names` selects some of them."""
+    subfolders = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+    groups = [(name, images_in(folder / name)) for name in subfolders if names is None or name in names]
+    return [(name, images) for name, images in groups if images]
 
 
 def labelled(groups: list[tuple[str, list[Path]]], classes: list[str]) -> Files:
@@ -159,11 +160,11 @@ def folders(
     choose: Callable[[list[str]], list[str]] | None = None,
     around: tuple[Path, ...] = (),
 ) -> Listing:
-    """Class folders in train/ and test/ or val/, or class folders without a split.
+    """List class folders in train/ and test/ or val/, or class folders without a split.
 
-    Without one, a seeded fifth of every class becomes the test set. A flat val/ or test/ folder takes its labels from a
-    file (see `labels_of`), there or in the folders `around`. `choose` picks from the sorted names of the training
-    folders.
+    Without a split, a seeded fifth of every class becomes the test set. The labels of a flat val/ or test/ folder come
+    from a file (see `labels_of`) there, in `root` or in the folders `around`. `choose` selects from the sorted names of
+    the training folders. Raises UserError for another layout.
     """
     train = child(root, TRAIN)
     groups = class_folders(train or root)
@@ -181,7 +182,7 @@ def folders(
     test = child(root, test_names)
     if test is None:
         raise UserError(
-            f"{root} has {train.name}/, but none of {', '.join(test_names)}: name the test images' folder so"
+            f"{root} has {train.name}/, but none of {', '.join(test_names)}: rename the folder of the test images"
         )
     test_groups = class_folders(test)
     if {group for group, _ in test_groups} & set(names):
@@ -191,40 +192,40 @@ def folders(
             listing.notes.append(f"{test} has no images of {', '.join(absent[:5])}")
         other = sorted({group for group, _ in test_groups} - set(names))
         if other and choose is None:
-            listing.notes.append(f"{test} has classes that {train} has not: left out: {', '.join(other[:5])}")
+            listing.notes.append(f"{test} has classes that {train} lacks; they are left out: {', '.join(other[:5])}")
     else:
         labels = labels_of(test, root, *around)
         at = {wnid: label for label, wnid in enumerate(names)}
         files = [(path, labels.get(path.stem)) for path in images_in(test)]
         unknown = [path.name for path, wnid in files if wnid is None]
         if unknown:
-            raise UserError(f"{len(unknown)} images in {test} have no label, {unknown[0]} is the first")
+            raise UserError(f"{len(unknown)} images in {test} have no label: complete the labels of {unknown[0]}, ...")
         listing.splits["test"] = Files([(path, at[wnid]) for path, wnid in files if wnid in at])
     return listing
 
 
 def split_off(listing: Listing, groups: list[tuple[str, list[Path]]]) -> None:
-    """A fifth of every class, drawn with seed 0, as the test set."""
+    """Use a fifth of every class, drawn with seed 0, as the test set. Raises UserError for a class of one image."""
     train, test = [], []
     generator = torch.Generator().manual_seed(0)
     for label, (name, images) in enumerate(groups):
         if len(images) < 2:
-            raise UserError(f"class {name} has one image: there is none left to test on")
+            raise UserError(f"class {name} has one image, none is left for the test set: add images")
         order = torch.randperm(len(images), generator=generator).tolist()
         held = set(order[: max(1, len(images) // 5)])
         for at, path in enumerate(images):
             (test if at in held else train).append((path, label))
     listing.splits = {"train": Files(train), "test": Files(test)}
     listing.notes.append(
-        "it has no train/ and test/ folders: a fifth of every class, drawn with seed 0, is the test set"
+        "there are no train/ and test/ folders: a fifth of every class, drawn with seed 0, is the test set"
     )
 
 
 def labels_of(*places: Path) -> dict[str, str]:
-    """File name without extension -> wnid, of a flat folder of ImageNet's or TinyImageNet's validation images.
+    """File name without extension -> wnid, for a flat folder of ImageNet's or TinyImageNet's validation images.
 
-    From val_annotations.txt, LOC_val_solution.csv, or the devkit's ILSVRC2012_validation_ground_truth.txt (with its
-    meta.mat), in one of some folders, the first of which is the images'; raises UserError where there is none.
+    Reads val_annotations.txt, LOC_val_solution.csv, or the devkit's ILSVRC2012_validation_ground_truth.txt (with
+    meta.mat) in one of `places`; the first place is the folder of the images. Raises UserError without such a file.
     """
     names = ("*.txt", "*.csv", "*.mat", "*devkit*/data/*")
     found = {path.name: path for place in reversed(places) for name in names for path in place.glob(name)}
@@ -242,13 +243,13 @@ def labels_of(*places: Path) -> dict[str, str]:
         numbers = found["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
         return {f"ILSVRC2012_val_{at:08d}": wnids[int(number)] for at, number in enumerate(numbers, 1)}
     raise UserError(
-        f"{places[0]} has no class folders, and its labels are not there: put val_annotations.txt, "
+        f"{places[0]} has neither class folders nor a file of labels: put val_annotations.txt, "
         f"LOC_val_solution.csv or the devkit (ILSVRC2012_validation_ground_truth.txt and meta.mat) into {places[1]}"
     )
 
 
 def words_of(root: Path, wnids: list[str]) -> list[str]:
-    """The first name of each wnid, from words.txt or LOC_synset_mapping.txt; the wnid where there is none."""
+    """The first name of each wnid, from words.txt or LOC_synset_mapping.txt; the wnid if it has no name."""
     words: dict[str, str] = {}
     for name, separator in (("words.txt", "\t"), ("LOC_synset_mapping.txt", " ")):
         with contextlib.suppress(OSError):
@@ -268,10 +269,11 @@ def tiny_imagenet(root: Path, name: str) -> Listing:
         official = (root / "wnids.txt").read_text().split()
         if set(official) != set(listing.wnids):
             raise UserError(
-                f"{root / 'wnids.txt'} names {len(official)} classes, train/ has {len(listing.wnids)} others"
+                f"{root / 'wnids.txt'} names {len(official)} classes, train/ has {len(listing.wnids)} others: use "
+                "another copy"
             )
         if official != listing.wnids:
-            listing.notes.append("wnids.txt has its classes in another order; labels follow the sorted wnids")
+            listing.notes.append("wnids.txt has another class order; labels follow the sorted wnids")
     return listing
 
 
@@ -286,31 +288,31 @@ def published_tensors(path: Path, name: str) -> Listing:
                 raise ValueError(f"images_{key} is {images.dtype} {list(images.shape)}, uint8 [N, 3, H, W] expected")
             splits[split] = Array(images.permute(0, 2, 3, 1).numpy(), labels.numpy().astype(np.int64))
         classes = [str(label) for label in found["classes"]]
-    except Exception as error:  # garbage raises whatever its damage hits
-        raise UserError(f"{path} can't be read as the published file: {str(error)[:120]}") from None
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise UserError(f"{path} can't be read as the published file ({str(error)[:120]}): use another copy") from None
     listing = Listing(name, classes, splits)
     if classes != sorted(classes):
-        listing.notes.append(f"{path.name} has its classes in another order than the sorted one; its order is kept")
+        listing.notes.append(f"the classes in {path.name} are not sorted; labels follow the order in the file")
     return listing
 
 
 def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: list[str] | None = None) -> Listing:
-    """ILSVRC's train/<wnid> and val, or an archive of the ten classes of a subset.
+    """List ILSVRC's train/<wnid> and val, or an archive with the ten classes of a subset.
 
-    `indices` are a subset's classes among the 1,000 sorted wnids, `wnids` the same by id, where they are known.
+    `indices` are the classes of a subset among the 1,000 sorted wnids; `wnids` are their ids, if known. Raises
+    UserError for other classes.
     """
 
     def choose(names: list[str]) -> list[str]:
         if not all(re.fullmatch(r"n\d{8}", folder) for folder in names):
-            raise UserError(f"{root}: class folders must have the names of WordNet ids, as n01440764, for {name}")
+            raise UserError(f"{root}: name the class folders of {name} by WordNet id, such as n01440764")
         for other in (NETTE_WNIDS, WOOF_WNIDS):
             if wnids is None and names == other:
-                raise UserError(f"{root} has other classes than {name}")
+                raise UserError(f"{root} has other classes than {name}: check NAME and --source")
         if indices is None or len(names) == len(indices):
             if wnids is not None and names != sorted(wnids):
-                raise UserError(
-                    f"{root} has other classes than {name}: {', '.join(sorted(set(names) ^ set(wnids))[:4])}"
-                )
+                differing = ", ".join(sorted(set(names) ^ set(wnids))[:4])
+                raise UserError(f"{root} has other classes than {name} ({differing}): check NAME and --source")
             return names
         if len(names) != 1000:
             raise UserError(f"{root} has {len(names)} class folders: {name} needs its 10, or all 1000 of ImageNet")
@@ -323,9 +325,9 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
 
 
 def idx_files(root: Path, name: str) -> Listing | None:
-    """MNIST's and FashionMNIST's four files, gzipped or not, wherever they are below a folder."""
+    """List the four files of MNIST or FashionMNIST, gzipped or not, anywhere below a folder; None without them."""
     folders = {path.parent for path in root.rglob("*ubyte*") if path.is_file()}
-    if len(folders) > 1:  # torchvision's folder may have both, each below its name
+    if len(folders) > 1:  # torchvision's folder may contain both, in folders of their names
         folders = {folder for folder in folders if name in folder.parts}
     if len(folders) != 1:
         return None
@@ -340,11 +342,11 @@ def idx_files(root: Path, name: str) -> Listing | None:
             try:
                 content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
                 if int.from_bytes(content[:4], "big") != 0x800 + dims:
-                    raise ValueError("it has another magic number")
+                    raise ValueError("wrong magic number")
                 shape = np.frombuffer(content, ">i4", dims, offset=4)
                 arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape))
             except (OSError, ValueError, EOFError) as error:
-                raise UserError(f"{path} is damaged ({str(error)[:80]})") from None
+                raise UserError(f"{path} is damaged ({str(error)[:80]}): use another copy") from None
     splits = {"train": Array(arrays[0], arrays[1]), "test": Array(arrays[2], arrays[3])}
     return Listing(name, [str(label) for label in range(10)], splits)
 
@@ -353,9 +355,9 @@ def idx_files(root: Path, name: str) -> Listing | None:
 
 
 def fill(path: Path, listing: Listing, source: str, res: int | None, show: Callable[[str], None] = print) -> dict:
-    """Decode a listing into a store at `path`, or the rest of it; gives what store.json says.
+    """Decode a listing into a store at `path`, resuming if possible; return the content of store.json.
 
-    Raises UserError where the disk refuses or no image of a class can be read.
+    Raises UserError if a write fails, or if no image of a class can be read.
     """
     for split, images in listing.splits.items():
         if not len(images):
@@ -367,8 +369,8 @@ def fill(path: Path, listing: Listing, source: str, res: int | None, show: Calla
             return _fill(writer, listing, res, show)
     except OSError as error:
         raise UserError(
-            f"can't write {path}: {error.strerror or error}; what is done is kept in {path.name}.partial, and the same "
-            "command resumes from there"
+            f"can't write {path}: {error.strerror or error}; run the same command again to resume from "
+            f"{path.name}.partial"
         ) from None
 
 
@@ -387,7 +389,7 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
                     if split["shape"] is not None and len(pixels) and list(pixels.shape[1:]) != split["shape"]:
                         raise UserError(
                             f"the images differ in size ({split['shape']}, then {list(pixels.shape[1:])}): give --res, "
-                            "the size to resize them to"
+                            "the side after resizing"
                         )
                     writer.append(name, pixels, part.stop - first, damaged)
                     bar.update(part.stop - first)
@@ -398,41 +400,41 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
             if len(shapes) > 1:
                 raise UserError(f"training and test images differ in size ({sorted(shapes)}): give --res")
             if not len(labels[name]):
-                raise UserError(f"no image of the {name} set of {listing.name} can be read")
+                raise UserError(f"no image of the {name} set of {listing.name} can be read: use another copy")
             if name == "train" and not counts.all():
                 missing = listing.class_names[int(counts.argmin())]
-                raise UserError(f"class {missing} of {listing.name} has no training image that can be read")
-    about = {"name": listing.name, "class_names": listing.class_names, "wnids": listing.wnids}
-    return writer.finish(labels, about | listing.constants | {"notes": listing.notes})
+                raise UserError(f"class {missing} of {listing.name} has no readable training image: use another copy")
+    metadata = {"name": listing.name, "class_names": listing.class_names, "wnids": listing.wnids}
+    return writer.finish(labels, metadata | listing.constants | {"notes": listing.notes})
 
 
 # --- archives ------------------------------------------------------------------------------------------------
 
 
-def unpacked(source: Path, where: Path, show: Callable[[str], None] = print) -> Path:
-    """A source folder itself; an archive unpacked into `where`, once.
+def unpacked(source: Path, work: Path, show: Callable[[str], None] = print) -> Path:
+    """The folder of a source; an archive is unpacked once, into a folder below `work`.
 
-    Where one folder holds all else, that.
+    If the result contains a single folder without a training split beside it, that folder is returned.
     """
     if source.is_file() and source.name.endswith(ARCHIVES):
-        stat = source.stat()  # another archive is unpacked again
+        stat = source.stat()  # a changed archive is unpacked again
         key = hashlib.blake2b(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=4)
-        done = where / f"unpacked_{key.hexdigest()}"
+        done = work / f"unpacked_{key.hexdigest()}"
         if not done.exists():
             show(f"unpacking {source}")
-            tmp = where / "unpacking"
+            tmp = work / "unpacking"
             shutil.rmtree(tmp, ignore_errors=True)
             try:
                 tmp.mkdir(parents=True)
                 shutil.unpack_archive(source, tmp, **({} if source.suffix == ".zip" else {"filter": "data"}))
-            except Exception as error:  # a damaged archive raises whatever its damage hits
-                raise UserError(f"{source} can't be unpacked ({str(error)[:100]})") from None
+            except Exception as error:  # damaged archives raise many kinds of errors
+                raise UserError(f"{source} can't be unpacked ({str(error)[:100]}): use another copy") from None
             os.replace(tmp, done)
         source = done
     if source.is_dir():
         inside = [path for path in source.iterdir() if not path.name.startswith((".", "__"))]
         if len(inside) == 1 and inside[0].is_dir() and child(source, TRAIN) is None:
-            return unpacked(inside[0], where)
+            return unpacked(inside[0], work)
     return source
 
 
@@ -441,13 +443,13 @@ def unpacked(source: Path, where: Path, show: Callable[[str], None] = print) -> 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that `ddm prepare` brings into a store: what to expect, and where its images are."""
+    """A data set that `ddm prepare` converts into a store: its expected size, and the function that lists it."""
 
     num_classes: int
-    res: int  # side in pixels, where --res names none
-    counts: tuple[int, int]  # training and test images of a whole copy
+    res: int  # default image side in pixels
+    counts: tuple[int, int]  # training and test images of a complete copy
     find: Callable[[Path, str], Listing]
-    indices: tuple[int, ...] = ()  # of a subset: its classes among ImageNet's 1,000 sorted wnids
+    indices: tuple[int, ...] = ()  # for a subset: its classes among ImageNet's 1,000 sorted wnids
 
 
 NETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
@@ -474,7 +476,7 @@ def _subset(indices: tuple[int, ...], counts: tuple[int, int], wnids: list[str] 
 PREPARED: dict[str, Prepared] = {
     "TinyImageNet": Prepared(200, 64, (100000, 10000), tiny_imagenet),
     "ImageNet": Prepared(1000, 64, (1281167, 50000), imagenet),
-    # Counts of fastai's archives (their second version); the others', of ImageNet's own split.
+    # Counts: fastai's archives (second version) for these two, ImageNet's split for the others.
     "ImageNette": _subset(NETTE, (9469, 3925), NETTE_WNIDS),
     "ImageWoof": _subset(WOOF, (9025, 3929), WOOF_WNIDS),
     "ImageFruit": _subset(FRUIT, (13000, 500)),
@@ -485,5 +487,5 @@ PREPARED: dict[str, Prepared] = {
 
 
 def store_path(data_path: Path, name: str, res: int | None) -> Path:
-    """Where the store of a data set is, or will be."""
+    """The path of a data set's store."""
     return data_path / (f"{name}{store.SUFFIX}" if res is None else f"{name}_{res}{store.SUFFIX}")

@@ -1,4 +1,4 @@
-"""From a data set's name or path to an `ImageData`.
+"""Loads data sets by name or path.
 
 The name determines the source, in this order: the store `<data_path>/<NAME>.store` that `ddm prepare` writes, the file
 `<data_path>/<NAME>.npz`, torchvision's files there, torchvision's download. A path is a store, an .npz file or a folder
@@ -30,18 +30,18 @@ def is_path(name: str) -> bool:
     """Whether --dataset is a path, not one of NAMES."""
     if name in NAMES:
         return False
-    with contextlib.suppress(OSError):  # a name too long for one
+    with contextlib.suppress(OSError):  # the name is too long for a path
         return os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists()
     return False
 
 
 def short_name(name: str) -> str:
-    """The name of a data set for files: of a path, its last part without extension."""
+    """The name of a data set in file names: for a path, its last part without extension."""
     return Path(os.path.abspath(name)).stem if is_path(name) else name
 
 
 def check_name(name: str) -> None:
-    """Raise UserError, with the nearest name, unless --dataset is a path or one of NAMES."""
+    """Raise UserError with the nearest name, unless --dataset is a path or one of NAMES."""
     if not is_path(name):
         lookup(NAMES, name, "dataset")
 
@@ -49,28 +49,33 @@ def check_name(name: str) -> None:
 def load_split(
     name: str, data_path: str | Path, res: int | None, eval_split: str, zca: bool, seed: int
 ) -> tuple[ImageData, str]:
-    """The data set as a run sees it, on the CPU, and the digest of its files.
+    """Load the data set of a run, on the CPU, and the digest of its files.
 
-    With eval_split 'val' the test images are a seeded tenth of the training images; with `zca` all are whitened.
+    With eval_split 'val' the test images are a seeded tenth of the training images. With `zca` all images are whitened.
     Raises UserError as `load`, `ImageData.with_validation` and `ImageData.whitened` do.
     """
     data = load(name, data_path, res)
     digest = data.digest()
+    return split(data, eval_split, zca, seed), digest
+
+
+def split(data: ImageData, eval_split: str, zca: bool, seed: int) -> ImageData:
+    """The data that a run uses: with the validation split as test set, whitened, or as they are (see `load_split`)."""
     if eval_split == "val":
         data = data.with_validation(rng.seed_of(seed, 0, 0, -1, "validation split"))
-    return (data.whitened() if zca else data), digest
+    return data.whitened() if zca else data
 
 
 def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
-    """Find a data set: a name of NAMES, or the path of a store, an .npz file or a folder of class folders.
+    """Load a data set: a name of NAMES, or the path of a store, an .npz file or a folder of class folders.
 
-    An .npz file holds x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test and optionally classes. `res` is
-    the side in pixels, where it can be chosen. A folder is first made into a store. Raises UserError when there is
-    neither data nor network, and for files that can't be read or don't have the data set's shape.
+    An .npz file contains x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test and optionally classes. `res`
+    is the image side in pixels, for data sets with a choice. A folder is first converted into a store. Raises UserError
+    if the data are missing and can't be downloaded, and for unreadable files or wrong shapes.
     """
     data_path = Path(data_path)
     if is_path(name):
-        return _own(Path(name), data_path, res)
+        return _user_data(Path(name), data_path, res)
     lookup(NAMES, name, "dataset")
     prepared = layouts.PREPARED.get(name)
     if prepared is not None:
@@ -99,15 +104,19 @@ def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
 
 
 def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
-    """A data set from its store, images left where they are."""
-    about, arrays = store.read(path)
-    if res is not None and about["shape"][1:] != [res, res]:
-        raise UserError(f"{path} has images of {about['shape'][2]}x{about['shape'][1]} pixels, --res asks for {res}")
-    return _image_data(name, about["class_names"], about["mean"], about["std"], arrays, str(path), about["digest"])
+    """A data set from its store; the images stay on disk."""
+    metadata, arrays = store.read(path)
+    if res is not None and metadata["shape"][1:] != [res, res]:
+        raise UserError(
+            f"{path} has images of {metadata['shape'][2]}x{metadata['shape'][1]} pixels: leave --res {res} out"
+        )
+    return _image_data(
+        name, metadata["class_names"], metadata["mean"], metadata["std"], arrays, str(path), metadata["digest"]
+    )
 
 
 def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
-    """Some classes of a data set, labelled in the given order, under a new name."""
+    """Some classes of a data set, labelled in the given order, with a new name."""
     label = torch.full((data.num_classes,), -1)
     label[classes] = torch.arange(len(classes))
     arrays = {}
@@ -121,10 +130,10 @@ def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
     return replace(found, normalisation=data.normalisation)
 
 
-def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
-    """A user's data: a store, an .npz file, or a folder of class folders, which becomes a store in data_path."""
-    if not os.path.exists(path):  # of a path too long, too
-        raise UserError(f"--dataset {str(path)[:80]!r}: there is no such file or folder")
+def _user_data(path: Path, data_path: Path, res: int | None) -> ImageData:
+    """A user's data: a store, an .npz file, or a folder of class folders; a folder becomes a store in data_path."""
+    if not os.path.exists(path):  # False also for a path that is too long
+        raise UserError(f"--dataset {str(path)[:80]!r}: there is no such file or folder: check the path")
     name = short_name(str(path))
     if store.is_store(path):
         return _stored(name, path, res)
@@ -134,13 +143,13 @@ def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
             raise UserError(f"--res {res}: {path} has images of {data.im_size[1]}x{data.im_size[0]}; leave --res out")
         return data
     listing = layouts.folders(path, name)
-    where = layouts.store_path(data_path / "own", name, res)  # not in the place of a published one
+    where = layouts.store_path(data_path / "own", name, res)  # apart from published data sets
     if store.is_store(where):
-        about, _ = store.read(where)
+        metadata, _ = store.read(where)
         listed = {split: files.digest() for split, files in listing.splits.items()}
-        if about["recipe"].get("listing") != listed or about["recipe"].get("source") != str(path.resolve()):
+        if metadata["recipe"].get("listing") != listed or metadata["recipe"].get("source") != str(path.resolve()):
             raise UserError(
-                f"{where} was made from other files than {path} has now: delete it, or name another --data_path"
+                f"{where} was made from other files than those in {path}: delete it, or name another --data_path"
             )
     else:
         for note in listing.notes:
@@ -150,7 +159,10 @@ def _own(path: Path, data_path: Path, res: int | None) -> ImageData:
 
 
 def load_file(path: Path, name: str | None = None) -> ImageData:
-    """An .npz file (see `load`); with a name it must be that data set, without one it describes itself."""
+    """Load an .npz file (see `load`). With `name` its arrays must fit that data set; else shape and constants are read.
+
+    Raises UserError for an unreadable file or wrong arrays.
+    """
     arrays = _read_npz(path)
     if name is None:
         return from_arrays(arrays, str(path), short_name(str(path)))
@@ -158,15 +170,15 @@ def load_file(path: Path, name: str | None = None) -> ImageData:
 
 
 def from_arrays(arrays: Arrays, source: str, name: str = "data") -> ImageData:
-    """A data set of the user's arrays, whose constants are measured; `source` names them in errors."""
-    return _tensors(name, own_spec(source, arrays), arrays, source)
+    """A data set from a user's arrays, with measured constants. Raises UserError that names `source`."""
+    return _tensors(name, user_spec(source, arrays), arrays, source)
 
 
 MOST_CLASSES = 100_000
 
 
-def own_spec(path: str, arrays: Arrays) -> Spec:
-    """The table row of a user's .npz file; its constants are measured on the training images."""
+def user_spec(path: str, arrays: Arrays) -> Spec:
+    """The table row for a user's arrays, with constants measured on the training images. Raises UserError."""
     x, y = arrays.x_train, arrays.y_train
     for labels in (y, arrays.y_test):
         good = (
@@ -179,9 +191,11 @@ def own_spec(path: str, arrays: Arrays) -> Spec:
             raise UserError(f"{path}: labels must be integers from 0, one for each image, fewer than {MOST_CLASSES}")
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or not np.issubdtype(y.dtype, np.integer):
         raise UserError(
-            f"{path}: x_train is {x.dtype} {list(x.shape)} and y_train {y.dtype}, needs uint8 images, integers"
+            f"{path}: x_train is {x.dtype} {list(x.shape)}, y_train is {y.dtype}: uint8 images and integers are needed"
         )
     x = x[..., None] if x.ndim == 3 else x
+    if x.shape[3] not in (1, 3):
+        raise UserError(f"{path}: x_train is {list(x.shape)}: channels come last, [N, H, W, C] with C 1 or 3")
     names = arrays.classes or [str(label) for label in range(max(int(y.max()), int(arrays.y_test.max())) + 1)]
     mean, std = (getattr(x, f)((0, 1, 2), dtype=np.float64) / 255 for f in ("mean", "std"))
     return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), np.maximum(std, 1e-6).tolist(), None)
@@ -191,7 +205,7 @@ def _read_npz(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file if key in Arrays._fields}
-    except Exception as error:  # a damaged archive raises whatever its damage hits: zlib, tokenize, MemoryError, ...
+    except Exception as error:  # damaged archives raise many kinds of errors: zlib, tokenize, MemoryError, ...
         raise UserError(f"{path}: not a readable .npz file ({_reason(error)})") from None
     missing = [key for key in Arrays._fields[:4] if not isinstance(arrays.get(key), np.ndarray)]
     if missing:
@@ -207,10 +221,10 @@ def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
     before = _folders(data_path)
     try:
         return spec.read(data_path)
-    except Exception as error:  # no network, no permission, or whatever damaged files make a reader raise
+    except Exception as error:  # no network, no permission, or a damaged file, which raises many kinds of errors
         for folder in sorted(_folders(data_path) - before, key=lambda path: len(path.parts), reverse=True):
             with contextlib.suppress(OSError):
-                folder.rmdir()  # refuses one with files in it
+                folder.rmdir()  # fails if it contains files
         where = repr(str(data_path))
         if isinstance(error, OSError) or "download" in str(error):  # URLError is an OSError
             raise UserError(
@@ -218,23 +232,23 @@ def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
                 "y_train, x_test, y_test) or torchvision's files there, or name their folder with --data_path"
             ) from None
         raise UserError(
-            f"the {name} files in {where} can't be read ({_reason(error)}): delete them, to have them downloaded again"
+            f"the {name} files in {where} can't be read ({_reason(error)}): delete them to download them again"
         ) from None
 
 
 def _folders(path: Path) -> set[Path]:
-    """Those that a download may add: the folder, its parents, and two levels below."""
+    """The folders that a download may add: the folder, its parents, and two levels below."""
     return {*path.glob("*/*/"), *path.glob("*/"), *(folder for folder in (path, *path.parents) if folder.is_dir())}
 
 
 def _reason(error: Exception) -> str:
-    """The last line of an error's text, which in torchvision's is the cause."""
+    """The last line of an error's text, which is the cause in torchvision's errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:100] if lines else type(error).__name__
 
 
 def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
-    """Check the arrays against the table and turn them into tensors."""
+    """Check the arrays against the table and convert them to tensors."""
     splits, num_classes = {}, len(spec.class_names)
     for split in ("train", "test"):
         x, y = getattr(arrays, f"x_{split}"), getattr(arrays, f"y_{split}")

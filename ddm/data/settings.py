@@ -1,10 +1,10 @@
-"""Which data set, and where it is."""
+"""Settings of data sets and their folders."""
 
 from ddm.settings import Role, Settings, a_path, grouped, resolution
 
 data = grouped("data")
 
-# The rows of catalogue.DATASETS and layouts.PREPARED, which can't be imported here: --help must not import torch.
+# The names in catalogue.DATASETS and layouts.PREPARED, which can't be imported here: --help must not import torch.
 NAMED = (
     "Digits, MNIST, FashionMNIST, SVHN, CIFAR10, CIFAR100, TinyImageNet, ImageNet, ImageNette, ImageWoof, ImageFruit, "
     "ImageMeow, ImageSquawk, ImageYellow"
@@ -12,16 +12,16 @@ NAMED = (
 
 
 class PathSettings(Settings):
-    """Where data sets are."""
+    """The folder and resolution of data sets."""
 
     data_path: str = data(
-        "data", "folder of stores, <NAME>.npz or torchvision's files; downloads go there", check=a_path, role=Role.PLACE
+        "data", "folder of stores, <NAME>.npz or torchvision's files, and of downloads", check=a_path, role=Role.PLACE
     )
-    res: int | None = data(None, "side of the images in pixels, where a data set leaves the choice", check=resolution)
+    res: int | None = data(None, "image side in pixels, for data sets with a choice", check=resolution)
 
 
 class DataSettings(PathSettings):
-    """A data set and how its pixels are normalised."""
+    """A data set and the normalisation of its pixels."""
 
     dataset: str = data(
         "CIFAR10", f"{NAMED}; or the path of a store, an .npz file or a folder of class folders", check=a_path
@@ -30,10 +30,10 @@ class DataSettings(PathSettings):
 
 
 class HeldOutSettings(Settings):
-    """Which real images score a set."""
+    """The real images that evaluate a set."""
 
     eval_split: str = grouped("evaluation")(
         "test",
-        "val: score on a seeded tenth of the training images, held out of everything else",
+        "val: evaluate on a seeded tenth of the training images, which is used for nothing else",
         choices=("test", "val"),
     )

@@ -1,10 +1,10 @@
-"""A prepared data set on disk: uint8 arrays that are memory-mapped, and a store.json that says what they are.
+"""A store: a prepared data set on disk, as memory-mapped uint8 arrays and a description.
 
     x_train.npy  x_test.npy     uint8 [N, C, H, W]
     y_train.npy  y_test.npy     int64 [N]
-    store.json                  names of the classes, mean and std, digest, and how the store was made
+    store.json                  class names, mean and std, digest, and how the store was made
 
-A `Writer` appends to it and resumes where it was interrupted; `Mapped` reads images without ever loading them all.
+A `Writer` appends to a store and resumes after an interruption. `Mapped` reads images without loading all of them.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from ddm.errors import UserError
 
 FORMAT = 1
 SUFFIX = ".store"
-KEPT_BYTES = 2**27  # of mapped images that stay in this process once read; the system's cache keeps what it can
+KEPT_BYTES = 2**27  # mapped bytes that may stay in this process after reading; the system's cache is separate
 NEEDED = {"format", "name", "class_names", "mean", "std", "digest", "counts", "shape"}
 
 
 class Mapped:
-    """The images of a .npy file [N, C, H, W], read where they are indexed; like a uint8 tensor on the CPU.
+    """The images of a .npy file [N, C, H, W], read when indexed; used like a uint8 tensor on the CPU.
 
-    Indexing with an int, a slice or a tensor of any shape reads; `subset` only notes which images.
+    Indices are an int, a slice or a tensor of any shape. `subset` selects images without reading them.
     """
 
     device = torch.device("cpu")
@@ -68,7 +68,7 @@ class Mapped:
         return images.view(*rows.shape, *self.array.shape[1:])
 
     def _release(self, nbytes: int) -> None:
-        """Take pages that were read out of this process again, or its memory would grow to the size of the file."""
+        """Release the pages that were read; otherwise the process would grow to the size of the file."""
         self._unreleased += nbytes
         mapped = getattr(self.array, "_mmap", None)
         if mapped is not None and self._unreleased > KEPT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
@@ -76,7 +76,7 @@ class Mapped:
             self._unreleased = 0
 
     def to(self, device: str | torch.device, room: int | None = None) -> "Mapped | Tensor":
-        """On an accelerator with `room` bytes for it, all of it; else itself."""
+        """All images on an accelerator, if they fit into `room` bytes; else this object."""
         if torch.device(device).type == "cpu" or room is None or self.nbytes > room:
             return self
         parts = [self[first : first + 4096].to(device) for first in range(0, len(self), 4096)]
@@ -90,31 +90,31 @@ def is_store(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[dict, dict[str, Any]]:
-    """store.json and the arrays of a store, images as `Mapped`, labels as tensors; raises UserError if damaged."""
+    """Read store.json and the arrays of a store, images as `Mapped`, labels as tensors. Raises UserError if damaged."""
     try:
-        about = json.loads((path / "store.json").read_text())
-        missing = NEEDED - about.keys()
-        if missing or about["format"] != FORMAT:
-            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"its format is {about['format']}")
+        metadata = json.loads((path / "store.json").read_text())
+        missing = NEEDED - metadata.keys()
+        if missing or metadata["format"] != FORMAT:
+            raise ValueError(f"no {', '.join(sorted(missing))}" if missing else f"its format is {metadata['format']}")
         if (
-            set(about["counts"]) != {"train", "test"}
-            or not len(about["mean"]) == len(about["std"]) == about["shape"][0]
+            set(metadata["counts"]) != {"train", "test"}
+            or not len(metadata["mean"]) == len(metadata["std"]) == metadata["shape"][0]
         ):
-            raise ValueError("its counts, mean or std do not fit")
+            raise ValueError("its counts, mean or std are inconsistent")
         arrays: dict[str, Any] = {}
-        for split, count in about["counts"].items():
+        for split, count in metadata["counts"].items():
             arrays[f"x_{split}"] = Mapped(path / f"x_{split}.npy")
             arrays[f"y_{split}"] = torch.from_numpy(np.load(path / f"y_{split}.npy").astype(np.int64))
             x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
             if not len(x) == len(y) == count or x.array.dtype != np.uint8 or x.array.ndim != 4:
                 raise ValueError(f"{split} has {len(x)} images and {len(y)} labels, {count} expected")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not a good store ({str(error)[:100]}): prepare it again") from None
-    return about, arrays
+        raise UserError(f"{path} is not a valid store ({str(error)[:100]}): prepare it again") from None
+    return metadata, arrays
 
 
 def header(path: Path) -> dict:
-    """What np.load would find in a .npy file's header."""
+    """The shape and dtype in the header of a .npy file, and the header's length in bytes."""
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -122,17 +122,17 @@ def header(path: Path) -> dict:
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Of a uint8 array in a .npy file. Its length does not depend on the number of images, as numpy leaves room."""
+    """The .npy header of a uint8 array. Its length does not depend on the number of images, as numpy pads it."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
 class Writer:
-    """Fills a store a part at a time, in `<path>.partial`, which becomes `path` once it is whole.
+    """Writes a store part by part in `<path>.partial`, which is renamed to `path` when complete.
 
-    After every part its state is on the disk; a Writer of the same `recipe` resumes after the last part. The store is
-    locked until `close`.
+    The state is saved after every part; a Writer with the same `recipe` resumes after the last part. The store is
+    locked until `close`. Raises UserError if another process has the lock.
     """
 
     def __init__(self, path: Path, recipe: dict):
@@ -143,22 +143,22 @@ class Writer:
         try:
             self._lock = disk.Lock(self.partial / "lock")
         except BlockingIOError:
-            raise UserError(f"another process is making {path}: wait for it") from None
+            raise UserError(f"another process is writing {path}: wait for it") from None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads((self.partial / "state.json").read_text())
-            if found["recipe"] == json.loads(json.dumps(recipe)):
-                self.state, self.fresh = found, False
+            state = json.loads((self.partial / "state.json").read_text())
+            if state["recipe"] == json.loads(json.dumps(recipe)):
+                self.state, self.fresh = state, False
 
     def close(self) -> None:
         self._lock.close()
 
     def split(self, name: str) -> dict:
-        """What is known of a split: sources consumed, rows written, sums of pixels, damaged sources, part digests."""
+        """The state of a split: sources consumed, rows written, sums of pixels, damaged sources, part digests."""
         blank = {"consumed": 0, "rows": 0, "shape": None, "sum": [], "squares": [], "damaged": [], "digests": []}
         return self.state["splits"].setdefault(name, blank)
 
     def append(self, name: str, images: np.ndarray, consumed: int, damaged: list) -> None:
-        """Add images uint8 [n, C, H, W], which came of the next `consumed` sources, `damaged` of them left out."""
+        """Append images uint8 [n, C, H, W], decoded from the next `consumed` sources; `damaged` lists skipped ones."""
         split, file_path = self.split(name), self.partial / f"x_{name}.npy"
         shape = images.shape[1:]
         if len(images) and split["shape"] is None:
@@ -167,7 +167,7 @@ class Writer:
             start = len(npy_header((split["rows"], *shape)))
             with open(file_path, "r+b" if file_path.exists() else "w+b") as file:
                 file.seek(start + split["rows"] * images[0].nbytes)
-                file.truncate()  # what a part that did not get to its end has left
+                file.truncate()  # remove the rest of an incomplete part
                 file.write(np.ascontiguousarray(images))
                 file.seek(0)
                 file.write(npy_header((split["rows"] + len(images), *shape)))
@@ -182,33 +182,33 @@ class Writer:
         split["consumed"] += consumed
         disk.replace(self.partial / "state.json", json.dumps(self.state))
 
-    def finish(self, labels: dict[str, np.ndarray], about: dict) -> dict:
-        """Write labels and store.json, and put the store where it belongs; what store.json says."""
+    def finish(self, labels: dict[str, np.ndarray], metadata: dict) -> dict:
+        """Write labels and store.json and rename the store to `path`; return the content of store.json."""
         splits = self.state["splits"]
         sums = splits["train"]
         pixels = sums["rows"] * int(np.prod(sums["shape"][1:])) * 255.0
         mean = [s / pixels for s in sums["sum"]]
         squares = [q / pixels / 255 for q in sums["squares"]]
         std = [max(q - m * m, 0) ** 0.5 for q, m in zip(squares, mean, strict=True)]
-        digest = hashlib.blake2b(repr(about["class_names"]).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr(metadata["class_names"]).encode(), digest_size=16)
         for name, y in labels.items():
             np.save(self.partial / f"y_{name}.npy", y.astype(np.int64))
             digest.update("".join(splits[name]["digests"]).encode() + y.astype(np.int64).tobytes())
         record = {
             "format": FORMAT,
-            **about,
+            **metadata,
             "shape": sums["shape"],
             "counts": {name: splits[name]["rows"] for name in labels},
             "measured_mean": mean,
             "measured_std": std,
-            "mean": about.get("mean") or mean,
-            "std": about.get("std") or std,
+            "mean": metadata.get("mean") or mean,
+            "std": metadata.get("std") or std,
             "damaged": {name: splits[name]["damaged"] for name in labels},
             "digest": digest.hexdigest(),
             "recipe": self.recipe,
         }
         (self.partial / "store.json").write_text(json.dumps(record, indent=2) + "\n")
         (self.partial / "state.json").unlink()
-        (self.partial / "lock").unlink(missing_ok=True)  # no lock was possible on Windows
+        (self.partial / "lock").unlink(missing_ok=True)  # Windows has no lock
         os.replace(self.partial, self.path)
         return record

@@ -1,8 +1,8 @@
-"""The evaluation: train fresh networks on a small set, test them on the whole test set.
+"""The evaluation: train fresh networks on a small set, and test them on the whole test set.
 
-The protocol is exactly that of DC/DSA/DM: epochs 0 .. E of SGD (momentum 0.9, weight decay 5e-4) over shuffled batches
-with DSA, a new optimizer with a tenth of the learning rate after epoch E // 2 + 1, and the accuracy after the **last**
-epoch, never the best one.
+The protocol is exactly that of DC/DSA/DM. Networks are trained for epochs 0 .. E with SGD (momentum 0.9, weight decay
+5e-4) on shuffled batches with DSA. After epoch E // 2 + 1 a new optimizer has a tenth of the learning rate. The
+accuracy is that after the **last** epoch, never the best one.
 """
 
 import statistics
@@ -39,11 +39,11 @@ Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> list[str]:
-    """Names of the networks that an evaluation mode trains.
+    """The names of the networks of an evaluation mode.
 
-    SS: the model itself; S: the same without its BatchNorm (too few images to measure statistics on); M, B, W, D,
-    A, P, N: architectures, BatchNorm ones, widths, depths, activations, poolings, norms. Any other mode gives
-    [model_eval], as published.
+    SS: the model itself. S: the model without BatchNorm, as few images give poor statistics. M, B, W, D, A, P, N:
+    architectures, BatchNorm networks, widths, depths, activations, poolings, norms. Any other mode: [model_eval], as
+    published.
     """
     if eval_mode == "SS":
         return [model]
@@ -53,7 +53,7 @@ def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> 
 
 
 def check_networks(settings: ProtocolSettings, data: ImageData) -> None:
-    """Raise UserError where an evaluation network can't take the data's images."""
+    """Raise UserError if an evaluation network does not accept the images of the data set."""
     for name in get_eval_pool(settings.eval_mode, settings.model):
         try:
             empty_network(name, data.channel, data.num_classes, data.im_size, "meta")
@@ -72,7 +72,7 @@ def train_step(
     lab: Tensor,
     machine: Machine | None = None,
 ) -> Tensor:
-    """One batch: [loss sum, number correct] on the device, without a host sync; optimizer None only tests."""
+    """Train on one batch, or test it if optimizer is None: [loss sum, number correct], on the device, no host sync."""
     with torch.set_grad_enabled(optimizer is not None):
         with (machine or Machine()).autocast():
             output = net(img)
@@ -94,9 +94,9 @@ def one_epoch(
     augmentation: Augmentation | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """One pass over batches: mean loss and accuracy in [0, 1]; optimizer None only tests.
+    """Train for one epoch, or test if optimizer is None: mean loss and accuracy in [0, 1].
 
-    Per-image augmentation is drawn from `generator` (CPU; None is torch's global one, as published).
+    Per-image augmentation is drawn from `generator` (on the CPU; None: torch's global generator, as published).
     """
     total, n = torch.zeros(2, device=machine.device), 0
     for img, lab in batches:
@@ -119,10 +119,10 @@ def train(
     generator: torch.Generator | None,
     curve: list[list[float]] | None = None,
 ) -> tuple[float, float]:
-    """Train `net` on images [N, C, H, W] (normalised) and labels [N]; the last epoch's loss and accuracy.
+    """Train `net` on images [N, C, H, W] (normalised) and labels [N]; return the last epoch's loss and accuracy.
 
-    Batch order and augmentation come from `generator` (CPU; None is torch's global one, as published). Each epoch's
-    training loss and accuracy are added to `curve`.
+    Batch order and augmentation are drawn from `generator` (on the CPU; None: torch's global generator, as published).
+    Each epoch's training loss and accuracy are added to `curve`.
     """
     labels = labels.to(machine.device)
     if isinstance(images, Tensor):
@@ -141,18 +141,18 @@ def train(
         if curve is not None:
             curve.append([loss, accuracy])
         if ep == E // 2 + 1:
-            optimizer = fresh_optimizer(lr / 10)  # momentum starts afresh
+            optimizer = fresh_optimizer(lr / 10)  # with zero momentum
     return loss, accuracy
 
 
 def test(net: nn.Module, testloader: Iterable[tuple[Tensor, Tensor]], machine: Machine) -> float:
-    """Accuracy in [0, 1] on a loader's images."""
+    """The accuracy in [0, 1] on the images of a loader."""
     net.eval()
     return one_epoch(net, testloader, None, nn.CrossEntropyLoss(), machine)[1]
 
 
 def report_line(it_eval: int, E: int, seconds: float, loss_train: float, acc_train: float, acc_test: float) -> str:
-    """The line of training.log for one evaluation network."""
+    """The line in training.log for one evaluation network."""
     return (
         f"Evaluate_{it_eval:02d}: last epoch {E}, {seconds:.0f} s, train loss {loss_train:.6f}, "
         f"train acc {acc_train:.4f}, test acc {acc_test:.4f}"
@@ -160,9 +160,9 @@ def report_line(it_eval: int, E: int, seconds: float, loss_train: float, acc_tra
 
 
 class Evaluator:
-    """Scores sets on one data set with the fresh networks of an evaluation mode.
+    """Evaluates sets on one data set with fresh networks of an evaluation mode.
 
-    A network of each architecture is built, and compiled, once; every evaluation initialises it afresh.
+    One network per architecture is built and compiled once; every evaluation initialises it again.
     """
 
     def __init__(self, data: ImageData, settings: ProtocolSettings, machine: Machine):
@@ -184,10 +184,10 @@ class Evaluator:
     def __call__(
         self, images: Tensor | Normalised, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
     ) -> dict[str, list[float]]:
-        """Test accuracies in [0, 1] of settings.num_eval fresh networks of each architecture.
+        """The test accuracies in [0, 1] of settings.num_eval fresh networks of each architecture.
 
-        Every network's weights, batches and augmentation follow from (seed, experiment, iteration, its number), so
-        that the results of different recipes are paired, network by network.
+        (seed, experiment, iteration, number) determine the weights, batches and augmentation of a network. So the
+        results of different recipes are paired by network.
         """
         return {
             model: [
@@ -208,7 +208,7 @@ class Evaluator:
         log: Callable[[str], None],
         curve: list[list[float]] | None = None,
     ) -> float:
-        """Test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
+        """The test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
         settings, machine = self.settings, self.machine
         where = (settings.seed, experiment, iteration, -1)
         net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
@@ -222,18 +222,18 @@ class Evaluator:
 
 
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
-    """Mean and (population, as published) deviation over networks, their number, and the accuracies, in [0, 1]."""
+    """Mean and (population, as published) standard deviation, number, and the accuracies, all in [0, 1]."""
     return {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs), "accuracies": accs}
 
 
 def describe(accs: list[float]) -> str:
-    """'mean 48.90 %, std 0.60, n 5'."""
+    """A text such as 'mean 48.90 %, std 0.60, n 5'."""
     s = summary(accs)
     return f"mean {100 * s['mean']:.2f} %, std {100 * s['std']:.2f}, n {s['n']}"
 
 
 def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData) -> str:
-    """The evaluation in one line, printed beside its numbers."""
+    """A one-line description of the evaluation, printed with its results."""
     E = settings.epoch_eval_train
     drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
     pixels = "ZCA-whitened pixels, " if data.normalisation.whitened else ""

@@ -1,6 +1,6 @@
-"""Reads condensed sets of any origin: ours, those of the DC/DSA/DM family, pictures and arrays.
+"""Reads condensed sets of ddm and the DC/DSA/DM family, pictures and arrays.
 
-Where a file does not say how its pixels are scaled, `read` guesses it from their range and reports the guess.
+If a file does not record the space of its pixels, `read` guesses it from their range and reports the guess.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from ddm.errors import UserError
 from ddm.evaluation.settings import SpaceSettings
 from ddm.settings import declarations
 
-SPACES = declarations(SpaceSettings)["space"].choices  # auto; as networks see them; in [0, 1]; in 0 .. 255
-# What numpy's arrays, and its floats in a published file's list of accuracies, are made of; nothing of it runs code.
+SPACES = declarations(SpaceSettings)["space"].choices  # auto; normalised; in [0, 1]; in 0 .. 255
+# The types in pickles of numpy arrays and of numpy floats in published lists of accuracies; none of them runs code.
 SAFE = [
     *(
         (getattr(np._core.multiarray, name), f"{package}.multiarray.{name}")
@@ -35,7 +35,7 @@ SAFE = [
 
 
 class Synset(NamedTuple):
-    """A condensed set: images float32 [N, C, H, W] as networks see them, labels int64 [N]."""
+    """A condensed set: normalised images float32 [N, C, H, W], labels int64 [N]."""
 
     name: str
     images: Tensor
@@ -43,25 +43,28 @@ class Synset(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a file holds, before its pixels are interpreted."""
+    """The contents of a file, before its pixels are interpreted."""
 
     sets: list[tuple[Tensor, Tensor]]
-    metadata: dict  # what else the file says; "args", if present, is a dict
-    space: str | None  # one of SPACES; None: it does not say
+    metadata: dict  # the other entries of the file; "args", if present, is a dict
+    space: str | None  # one of SPACES; None: not recorded
 
 
 def metadata(path: str | Path) -> dict:
-    """What a file says beside its images: the arguments and more in our files, nothing in others."""
+    """The entries of a file besides its images: arguments and more in files of ddm, usually none in others.
+
+    Raises UserError for an unreadable file.
+    """
     return _contents(Path(path), None).metadata
 
 
 def read(
     path: str | Path, data: ImageData, space: str = "auto", experiments: str = "all"
 ) -> tuple[list[Synset], list[str]]:
-    """The sets in a file, or a folder of pictures, as networks on `data` see them, and notes on how they were read.
+    """Read the sets in a file or folder of pictures, normalised for `data`, and notes on how they were interpreted.
 
-    `space` says in which space the pixels are of files that don't say it, where it should not be guessed. `experiments`
-    is 'all' or the number of one. Raises UserError for what can't be read or does not fit the data set.
+    `space` is the space of the pixels for files that do not record it; 'auto' guesses it. `experiments` is 'all' or the
+    number of one set. Raises UserError for unreadable files and sets that do not fit the data set.
     """
     path = Path(path)
     contents = _contents(path, data)
@@ -71,7 +74,7 @@ def read(
         sets = [entry for entry in sets if str(entry[0]) == experiments]
         if not sets:
             raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiments}")
-    found = []
+    synsets = []
     for number, (images, labels) in sets:
         _check_labels(path, images, labels)
         _check(path, images, labels, data)
@@ -82,25 +85,25 @@ def read(
         warning = None if contents.space else suspicious(normalised, data)
         if warning:
             notes.append(f"warning: {name}: {warning}")
-        found.append(Synset(name, normalised, labels.long().flatten()))
-    return found, notes
+        synsets.append(Synset(name, normalised, labels.long().flatten()))
+    return synsets, notes
 
 
-def digest(found: Synset) -> str:
-    """Of images and labels, to know a set again."""
-    told = hashlib.blake2b(digest_size=16)
-    for tensor in (found.images, found.labels):
-        told.update(tensor.contiguous().numpy())
-    return told.hexdigest()
+def digest(synset: Synset) -> str:
+    """A digest of the images and labels of a set."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for tensor in (synset.images, synset.labels):
+        hasher.update(tensor.contiguous().numpy())
+    return hasher.hexdigest()
 
 
 def _check_labels(path: Path, images: Tensor, labels: Tensor) -> None:
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise UserError(f"{path} has soft labels {list(labels.shape)}: hard ones are needed, one number an image")
+        raise UserError(f"{path} has soft labels {list(labels.shape)}: one integer per image is needed")
     if labels.numel() != len(images) or not len(images):
-        raise UserError(f"{path} has {len(images)} images and {labels.numel()} labels")
+        raise UserError(f"{path} has {len(images)} images and {labels.numel()} labels: one label per image is needed")
     if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN differs from itself
-        raise UserError(f"{path} has labels that are not whole numbers")
+        raise UserError(f"{path} has labels that are not integers: one integer per image is needed")
 
 
 def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
@@ -111,36 +114,36 @@ def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
         found = f"{int(labels.min())} to {int(labels.max())}"
         raise UserError(f"{path} has labels {found}, {data.name} has 0 to {data.num_classes - 1}")
     if images.is_floating_point() and not images.isfinite().all():
-        raise UserError(f"{path} has pixels that are not finite numbers")
+        raise UserError(f"{path} has pixels that are not finite: use another file")
 
 
 def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str) -> tuple[Tensor, str | None]:
-    """Images as networks see them, and how their space was found."""
+    """The normalised images, and a note on how their space was determined."""
     whitened = contents.metadata.get("zca") is not None
     if whitened and not data.normalisation.whitened:
         raise UserError("the images are whitened: evaluate them with --zca")
     if contents.space and not whitened and data.normalisation.whitened:
         raise UserError("the images are not whitened: leave --zca out")
     if data.normalisation.whitened and not whitened:  # --zca was given, and the file does not contradict it
-        return images.float(), "pixels are taken for whitened by the same transform"
+        return images.float(), "pixels are taken as whitened by the same transform"
     note = None
     if contents.space:
         space = contents.space
     elif space == "auto":
         space = guessed(images)
-        note = f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (--space says otherwise)"
+        note = f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (override with --space)"
     images = images.float()
     if space == "normalised":
         if not whitened and {"mean", "std"} <= contents.metadata.keys() and contents.metadata["mean"] != data.mean:
-            own = Normalisation.of(contents.metadata["mean"], contents.metadata["std"])
-            note = f"the file was normalised with other constants ({own.mean}) and is brought to the data's"
-            images = data.normalisation.to("cpu").normalise(own.unclipped(images))
+            before = Normalisation.of(contents.metadata["mean"], contents.metadata["std"])
+            note = f"the file was normalised with other constants (mean {before.mean}) and is normalised again"
+            images = data.normalisation.to("cpu").normalise(before.unclipped(images))
         return images, note
     return data.normalisation.to("cpu").normalise(images / 255 if space == "bytes" else images), note
 
 
 def guessed(images: Tensor) -> str:
-    """The space that pixels seem to be in: bytes from their type or range, unit where all are in [0, 1]."""
+    """Guess the space of pixels: bytes from their type or range, unit if all are in [0, 1], else normalised."""
     low, high = float(images.min()), float(images.max())
     if not images.is_floating_point() or (low >= 0 and high > 20):
         return "bytes"
@@ -148,9 +151,9 @@ def guessed(images: Tensor) -> str:
 
 
 def suspicious(images: Tensor, data: ImageData) -> str | None:
-    """What is odd about the statistics of normalised images, which should be near 0 and 1; None where nothing is.
+    """A warning if the channel statistics of normalised images are far from mean 0 and deviation 1, else None.
 
-    Images in [-1, 1], or in [0, 1] but for a little, pass for normalised ones; as pixels they are grey.
+    Images in [-1, 1], or slightly outside [0, 1], are guessed as normalised; their pixels are then grey.
     """
     if data.normalisation.whitened:
         return None
@@ -158,15 +161,15 @@ def suspicious(images: Tensor, data: ImageData) -> str | None:
     if mean.abs().max() >= 0.7 or std.min() <= 0.4 or std.max() >= 2.5:
         shown = ", ".join(f"{m:.2f} +- {s:.2f}" for m, s in zip(mean.tolist(), std.tolist(), strict=True))
         return (
-            f"after normalisation its channels have {shown}, where images of {data.name} have about 0 +- 1: if it was "
-            "normalised with other constants, or is in [0, 1], accuracy falls to chance; see --space"
+            f"its normalised channels have {shown}, but images of {data.name} have about 0 +- 1: if it has other "
+            "normalisation constants, or is in [0, 1], accuracy falls to chance; see --space"
         )
     pixels = data.normalisation.to("cpu").unclipped(images).flatten()
     low, high = np.percentile(pixels[:: max(1, len(pixels) // 2**20)].numpy(), (0.5, 99.5))
     if high - low < 0.7:
         return (
-            f"as pixels, almost all of its values are in [{low:.2f}, {high:.2f}], so that its pictures are grey: if it "
-            "was normalised with other constants, or is in [-1, 1] or [0, 1], accuracy falls; see --space"
+            f"its pictures are grey, almost all pixels are in [{low:.2f}, {high:.2f}]: if it has other normalisation "
+            "constants, or is in [-1, 1] or [0, 1], accuracy falls; see --space"
         )
     return None
 
@@ -176,7 +179,7 @@ def suspicious(images: Tensor, data: ImageData) -> str | None:
 
 def _contents(path: Path, data: ImageData | None) -> Contents:
     if not path.exists():
-        raise UserError(f"{str(path)!r}: there is no such file or folder")
+        raise UserError(f"{str(path)!r}: there is no such file or folder: check the path")
     if path.is_dir():
         return _pictures(path, data) if data is not None else Contents([], {}, "unit")
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
@@ -185,17 +188,15 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         sets = [
             (torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()) for images, labels in contents.sets
         ]
-        own = (
-            contents.metadata
-            if isinstance(contents.metadata.get("args", {}), dict)
-            else contents.metadata | {"args": {}}
-        )
-        return Contents(sets, own, contents.space if contents.space in SPACES[1:] else None)
+        metadata = contents.metadata
+        if not isinstance(metadata.get("args", {}), dict):
+            metadata = metadata | {"args": {}}
+        return Contents(sets, metadata, contents.space if contents.space in SPACES[1:] else None)
     except UserError:
         raise
-    except Exception as error:  # garbage raises whatever its damage hits
+    except Exception as error:  # damaged files raise many kinds of errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path} can't be read as a condensed set ({reason})") from None
+        raise UserError(f"{path} can't be read as a condensed set ({reason}): use another file") from None
 
 
 def _torch_file(path: Path) -> Contents:
@@ -213,13 +214,13 @@ def _torch_file(path: Path) -> Contents:
         raise UserError(f"{path} is {what[:150]}: neither {{'data': [[images, labels], ..]}} nor [images, labels]")
     sets = [(images, labels) for images, labels in sets if len(images)]
     if not sets:
-        raise UserError(f"{path} has no images")
+        raise UserError(f"{path} has no images: use another file")
     rest = {key: value for key, value in found.items() if key not in ("data", "images", "labels")} if found else {}
     return Contents(sets, rest, rest.get("space") or ("normalised" if {"mean", "std"} <= rest.keys() else None))
 
 
 def _arrays(path: Path) -> Contents:
-    """x_train (uint8 or float, [N, H, W, C], or [N, C, H, W] where C comes first and is 1 or 3) and y_train."""
+    """x_train (uint8 or float, [N, H, W, C] or [N, C, H, W] with C = 1 or 3) and y_train."""
     with np.load(path, allow_pickle=False) as file:
         x, y = file["x_train"], file["y_train"]
     x = x[..., None] if x.ndim == 3 else x
@@ -235,16 +236,16 @@ def _safetensors(path: Path) -> Contents:
         raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
     with safe_open(path, "pt") as file:
         sets = [(file.get_tensor("images"), file.get_tensor("labels"))]
-        told = file.metadata() or {}
-    ours = told.keys() & {"mean", "std", "class_names", "args"} if "space" in told else ()
-    return Contents(sets, {name: json.loads(told[name]) for name in ours}, told.get("space"))
+        header = file.metadata() or {}
+    ours = header.keys() & {"mean", "std", "class_names", "args"} if "space" in header else ()
+    return Contents(sets, {name: json.loads(header[name]) for name in ours}, header.get("space"))
 
 
 def _pictures(path: Path, data: ImageData) -> Contents:
-    """Class folders of pictures, by the name or number of the class, or as many folders as classes, sorted."""
+    """Class folders of pictures, named by class name or number, or as many sorted folders as classes."""
     groups = layouts.class_folders(path)
     if not groups:
-        raise UserError(f"{path} has no class folders with pictures in them")
+        raise UserError(f"{path} has no class folders with pictures: name a folder that has")
     parts = [name.partition("_") for name, _ in groups]
     names = [
         name if number.isdecimal() else folder for (number, _, name), (folder, _) in zip(parts, groups, strict=True)
@@ -253,7 +254,7 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     known = [layouts.file_name(name) for name in data.class_names]
     by_name = {name: label for label, name in enumerate(known)}
     if all(number < data.num_classes and known[number] == name for number, name in zip(numbers, names, strict=True)):
-        labels = numbers  # as `ddm export` writes them: of two classes with the same name, the number tells
+        labels = numbers  # the format of `ddm export`: numbers separate classes of the same name
     elif all(name in by_name for name in names):
         twice = [name for name in names if known.count(name) > 1]
         if twice:
@@ -271,11 +272,11 @@ def _pictures(path: Path, data: ImageData) -> Contents:
         for file in files:
             image = layouts.decoded(file, None)
             if isinstance(image, str):
-                raise UserError(f"{file} can't be read ({image})")
+                raise UserError(f"{file} can't be read ({image}): replace or delete it")
             images.append(image[:1] if data.channel == 1 else image)
             of.append(label)
     if len({image.shape for image in images}) > 1:
-        raise UserError(f"the pictures in {path} differ in size")
+        raise UserError(f"the pictures in {path} differ in size: resize them to one size")
     return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes")
 
 
@@ -288,16 +289,16 @@ class CondensedDataset(Dataset):
         from ddm import CondensedDataset
         train = CondensedDataset("result/res_DM_CIFAR10_ConvNet_10ipc.pt")
 
-    Images are as they were saved, that is normalised with `train.mean` and `train.std`, or in [0, 1] with
-    `pixels=True`. `experiment` is the number of the set in the file; `transform` is called with each image.
-    `accuracies` are those of this set by network, in [0, 1], as far as the file has them. Raises UserError for what is
-    no condensed set of hard labels, or does not say how its pixels were normalised where they are asked for.
+    Images are unchanged, that is normalised with `train.mean` and `train.std`, or in [0, 1] with `pixels=True`.
+    `experiment` is the number of the set in the file; `transform` is called with each image. `accuracies` are the
+    accuracies of this set by network, in [0, 1], if the file has them. Raises UserError for a file without a condensed
+    set of hard labels, and with `pixels=True` for one without normalisation constants.
     """
 
     def __init__(self, path: str | Path, experiment: int = 0, pixels: bool = False, transform=None):
         contents = _contents(Path(path), None)
         if not contents.sets:
-            raise UserError(f"{path}: pictures have no saved tensors; torchvision's ImageFolder reads them")
+            raise UserError(f"{path}: a folder of pictures has no tensors: read it with torchvision's ImageFolder")
         if not 0 <= experiment < len(contents.sets):
             raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment}")
         images, labels = contents.sets[experiment]
@@ -310,20 +311,20 @@ class CondensedDataset(Dataset):
             self.images, self.space = self.pixels(), "unit"
 
     @classmethod
-    def made(cls, images: Tensor, labels: Tensor, metadata: dict) -> "CondensedDataset":
-        """A set that is not in a file: normalised images [N, C, H, W], labels [N], and what a file would say."""
-        own = cls.__new__(cls)
-        own._fill(images, labels, metadata, "normalised", "the set", 0)
-        own.transform = None
-        return own
+    def from_tensors(cls, images: Tensor, labels: Tensor, metadata: dict) -> "CondensedDataset":
+        """A set that is not from a file: normalised images [N, C, H, W], labels [N], and the metadata of a file."""
+        dataset = cls.__new__(cls)
+        dataset._fill(images, labels, metadata, "normalised", "the set", 0)
+        dataset.transform = None
+        return dataset
 
-    def _fill(self, images: Tensor, labels: Tensor, told: dict, space: str, name: str, experiment: int) -> None:
+    def _fill(self, images: Tensor, labels: Tensor, metadata: dict, space: str, name: str, experiment: int) -> None:
         self.images, self.labels = images.float(), labels.long().flatten()
-        self.class_names, self.mean, self.std = (told.get(key) for key in ("class_names", "mean", "std"))
-        self.accuracies = set_accuracies(told, experiment)
-        self.metadata, self.space, self.name = told, space, name
-        if told.get("args"):
-            self.metadata = told | {"args": alone(told["args"], experiment)}
+        self.class_names, self.mean, self.std = (metadata.get(key) for key in ("class_names", "mean", "std"))
+        self.accuracies = set_accuracies(metadata, experiment)
+        self.metadata, self.space, self.name = metadata, space, name
+        if metadata.get("args"):
+            self.metadata = metadata | {"args": single_experiment(metadata["args"], experiment)}
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""
@@ -331,16 +332,19 @@ class CondensedDataset(Dataset):
             return (self.images / 255 if self.space == "bytes" else self.images).clamp(0, 1)
         zca = self.metadata.get("zca")
         if zca is None and (self.mean is None or self.std is None):
-            raise UserError(f"{self.name} does not say how its images were normalised: get_dataset has the constants")
+            raise UserError(f"{self.name} does not say how its images were normalised: use those of get_dataset")
         channels = [0.0] * self.images.shape[1]
         return Normalisation.of(self.mean or channels, self.std or channels, zca).pixels(self.images)
 
     def save(self, path: str | Path) -> None:
-        """Write the set as a run writes its own: {'data': [[images, labels]], 'accs_all_exps', ...}."""
-        told = self.metadata | {"space": self.space}
-        if self.space != "normalised":  # constants would say that it is
-            told = {key: value for key, value in told.items() if key not in ("mean", "std", "zca")}
-        disk.save(Path(path), told | {"data": [[self.images, self.labels]], "accs_all_exps": self.accuracies})
+        """Write the set in the format of a run: {'data': [[images, labels]], 'accs_all_exps', ...}."""
+        content = self.metadata | {"space": self.space}
+        if self.space != "normalised":  # constants would mark it as normalised
+            content = {key: value for key, value in content.items() if key not in ("mean", "std", "zca")}
+        try:
+            disk.save(Path(path), content | {"data": [[self.images, self.labels]], "accs_all_exps": self.accuracies})
+        except OSError as error:
+            raise UserError(f"{str(path)!r} can't be written ({error.strerror or error}): name another file") from None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -350,19 +354,19 @@ class CondensedDataset(Dataset):
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
 
 
-def alone(args: dict, experiment: int) -> dict:
-    """A run's arguments, as if it had made only one of its sets: the same networks score it again."""
+def single_experiment(args: dict, experiment: int) -> dict:
+    """The arguments of a run that makes only one of the sets; they give the same evaluation networks."""
     return args | {"first_exp": args.get("first_exp", 0) + experiment, "num_exp": 1}
 
 
-def set_accuracies(told: dict, experiment: int) -> dict[str, list[float]]:
-    """The accuracies of one set, by network; all of a file that does not say how many experiments it has."""
-    accs = told.get("accs_all_exps")
+def set_accuracies(metadata: dict, experiment: int) -> dict[str, list[float]]:
+    """The accuracies of one set, by network; all accuracies if the file does not record its number of experiments."""
+    accs = metadata.get("accs_all_exps")
     accs = accs if isinstance(accs, dict) else {}
-    sets = told.get("args", {}).get("num_exp", 1)
-    own = {}
+    sets = metadata.get("args", {}).get("num_exp", 1)
+    by_model = {}
     for model, values in accs.items():
         values = [float(acc) for acc in values] if isinstance(values, list | tuple) else []
         n = len(values) // sets
-        own[model] = values[n * experiment : n * (experiment + 1)] if n * sets == len(values) else values
-    return {model: values for model, values in own.items() if values}
+        by_model[model] = values[n * experiment : n * (experiment + 1)] if n * sets == len(values) else values
+    return {model: values for model, values in by_model.items() if values}

@@ -1,4 +1,4 @@
-"""The maker that condenses: its sets are optimised so that networks see them as they see the real images."""
+"""The maker that condenses: it optimises synthetic images so that their features match those of real images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from ddm.ranks import Ranks
 
 
 class Condensation:
-    """A Maker (see maker.py) that condenses under an objective."""
+    """A Maker (see maker.py) that condenses with an objective."""
 
     kind = "condensed"
 
@@ -33,7 +33,7 @@ class Condensation:
         group: Ranks | None = None,
         say: Callable[[str], None] = print,
     ):
-        """Plan on the CPU's copy of the data. Raises UserError for what can't work, before anything is written."""
+        """Make the plan; `data` is on the CPU. Raises UserError if the settings do not fit the data."""
         self.plan, net = condensing_plan(settings, data, needs, group)
         self.matcher = Matcher(net, objective, needs, self.plan.settings, self.plan.machine)
         self.iterations, self.say = settings.Iteration, say
@@ -62,7 +62,7 @@ class Condensation:
         self.experiment, self.pending = experiment, []
 
     def step(self, iteration: int) -> None:
-        """One step; where memory is out, again with half as many classes at a time."""
+        """Take one step. If memory runs out, repeat it with half as many classes at a time."""
         while True:
             try:
                 step = condensation_step(
@@ -84,9 +84,10 @@ class Condensation:
             return []
         names = list(pending[0][1].terms)
         rows = torch.stack([torch.stack([step.terms[name].sum() for name in names]) for _, step in pending]).tolist()
-        # Summed over all ranks, in their order.
+        # Sums over all ranks, in rank order.
         rows = [
-            [sum(values) for values in zip(*row, strict=True)] for row in zip(*self.plan.ranks.all(rows), strict=True)
+            [sum(values) for values in zip(*row, strict=True)]
+            for row in zip(*self.plan.ranks.gather(rows), strict=True)
         ]
         finite = torch.stack([step.finite for _, step in pending]).tolist()
         reports = []
@@ -99,16 +100,16 @@ class Condensation:
         return reports
 
     def _not_finite(self, step: Step, iteration: int) -> str:
-        """What is not finite in a skipped step; raises Diverged unless steps are skipped."""
-        found = [what for what in self.plan.ranks.all(self._what_is_not_finite(step)) if what]
-        what = f"{next(iter(found), 'a stepped pixel')} is not finite"
+        """Describe the values that are not finite in a skipped step; raises Diverged unless --on_nonfinite is skip."""
+        values = [text for text in self.plan.ranks.gather(self._nonfinite_values(step)) if text]
+        message = f"{next(iter(values), 'an updated pixel')} is not finite"
         if self.plan.settings.on_nonfinite == "skip":
-            return what
+            return message
         images, velocity = (self._whole(x).cpu() for x in (self.syn_set.images, self.syn_set.velocity))
-        raise Diverged(what, iteration, images, velocity)
+        raise Diverged(message, iteration, images, velocity)
 
-    def _what_is_not_finite(self, step: Step) -> str:
-        """Which terms or gradients of which of this rank's classes; empty where all are finite."""
+    def _nonfinite_values(self, step: Step) -> str:
+        """The terms or gradients that are not finite, with this rank's classes; empty if all are finite."""
         bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in step.terms.items()}
         bad = {name: hit for name, hit in bad.items() if hit}
         if bad:
@@ -120,11 +121,11 @@ class Condensation:
             return f"the gradient of classes {classes[0]} to {classes[-1]}"
         return ""
 
-    def _whole(self, own: Tensor) -> Tensor:
-        """All classes' images (or velocities) [N, C, H, W], from this rank's and the others'."""
+    def _whole(self, part: Tensor) -> Tensor:
+        """The images (or velocities) [N, C, H, W] of all classes, gathered from all ranks."""
         counts, group = self.plan.counts, self.plan.ranks
-        sizes = [sum(counts[c] for c in group.own(len(counts), rank)) for rank in range(group.world)]
-        return group.together(own.detach(), sizes)
+        sizes = [sum(counts[c] for c in group.share(len(counts), rank)) for rank in range(group.world)]
+        return group.gathered(part.detach(), sizes)
 
     def images(self) -> Tensor:
         return self._whole(self.syn_set.images)
@@ -133,11 +134,11 @@ class Condensation:
         images, velocity = (self._whole(x) for x in (self.syn_set.images, self.syn_set.velocity))
         return images.to("cpu", copy=True), velocity.to("cpu", copy=True)
 
-    def scored(self, experiment: int, images: Tensor) -> tuple[Tensor, Tensor]:
+    def training_set(self, experiment: int, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.to(self.plan.machine.device), self.labels
 
     def baseline(self, experiment: int) -> Tensor:
-        """The images that --init real starts from."""
+        """The initial images of --init real."""
         return self._first_images("real", experiment)
 
     def _first_images(self, init: str, experiment: int) -> Tensor:
@@ -145,9 +146,9 @@ class Condensation:
 
 
 def condensed(maker: Condensation, experiment: int, show: str = "condensing") -> Tensor:
-    """Condense one set without evaluations and checkpoints: images [N, C, H, W], normalised.
+    """Condense one set without evaluations and checkpoints; return the images [N, C, H, W], normalised.
 
-    Raises UserError where a loss stops being finite.
+    Raises UserError if a loss, gradient or pixel is not finite.
     """
     maker.start(experiment, None)
     for iteration in tqdm(range(1, maker.iterations + 1), desc=show, unit="it", dynamic_ncols=True, leave=False):

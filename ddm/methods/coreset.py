@@ -1,7 +1,8 @@
-"""Coresets: real images chosen by a rule, the baselines of every condensation paper.
+"""Coresets: real images selected by a rule, the usual baselines of condensation.
 
-Herding, k-center and k-means look at embeddings, the difficulty scores at the training, of a proxy: one network trained
-on all real images. A cache keeps it, as every method and ipc uses the same one. `full` is the whole training set.
+Herding, k-center and k-means use the embeddings of a proxy, one network trained on all real images. The difficulty
+scores use its training or its outputs. All methods and ipc share the proxy, so it is cached. `full` is the whole
+training set.
 """
 
 import hashlib
@@ -31,14 +32,14 @@ BATCH = 256
 
 
 class Proxy(NamedTuple):
-    """What a trained network says of the training images, in their order."""
+    """The embeddings and difficulty scores of the training images under a trained network."""
 
-    embedding: Tensor | None  # [N, D], on the CPU; None for a method that needs scores only
-    scores: dict[str, Tensor]  # difficulty by name, each [N]; larger is harder
+    embedding: Tensor | None  # [N, D], on the CPU; None for methods that need only scores
+    scores: dict[str, Tensor]  # name -> difficulty [N]; larger is harder
 
 
 class ProxyChoice(NamedTuple):
-    """Which proxy: everything that it depends on."""
+    """The settings that determine a proxy."""
 
     model: str
     epochs: int
@@ -50,24 +51,24 @@ class ProxyChoice(NamedTuple):
 
     @classmethod
     def of(cls, settings: Any) -> "ProxyChoice":
-        """From the settings of a command that has those of ProxySettings and SetSettings."""
+        """The choice from settings that inherit ProxySettings and SetSettings."""
         s = settings
         return cls(untapped(s.model), s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net, s.zca)
 
 
 def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, digest: str, method: str) -> Proxy:
-    """The proxy network's embeddings (for a method that needs them) and scores; trained now or taken from the cache."""
+    """The proxy, trained now or read from the cache in `folder`. Raises UserError if it is damaged or diverged."""
     net = empty_network(choice.model, data.channel, data.num_classes, data.im_size, machine.device)
     net.tap("none")
-    told = (digest, choice.model, choice.epochs, choice.seed, choice.eval_split, choice.dsa_strategy)
-    told += (choice.lr_net, machine.precision, machine.compile, choice.zca)
-    key = hashlib.blake2b(repr(told).encode(), digest_size=6).hexdigest()
+    parts = (digest, choice.model, choice.epochs, choice.seed, choice.eval_split, choice.dsa_strategy)
+    parts += (choice.lr_net, machine.precision, machine.compile, choice.zca)
+    key = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
     path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{key}.pt"
     if not path.exists():
         forgetting = train_proxy(net, data, choice, machine)
-        found = observe(net, data, forgetting, method, choice.lr_net)
+        trained = observe(net, data, forgetting, method, choice.lr_net)
         store_proxy(path, {"net": net.state_dict(), "forgetting": forgetting})
-        return found
+        return trained
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
@@ -78,7 +79,7 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
 
 
 def cache_folder(settings: Any) -> Path:
-    """Where proxies are kept; raises UserError where the folder can't be read."""
+    """The folder of cached proxies. Raises UserError if it can't be read."""
     folder = Path(settings.proxy_cache or Path(settings.data_path) / "proxies")
     try:
         (folder / "proxy").exists()
@@ -88,20 +89,21 @@ def cache_folder(settings: Any) -> Path:
 
 
 def store_proxy(path: Path, content: dict) -> None:
-    """Write a proxy into the cache; a warning where the disk refuses."""
+    """Write a proxy into the cache; print a warning if this fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.save(path, content)
     except OSError as error:
-        text = f"the proxy network can't be kept in {str(path.parent)!r} ({error.strerror}); see --proxy_cache"
+        text = f"the proxy network can't be saved in {str(path.parent)!r} ({error.strerror}); see --proxy_cache"
         print(f"warning: {text}", file=sys.stderr)
 
 
 def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Machine) -> Tensor:
-    """Train on all training images, as evaluation networks are trained; how often each was forgotten, [N].
+    """Train the proxy on all training images; return how often each image was forgotten, [N].
 
-    An image is forgotten when it was classified rightly in one epoch and wrongly in the next. One that was never right
-    counts as one epoch more than possible (Toneva et al., ICLR 2019).
+    SGD and DSA are those of the evaluation, with a constant learning rate. An image is forgotten if it is classified
+    correctly in one epoch and wrongly in the next. Images that are never correct count `epochs` + 1. Source: Toneva et
+    al., ICLR 2019.
     """
     where = (choice.seed, 0, 0, -1)
     initialise(net, rng.generator(*where, "proxy network"))
@@ -113,10 +115,10 @@ def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Mac
     right, ever, forgotten = (torch.zeros(n, dtype=torch.long, device=machine.device) for _ in range(3))
     net.train()
     for _ in tqdm(range(choice.epochs), desc="proxy network", unit="epoch", dynamic_ncols=True):
-        for own in torch.randperm(n, generator=generator).split(BATCH):
-            x = DiffAugment(data.batch(own), choice.dsa_strategy, generator=generator)
-            own = rng.to_device(own, x.device)
-            y = data.y_train[own]
+        for indices in torch.randperm(n, generator=generator).split(BATCH):
+            x = DiffAugment(data.batch(indices), choice.dsa_strategy, generator=generator)
+            indices = rng.to_device(indices, x.device)
+            y = data.y_train[indices]
             with machine.autocast():
                 out = forward(machine.laid_out(x))
             loss = F.cross_entropy(out.float(), y)
@@ -124,65 +126,71 @@ def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Mac
             loss.backward()
             optimizer.step()
             now = (out.detach().argmax(1) == y).long()
-            forgotten[own] += right[own] & (1 - now)
-            right[own], ever[own] = now, ever[own] | now
+            forgotten[indices] += right[indices] & (1 - now)
+            right[indices], ever[indices] = now, ever[indices] | now
     return torch.where(ever == 1, forgotten, choice.epochs + 1).cpu()
 
 
 @torch.no_grad()
 def observe(net: Network, data: ImageData, forgetting: Tensor, method: str, lr_net: float) -> Proxy:
-    """Embeddings and difficulty scores of all training images under the trained network."""
+    """Embeddings and difficulty scores of all training images under the trained network.
+
+    Sources: uncertainty, Coleman et al., ICLR 2020; el2n and grand (of the last layer), Paul et al., NeurIPS 2021.
+    Raises UserError if values are not finite.
+    """
     net.eval()
     embeddings, uncertainty, el2n, grand = [], [], [], []
-    for own in torch.arange(len(data.x_train)).split(BATCH):
-        x = data.batch(own)
+    for indices in torch.arange(len(data.x_train)).split(BATCH):
+        x = data.batch(indices)
         phi = net.embed(x)
         p = net.classifier(phi).softmax(1)
-        error = (p - F.one_hot(data.y_train[rng.to_device(own, x.device)], data.num_classes)).norm(dim=1)
-        if method in ON_EMBEDDINGS:  # difficulty scores do not need these gigabytes
+        error = (p - F.one_hot(data.y_train[rng.to_device(indices, x.device)], data.num_classes)).norm(dim=1)
+        if method in ON_EMBEDDINGS:  # these are gigabytes, and difficulty scores do not need them
             embeddings.append(phi.cpu())
         uncertainty.append(1 - p.max(1).values.cpu())
         el2n.append(error.cpu())
-        # The gradient of the last layer's weights and biases is (p - y) times (phi, 1).
+        # The gradient of the last layer's weights and biases is the outer product of (p - y) and (phi, 1).
         grand.append((error * (1 + phi.square().sum(1)).sqrt()).cpu())
     scores = {"forgetting": forgetting.float(), "uncertainty": torch.cat(uncertainty)}
     scores |= {"el2n": torch.cat(el2n), "grand": torch.cat(grand)}
-    found = Proxy(torch.cat(embeddings) if embeddings else None, scores)
     if not all(x.isfinite().all() for x in (*scores.values(), *embeddings)):
         raise UserError(f"the network that --method {method} uses diverged: lower --lr_net {lr_net}")
-    return found
+    return Proxy(torch.cat(embeddings) if embeddings else None, scores)
 
 
-# --- methods: (embeddings [n, D] of a class, how many, generator) -> positions [how many] --------------------
+# --- methods: (embeddings [n, D] of a class, ipc, generator) -> indices [ipc] --------------------------------
 
 
 def herding(points: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
-    """Images whose mean stays nearest to the mean of the class (Welling, ICML 2009)."""
+    """Select images whose mean is closest to the class mean. Source: herding (Welling, ICML 2009)."""
     return herd((points - points.mean(0))[None].float(), ipc)[0]
 
 
 def kcenter(points: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
-    """From the image nearest to the mean, always the one farthest from those picked (Sener & Savarese, ICLR 2018)."""
+    """Start at the image nearest to the class mean, then add the image farthest from the selected ones.
+
+    Source: k-center (Sener & Savarese, ICLR 2018).
+    """
     picks = [(points - points.mean(0)).norm(dim=1).argmin()]
     distance = torch.full((len(points),), torch.inf)
     for _ in range(ipc - 1):
         distance = torch.minimum(distance, (points - points[picks[-1]]).norm(dim=1))
-        distance[picks[-1]] = -1  # never again, even where duplicates are as far
+        distance[picks[-1]] = -1  # never again, even with duplicates
         picks.append(distance.argmax())
     return torch.stack(picks)
 
 
 def kmeans(points: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
-    """The images nearest to the centres of ipc clusters."""
+    """Select the images nearest to the centres of ipc k-means clusters."""
     from sklearn.cluster import KMeans  # imported here: it takes a second, and only this method needs it
 
     state = int(torch.randint(0, 2**31, (1,), generator=generator))
     centres = KMeans(ipc, n_init=3, random_state=state).fit(points.numpy()).cluster_centers_
     distance = torch.cdist(torch.from_numpy(centres).to(points.dtype), points)
     picks = []
-    for own in distance:  # an image stands for one centre only
-        own[picks] = torch.inf
-        picks.append(int(own.argmin()))
+    for row in distance:  # one per centre; an image is selected only once
+        row[picks] = torch.inf
+        picks.append(int(row.argmin()))
     return torch.tensor(picks)
 
 
@@ -208,32 +216,34 @@ def select(
     counts: tuple[int, ...],
     seed: int,
     experiment: int,
-    found: Proxy | None = None,
+    proxy: Proxy | None = None,
     order: str = "hardest",
 ) -> Tensor:
-    """Indices [N] of the training images that a method picks; `found` is the proxy's view, if it needs one."""
+    """Indices [N] of the training images that a method selects; all methods but random and full need `proxy`."""
     if method == "random":
-        return initial_indices(data, counts, seed, experiment)  # those that recipes start from
-    picked = []
-    for c, own in enumerate(data.indices):
+        return initial_indices(data, counts, seed, experiment)  # the initial images of recipes
+    selected = []
+    for c, indices in enumerate(data.indices):
         if method in ON_EMBEDDINGS:
             generator = rng.generator(seed, experiment, 0, c, "selection")
-            at = ON_EMBEDDINGS[method](found.embedding[own], counts[c], generator)
+            at = ON_EMBEDDINGS[method](proxy.embedding[indices], counts[c], generator)
         else:
-            ranked = found.scores[method][own].argsort(descending=order == "hardest", stable=True)
+            ranked = proxy.scores[method][indices].argsort(descending=order == "hardest", stable=True)
             at = ranked[: counts[c]]
-        picked.append(own[at])
-    return torch.cat(picked)
+        selected.append(indices[at])
+    return torch.cat(selected)
 
 
 def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None = None) -> Plan:
-    """The plan of a coreset. Raises UserError for what can't work with the data, before anything is written."""
+    """The plan of a coreset. Raises UserError if the settings do not fit the data."""
     full = settings.method == "full"
     if settings.subset_size > len(data.x_train):
-        raise UserError(f"--subset_size {settings.subset_size}: {data.name} has {len(data.x_train)} training images")
+        raise UserError(
+            f"--subset_size {settings.subset_size}: {data.name} has {len(data.x_train)} training images: lower it"
+        )
     counts = [0] * data.num_classes if full else images_per_class(data, settings.ipc)
     if full and not all(map(len, data.indices)):
-        images_per_class(data, 1)  # says which class has no images
+        images_per_class(data, 1)  # raises UserError that names the class without images
     cache_folder(settings)
     empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     check_networks(settings, data)
@@ -245,15 +255,15 @@ def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None
 
 
 class Coreset:
-    """A Maker (see maker.py) that selects: its sets are complete when they start."""
+    """A Maker (see maker.py) that selects real images: a set is complete after `start`."""
 
     iterations = 0
 
     def __init__(self, data: ImageData, settings: CoresetSettings, digest: str, group: Ranks | None = None):
-        """Plan on the CPU's copy of the data; `digest` is that of its files. Raises UserError for what can't work."""
+        """Make the plan; `data` is on the CPU, `digest` identifies its files. Raises UserError for invalid settings."""
         self.plan, self.data, self.digest = coreset_plan(settings, data, group), data, digest
         self.kind = settings.method
-        self.found: Proxy | None = None
+        self.proxy: Proxy | None = None
         self._images: Tensor | None = None
 
     def arguments(self) -> dict[str, Any]:
@@ -266,15 +276,15 @@ class Coreset:
         self.labels = self.plan.labels()
         if remaining and needs_proxy(self.kind):
             choice, folder = ProxyChoice.of(settings), cache_folder(settings)
-            self.found = proxy(self.data, choice, self.plan.machine, folder, self.digest, self.kind)
+            self.proxy = proxy(self.data, choice, self.plan.machine, folder, self.digest, self.kind)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
         data, settings = self.data, self.plan.settings
-        if self.kind == "full":  # too large to be stored: the set's file has no images
+        if self.kind == "full":  # too large for the set's file, which has no images
             self._images = torch.empty(0, *data.shape)
             return
-        own = select(data, self.kind, self.plan.counts, settings.seed, experiment, self.found, settings.order)
-        self._images = data.batch(own)
+        indices = select(data, self.kind, self.plan.counts, settings.seed, experiment, self.proxy, settings.order)
+        self._images = data.batch(indices)
 
     def step(self, iteration: int) -> None:
         raise AssertionError("a coreset takes no steps")
@@ -288,26 +298,26 @@ class Coreset:
     def state(self) -> tuple[None, None]:
         return None, None  # a resumed run selects again
 
-    def scored(self, experiment: int, images: Tensor) -> tuple[Tensor | Normalised, Tensor]:
+    def training_set(self, experiment: int, images: Tensor) -> tuple[Tensor | Normalised, Tensor]:
         data, settings = self.data, self.plan.settings
         if self.kind != "full":
             return images.to(self.plan.machine.device), self.labels
-        own = random_subset(len(data.x_train), settings.subset_size, settings.seed, experiment)
-        images = subset(data.x_train, own.to(data.x_train.device))
-        return Normalised(data, images), data.y_train[own.to(data.y_train.device)]
+        indices = random_subset(len(data.x_train), settings.subset_size, settings.seed, experiment)
+        images = subset(data.x_train, indices.to(data.x_train.device))
+        return Normalised(data, images), data.y_train[indices.to(data.y_train.device)]
 
     def baseline(self, experiment: int) -> Tensor:
         return self.data.batch(initial_indices(self.data, self.plan.counts, self.plan.settings.seed, experiment))
 
 
 def random_subset(n: int, size: int, seed: int, experiment: int) -> Tensor:
-    """Indices of `size` random images of n, or of all where it is 0."""
+    """Indices of `size` random images among n; of all images if size is 0."""
     generator = rng.generator(seed, experiment, 0, -1, "subset")
     return torch.randperm(n, generator=generator)[: size or n]
 
 
 def check_method(settings: CoresetSettings) -> None:
-    """Raise UserError for an unknown method, or a flag that is not for it."""
+    """Raise UserError for an unknown method, or a flag that it does not use."""
     lookup(dict.fromkeys(methods()), settings.method, "method")
     if settings.subset_size and settings.method != "full":
-        raise UserError(f"--subset_size is for --method full; --method {settings.method} takes --ipc images per class")
+        raise UserError(f"--subset_size is for --method full: use --ipc with --method {settings.method}")

@@ -1,7 +1,7 @@
-"""Real and synthetic images under a network: the features and statistics that are matched.
+"""Features of real and synthetic images under a network, and the objective on them.
 
-Matching needs only embeddings of real images and means over them, so real images go through the network in parts,
-without gradients. `--compile` makes two graphs of this: one of a part, one of the rest.
+Real images need no gradient, and style terms need only means over them. So they go through the network in parts. A
+compiled run has two graphs: one for a part of the real images, one for the rest.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,33 +17,33 @@ from ddm.networks import Network
 
 
 def pass_pixels(device: str | torch.device) -> int:
-    """Pixels in one pass: of real images in a part, and of synthetic ones in a chunk when --class_chunk is 0.
+    """Pixels per pass, for real images in a part and for synthetic images in a chunk if --class_chunk is 0.
 
-    A CPU is fastest while feature maps stay in its caches; an accelerator wants large passes.
+    A CPU is fastest if feature maps fit its caches. An accelerator is fastest with large passes.
     """
     return 2**16 if torch.device(device).type == "cpu" else 2**20
 
 
 class Features(NamedTuple):
-    """Several classes' images under a network."""
+    """The features of the images of several classes."""
 
     embedding: Tensor  # phi(x): [classes, n, D]
-    style: dict[str, list[Tensor]]  # by name, over tapped layers: a statistic of the feature maps, [classes, ...]
+    style: dict[str, list[Tensor]]  # statistic -> list over tapped layers of [classes, ...]
 
 
-# (real, syn, settings) -> the weighted terms by name, each [classes].
+# (real, syn, settings) -> weighted terms by name, each [classes].
 Objective = Callable[[Features, Features, Any], dict[str, Tensor]]
-# By name: feature maps [classes, n, C, H, W] -> a mean over the n images, [classes, ...].
+# Name -> function from feature maps [classes, n, C, H, W] to a mean over the n images, [classes, ...].
 Statistics = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class Needs(NamedTuple):
-    """What an objective needs beyond embeddings."""
+    """The requirements of an objective besides embeddings."""
 
-    statistics: Statistics = MappingProxyType({})  # of feature maps, found in `real.style` and `syn.style`
-    tap: str = "published"  # where feature maps are read, see Network.tap
-    layers: tuple[int, ...] | None = None  # which of these layers; None: all
-    all_classes: bool = False  # all classes in one pass, for a term that runs over classes
+    statistics: Statistics = MappingProxyType({})  # statistics of feature maps, for `real.style` and `syn.style`
+    tap: str = "published"  # the kind of layers to read, see Network.tap
+    layers: tuple[int, ...] | None = None  # numbers among these layers; None: all
+    all_classes: bool = False  # all classes in one pass, for a term that depends on several classes
     accumulated: bool = False  # weight the style terms of classes by `accumulator_weights`
 
 
@@ -51,10 +51,10 @@ STYLE_TERMS = {"L_MM", "L_CM"}
 
 
 def accumulator_weights(num_classes: int, layers: int) -> list[float]:
-    """The factor of each class's style term, a mean over layers, where the sum is never reset.
+    """The weight of each class's style term (a mean over layers) in the published scripts.
 
-    The published scripts keep s_c = (s_{c-1} + sum over layers) / layers and add every s_c to the loss. So the term of
-    class c comes again with each later class, divided by `layers` once more.
+    The scripts never reset their sum: s_c = (s_{c-1} + sum over layers) / layers, and add every s_c to the loss. So the
+    term of class c appears again with each later class, each time divided by `layers`.
     """
     return [sum(layers**-j for j in range(num_classes - c)) for c in range(num_classes)]
 
@@ -70,7 +70,7 @@ def features(net: Network, images: Tensor, statistics: Statistics, machine: Mach
 
 
 def merged(parts: list[Features]) -> Features:
-    """Features of the same classes' images, computed in parts, as if computed at once."""
+    """Merge the features of parts of the images of the same classes."""
     n = sum(part.embedding.shape[1] for part in parts)
     weights = [part.embedding.shape[1] / n for part in parts]
     style = {
@@ -84,7 +84,7 @@ def merged(parts: list[Features]) -> Features:
 
 
 def stacked(groups: list[Features]) -> Features:
-    """Features of several groups of classes, one after the other."""
+    """Concatenate the features of several groups of classes."""
     style = {
         name: [torch.cat(layer) for layer in zip(*(group.style[name] for group in groups), strict=True)]
         for name in groups[0].style
@@ -93,7 +93,7 @@ def stacked(groups: list[Features]) -> Features:
 
 
 class Matcher:
-    """An objective under a network. `--compile` makes two graphs of it: a part of the real images, and the rest."""
+    """An objective on the features of one network."""
 
     def __init__(self, net: Network, objective: Objective, needs: Needs, settings: Any, machine: Machine):
         self.net, self.objective, self.statistics = net, objective, needs.statistics
@@ -115,12 +115,23 @@ class Matcher:
         return {name: value.sum() for name, value in weighted.items()}
 
     def terms(self, real: Tensor, syn: Tensor, classes: range) -> dict[str, Tensor]:
-        """The weighted terms, summed over the given classes, of their augmented images [classes, n, C, H, W].
+        """The weighted terms, summed over the given classes, for augmented images [classes, n, C, H, W].
 
-        Real images carry no gradient. Raises UserError where the objective returns other shapes than [classes].
+        Real images carry no gradient. Raises UserError if the objective returns shapes other than [classes].
         """
         weights = None if self._style_weights is None else self._style_weights[classes.start : classes.stop]
-        return self._syn_terms(self.net, syn, self.real_features(real), weights)
+        try:
+            terms = self._syn_terms(self.net, syn, self.real_features(real), weights)
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if name in self.statistics:
+                raise
+            raise UserError(
+                f"the objective reads {name!r}, which is no statistic of its needs: name it there"
+            ) from None
+        if syn.requires_grad and not any(value.requires_grad for value in terms.values()):
+            raise UserError("no term of the objective depends on the synthetic images: nothing can be learnt")
+        return terms
 
     @torch.no_grad()
     def real_features(self, real: Tensor) -> Features:
@@ -128,17 +139,17 @@ class Matcher:
         classes, part = part_shape(self.net, real)
         return stacked(
             [
-                merged([self._features(self.net, x, self.statistics, self.machine) for x in own.split(part, 1)])
-                for own in real.split(classes)
+                merged([self._features(self.net, x, self.statistics, self.machine) for x in group.split(part, 1)])
+                for group in real.split(classes)
             ]
         )
 
 
 def check_terms(weighted: object, classes: int) -> None:
     """Raise UserError unless an objective returned a dict of tensors [classes]."""
-    if not isinstance(weighted, dict):
-        found = type(weighted).__name__
-        raise UserError(f"the objective returned a {found}: return a dict of name -> tensor [classes]")
+    if not isinstance(weighted, dict) or not weighted:
+        found = "an empty dict" if isinstance(weighted, dict) else f"a {type(weighted).__name__}"
+        raise UserError(f"the objective returned {found}: return a dict of name -> tensor [classes]")
     for name, value in weighted.items():
         if not isinstance(value, Tensor) or value.shape != (classes,):
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -2,8 +2,9 @@
 
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
 
-In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. L_RR is not of the paper and off
-by default; its source is RFAD (Loo et al., NeurIPS 2022). A weight of 0 removes its term and its cost.
+In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term and
+its cost. L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., NeurIPS 2022), of the family
+of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
 """
 
 from dataclasses import replace
@@ -29,7 +30,7 @@ RR_RATIOS = {1: 1000.0, 10: 30.0, 50: 5.0}  # by ipc, chosen on CIFAR10's valida
 
 
 def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict[str, Tensor]:
-    """L_total, term by term, each [classes]."""
+    """The weighted terms of L_total by name, each [classes]; terms of weight 0 are left out."""
     s, weighted = settings, {}
     if s.mmd_ratio:
         weighted["L_MMD"] = s.mmd_ratio * mean_matching(real.embedding, syn.embedding)
@@ -39,61 +40,61 @@ def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict
         weighted["L_MM"] = s.mm_ratio * moments(real, syn, s)  # lambda * alpha
     if s.cm_ratio:
         weighted["L_CM"] = s.cm_ratio * grams(real, syn, s)  # lambda
-    if s.rr_ratio:  # not of the paper
+    if s.rr_ratio:  # not of the DDM paper
         weighted["L_RR"] = s.rr_ratio * readout_matching(real.embedding, syn.embedding, s.rr_ridge)
     return weighted
 
 
 def needs(settings: CompleteSettings) -> Needs:
-    """What the objective reads of feature maps, and whether a term runs over all classes."""
-    own = style_needs(settings, mm=settings.mm_ratio, cm=settings.cm_ratio)
-    return own._replace(all_classes=bool(settings.rr_ratio))
+    """The feature maps that the objective reads, and whether it needs all classes in one pass."""
+    needed = style_needs(settings, mm=settings.mm_ratio, cm=settings.cm_ratio)
+    return needed._replace(all_classes=bool(settings.rr_ratio))
 
 
 def settle(settings: CompleteSettings) -> CompleteSettings:
-    """Fill in the weight and the k that follow ipc. Raises UserError where all weights are 0."""
+    """Fill in rr_ratio and k, which depend on ipc. Raises UserError if all weights are 0 or k is too large."""
     if settings.rr_ratio is None:
         if isinstance(settings.ipc, str):
             raise UserError(
-                f"--preset best derives its weight from --ipc as a number, not from {settings.ipc}: give --rr_ratio"
+                f"--preset best derives rr_ratio from a number --ipc, not from {settings.ipc}: give --rr_ratio"
             )
         settings = replace(settings, rr_ratio=rr_ratio_of(settings.ipc))
     s = settings
     alone = s.ipc == 1  # its L_ICD is 0
     if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"
-        raise UserError(f"{why} weight is 0, so that there is nothing to match: set --mmd_ratio or another")
+        raise UserError(f"{why} weight is 0, so there is nothing to match: set --mmd_ratio or another weight")
     return settle_neighbours(settings, settings.icd_ratio)
 
 
 def rr_ratio_of(ipc: int) -> float:
-    """The weight of L_RR in preset best: RR_RATIOS, interpolated log over log between two of them."""
+    """The weight of L_RR in preset best: RR_RATIOS, interpolated linearly in log(ipc) and log(weight)."""
     weight = np.exp(np.interp(np.log(ipc), *(np.log(list(x)) for x in (RR_RATIOS.keys(), RR_RATIOS.values()))))
     return float(f"{weight:.3g}")
 
 
-# --- terms under the choices that their settings leave, each unweighted, [classes] ----------------------------
+# --- terms configured by settings, unweighted, each [classes] -------------------------------------------------
 
 
 def moments(real: Features, syn: Features, settings: StyleSettings) -> Tensor:
-    """L_MM under --style_stats and --style_scale."""
+    """L_MM [classes] with --style_stats and --style_scale."""
     relative = settings.style_scale == "relative"
     return moments_distance(real.style["moments"], syn.style["moments"], settings.style_stats, relative)
 
 
 def grams(real: Features, syn: Features, settings: StyleSettings) -> Tensor:
-    """L_CM under --style_scale."""
+    """L_CM [classes] with --style_scale."""
     return gram_distance(real.style["mean_gram"], syn.style["mean_gram"], settings.style_scale == "relative")
 
 
 def kl(real: Features, syn: Features, settings: DiversitySettings) -> Tensor:
-    """L_ICD as published: divergence from the k nearest neighbours."""
+    """L_ICD [classes] as published: divergence from the k nearest neighbours."""
     k = neighbours_of(syn.embedding.shape[1]) if settings.k is None else settings.k
     return intra_class_diversity(syn.embedding, k)
 
 
 def spread(real: Features, syn: Features, settings: DiversitySettings) -> Tensor:
-    """A bounded L_ICD, not of the paper: deviations along the real principal directions."""
+    """L_ICD [classes] bounded below, not of the DDM paper: deviations along the real principal directions."""
     return spread_matching(real.embedding, syn.embedding)
 
 
@@ -101,12 +102,12 @@ ICD_FORMS = {"kl": kl, "spread": spread}
 
 
 def diversity(real: Features, syn: Features, settings: DiversitySettings) -> Tensor:
-    """L_ICD in the form of --icd_form."""
+    """L_ICD [classes] in the form of --icd_form."""
     return ICD_FORMS[settings.icd_form](real, syn, settings)
 
 
 def style_needs(settings: StyleSettings, mm: float = 0, cm: float = 0) -> Needs:
-    """What the style terms of these weights read of feature maps; a weight of 0 reads nothing."""
+    """The feature maps that the style terms with weights `mm` and `cm` read; a weight of 0 reads none."""
     statistics = {}
     if mm:
         statistics["moments"] = MOMENTS[settings.style_stats]
@@ -118,17 +119,17 @@ def style_needs(settings: StyleSettings, mm: float = 0, cm: float = 0) -> Needs:
 
 
 def neighbours_of(ipc: int) -> int:
-    """The paper's k of L_ICD: 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, where the term is 0)."""
+    """The paper's k of L_ICD: 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, as the term is 0 there)."""
     return min(max(round(0.2 * ipc), 1), ipc - 1)
 
 
 def settle_neighbours(settings: CondensingSettings, weight: float) -> CondensingSettings:
-    """Fill in k of L_ICD. It stays None where it differs from class to class. Raises UserError for a k too large."""
+    """Fill in k of L_ICD; it stays None if ipc differs between classes. Raises UserError if k is too large."""
     if isinstance(settings.ipc, str):
         return settings
     k, ipc = settings.k, settings.ipc
     if k is None:
         return replace(settings, k=neighbours_of(ipc)) if ipc > 1 else settings
     if k >= ipc > 1 and weight and settings.icd_form == "kl":
-        raise UserError(f"--k {k}: an image has only {ipc - 1} others in its class at --ipc {ipc}")
+        raise UserError(f"--k {k}: an image has only {ipc - 1} others in its class at --ipc {ipc}: lower --k")
     return settings

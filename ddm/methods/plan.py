@@ -1,4 +1,4 @@
-"""From settings and data to a frozen Plan: what depends on both is computed once, before anything is written."""
+"""The frozen Plan: all values that depend on settings and data, computed once before any file is written."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,29 +23,29 @@ from ddm.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a set is made: the settings with every open value filled in, and what follows from the data.
+    """The plan of a set: the settings with all values filled in, and values that depend on the data.
 
-    `settings` holds the values that the data and the machine decided (lr_img, batch_real, class_chunk, precision,
-    compile, device); results.json and the set's file both record them from here.
+    `settings` includes the values that data and machine determine (lr_img, batch_real, class_chunk, precision, compile,
+    device). results.json and the set's file record these values.
     """
 
     settings: Any  # of the maker's settings class
     counts: tuple[int, ...]  # images of each class
     machine: Machine
     ranks: Ranks
-    whole: bool = False  # all classes go through the network at once
+    whole: bool = False  # all classes go through the network in one pass
 
     @property
     def classes(self) -> range:
-        """Those that this rank makes."""
-        return self.ranks.own(len(self.counts))
+        """The classes of this rank."""
+        return self.ranks.share(len(self.counts))
 
     def rows(self, classes: range) -> slice:
-        """The positions of some classes' images in a whole set."""
+        """The rows of some classes' images in a whole set."""
         return slice(sum(self.counts[: classes.start]), sum(self.counts[: classes.stop]))
 
     def chunks(self) -> Iterator[range]:
-        """This rank's classes in parts of at most class_chunk neighbours that have equally many images."""
+        """This rank's classes in chunks of at most class_chunk consecutive classes with equal image counts."""
         first, stop = self.classes.start, self.classes.stop
         while first < stop:
             last = first + 1
@@ -55,14 +55,14 @@ class Plan:
             first = last
 
     def labels(self) -> torch.Tensor:
-        """The label of each image of a whole set, on the device."""
+        """The labels [N] of a whole set, on the device."""
         labels = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
         return labels.to(self.machine.device)
 
     def halved(self) -> "Plan":
-        """The same plan with half as many classes at a time, for a device that is out of memory.
+        """The same plan with half as many classes at a time, after running out of memory.
 
-        Raises UserError where no smaller part is possible.
+        Raises UserError if no smaller chunk is possible.
         """
         chunk = self.settings.class_chunk
         if chunk == 1 or self.whole:
@@ -74,7 +74,7 @@ class Plan:
 
 
 def settle(settings: SetSettings) -> SetSettings:
-    """Check every name among the settings, before anything is read, and fill in the device.
+    """Check all names in the settings before reading data; fill in the device and, for a number ipc, lr_img.
 
     Raises UserError with the nearest valid name.
     """
@@ -84,32 +84,32 @@ def settle(settings: SetSettings) -> SetSettings:
     operations_of(settings.dsa_strategy)
     if isinstance(settings, CondensingSettings):
         lookup(SAMPLERS, settings.real_sampling, "real_sampling")
-        if settings.lr_img is None and isinstance(settings.ipc, int):  # of a .json file: once the classes are known
+        if settings.lr_img is None and isinstance(settings.ipc, int):  # a .json file needs the classes: see the plan
             settings = settings.but(lr_img=lr_of(settings.ipc))
     return settings.but(device=ranks.local_device(device.find_device(settings.device)))
 
 
 def lr_of(ipc: float) -> float:
-    """lr_img of presets. An image's gradient is 1 / ipc of the mean's, so the step grows with ipc."""
+    """lr_img if it is unset. The gradient of one image is 1 / ipc of the mean's, so the step grows with ipc."""
     return 0.5 * ipc
 
 
 def condensing_plan(
     settings: CondensingSettings, data: ImageData, needs: Needs, group: Ranks | None = None
 ) -> tuple[Plan, Network]:
-    """The plan of a recipe, and its network, tapped as the objective needs it.
+    """The plan of a recipe and its network, with the taps that the objective needs.
 
-    Raises UserError for what can't work with the data, before anything is written.
+    Raises UserError if the settings do not fit the data.
     """
     group = group or Ranks()
     if group.world > data.num_classes:
         raise UserError(f"{group.world} ranks for {data.num_classes} classes: start as many or fewer")
     if settings.clip_pixels and data.normalisation.whitened:
-        raise UserError("--clip_pixels: whitened images have no [0, 1] to stay in: leave it or --zca out")
+        raise UserError("--clip_pixels: whitened images have no range [0, 1]: leave it or --zca out")
     counts = images_per_class(data, settings.ipc)
     if settings.lr_img is None:
         settings = settings.but(lr_img=lr_of(sum(counts) / len(counts)))
-    settings = settings.but(batch_real=min(settings.batch_real, max(len(own) for own in data.indices)))
+    settings = settings.but(batch_real=min(settings.batch_real, max(map(len, data.indices))))
     net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, settings.device)
     check_networks(settings, data)
     try:
@@ -122,13 +122,13 @@ def condensing_plan(
         if group.world > 1:
             raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
         if len(set(counts)) > 1:
-            raise UserError(f"--ipc {settings.ipc}: {what} needs equally many images of each class")
+            raise UserError(f"--ipc {settings.ipc}: {what} needs equal numbers of images per class: give a number")
         chunk = data.num_classes
     else:
         chunk = settings.class_chunk or choose_chunk(settings, data, counts, group)
     machine = device.choose(settings, settings.device, condensing_pixels(settings, data, counts))
-    own = len(group.own(len(counts)))
-    settings = settings.but(class_chunk=min(chunk, own), precision=machine.precision, compile=machine.compile)
+    classes = len(group.share(len(counts)))
+    settings = settings.but(class_chunk=min(chunk, classes), precision=machine.precision, compile=machine.compile)
     plan = Plan(settings=settings, counts=tuple(counts), machine=machine, ranks=group, whole=whole)
     return plan, machine.laid_out_net(net).requires_grad_(False).train()
 
@@ -136,26 +136,26 @@ def condensing_plan(
 def choose_chunk(
     settings: CondensingSettings, data: ImageData, counts: Sequence[int], group: Ranks | None = None
 ) -> int:
-    """Classes per backward: as many as the device is fast with and half of its free memory holds.
+    """Choose the classes per backward: as many as are fast on the device and fit half of its free memory.
 
-    A divisor of the number of classes, so that every chunk has the same shape and is compiled once.
+    The result divides the number of classes, so that all chunks have one shape and are compiled once.
     """
     height, width = data.im_size
-    ipc, classes = max(counts), len((group or Ranks()).own(len(counts)))
+    ipc, classes = max(counts), len((group or Ranks()).share(len(counts)))
     most = pass_pixels(settings.device) // (ipc * height * width)
     net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     needed = device.class_bytes(net, data.shape, settings.batch_real, ipc)
     free = device.free_memory(settings.device)
-    if free is not None:  # the other half is for a part of the real images and for other processes
+    if free is not None:  # the other half is for real images and other processes
         sharing = torchrun.ranks_on_this_host() if settings.device == "cpu" else 1
         most = min(most, free // 2 // needed // sharing)
     return max(n for n in range(1, classes + 1) if classes % n == 0 and n <= max(1, most))
 
 
 def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:
-    """Pixels that go through networks to condense one experiment; a backward counts as two forwards.
+    """The pixels that pass networks in one experiment's condensation; a backward counts as two forwards.
 
-    Evaluations and the number of experiments do not count: they must not change how an experiment is computed.
+    Evaluations and the number of experiments do not count: they must not change the computation of an experiment.
     """
     images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * sum(counts))
     return images * data.im_size[0] * data.im_size[1]
@@ -165,18 +165,18 @@ def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Seq
 
 
 def images_per_class(data: ImageData, ipc: int | str) -> list[int]:
-    """--ipc, a number or the path of a .json file, as one number per class.
+    """Convert --ipc, a number or the path of a .json file, to one number per class.
 
-    The file maps class names or numbers to numbers of images; "*" is all classes that are not named. Raises UserError
-    where a class is missing, or has fewer training images than requested.
+    The file maps class names or numbers to numbers of images; "*" means all other classes. Raises UserError if a class
+    is missing, or has fewer training images than requested.
     """
     counts = [ipc] * data.num_classes if isinstance(ipc, int) else _read_counts(data, ipc)
-    for c, (own, count) in enumerate(zip(data.indices, counts, strict=True)):
-        if len(own) < count or not len(own):
+    for c, (size, count) in enumerate(zip(map(len, data.indices), counts, strict=True)):
+        if size < count or not size:
             least = min(map(len, data.indices))
             advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
             name = f"class {c} ({data.class_names[c]}) of {data.name}"
-            raise UserError(f"{name} has {len(own)} training images, fewer than the {count} of --ipc {ipc}: {advice}")
+            raise UserError(f"{name} has {size} training images, fewer than the {count} of --ipc {ipc}: {advice}")
     return counts
 
 
@@ -185,18 +185,18 @@ def _read_counts(data: ImageData, path: str) -> list[int]:
         with open(path) as file:
             found = json.load(file)
         named = {str(name): count for name, count in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"--ipc {path}: not a readable .json of class to number ({type(error).__name__})") from None
     counts, known = [], {"*"}
     for c, name in enumerate(data.class_names):
-        key = name if name in named or str(c) in data.class_names else str(c)  # a class may be called by a number
+        key = name if name in named or str(c) in data.class_names else str(c)  # a class name may be a number
         count = named.get(key, named.get("*"))
         known.add(key)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            what = "names no number for it" if count is None else f"says {count!r}, a number from 1 is needed"
+            what = "names no number for it" if count is None else f"says {count!r}: give an integer >= 1"
             raise UserError(f"--ipc {path}: class {c} is {name!r} in {data.name}, the file {what}")
         counts.append(count)
     unknown = named.keys() - known
     if unknown:
-        raise UserError(f"--ipc {path}: {data.name} has no class {sorted(unknown)[0]!r}")
+        raise UserError(f"--ipc {path}: {data.name} has no class {sorted(unknown)[0]!r}: correct the name")
     return counts

@@ -1,7 +1,7 @@
-"""Which real images of a class a step sees.
+"""Sampling of real images for a condensation step.
 
-`random` is the published way. `balanced` picks images whose mean embedding is close to the class mean. Matching
-compares means, and most of its gradient's noise comes from drawing few real images.
+`random` is the published sampling. `balanced` (not of the DDM paper) picks images whose mean embedding is close to the
+class mean. Matching compares means, and most noise in its gradient comes from drawing few real images.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,44 +14,44 @@ from ddm import rng
 from ddm.data.images import ImageData
 from ddm.networks import empty_network, initialise
 
-CANDIDATES = 4  # random candidates per picked image
-DIRECTIONS = 128  # principal directions of a class's embeddings that picks are balanced along
+CANDIDATES = 4  # random candidates per selected image
+DIRECTIONS = 128  # principal directions of a class's embeddings, used for balancing
 
 
 def initial_indices(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
-    """Indices [N] of the random real images that an experiment starts from."""
+    """Indices [N] of the random real images that initialise an experiment."""
     where = (seed, experiment, 0)
     draws = [data.draw(c, n, rng.generator(*where, c, "initial images")) for c, n in enumerate(counts)]
     return torch.cat(draws)
 
 
 class Random:
-    """Draws without replacement, each image equally likely."""
+    """Draws without replacement; all images of a class are equally likely."""
 
     def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
-        """For n images per class; of all classes, or of some."""
+        """Prepare to draw n images per class, for some classes (None: all)."""
         self.data, self.n = data, n
 
     def batch(self, classes: range, generator: Callable[[int], torch.Generator]) -> Tensor:
-        """Normalised real images [classes, n, C, H, W]; `generator(c)` is class c's source of randomness."""
+        """Normalised real images [classes, n, C, H, W]; `generator(c)` is the random generator of class c."""
         return self.data.batch(torch.stack(self.indices(classes, generator)))
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
-        """Of each class, the indices [n] of the images to show."""
+        """For each class, the indices [n] of the drawn images."""
         return [self.data.draw(c, self.n, generator(c)) for c in classes]
 
 
 class Balanced(Random):
-    """Picks from random candidates, by herding (Welling, ICML 2009), images whose mean is close to the class mean.
+    """Selects images with a mean embedding close to the class mean, by herding (Welling, ICML 2009) random candidates.
 
-    Distances are measured in the embedding of one narrow untrained network; they carry over to other networks.
+    The embedding is that of one narrow untrained network; the selection works for other networks too.
     """
 
     def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
         super().__init__(data, n, seed)
         self.points = class_points(data, seed, range(data.num_classes) if classes is None else classes)
-        self.sizes = [len(own) for own in data.indices]
-        # The same number for all classes, whichever are requested together.
+        self.sizes = [len(indices) for indices in data.indices]
+        # One number for all classes, independent of the classes in a call.
         self.candidates = min([CANDIDATES * self.n, *(size for size in self.sizes if size > self.n)])
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
@@ -65,9 +65,9 @@ class Balanced(Random):
 
 
 def herd(points: Tensor, n: int) -> Tensor:
-    """Positions [classes, n] of n of the points [classes, m, d], picked so that their sum stays near 0."""
+    """Select n of the points [classes, m, d] whose sum stays near 0: indices [classes, n] (Welling, ICML 2009)."""
     products = points @ points.transpose(1, 2)
-    growth = products.diagonal(dim1=1, dim2=2).clone()  # of |sum|^2, if a point is added to the sum
+    growth = products.diagonal(dim1=1, dim2=2).clone()  # the growth of |sum|^2 if a point is added
     picks = []
     for _ in range(n):
         pick = growth.argmin(1, keepdim=True)
@@ -79,7 +79,7 @@ def herd(points: Tensor, n: int) -> Tensor:
 
 @torch.no_grad()
 def class_points(data: ImageData, seed: int, classes: range) -> dict[int, Tensor]:
-    """Embeddings of classes' training images, centred, along their principal directions: each [n, d] on the CPU."""
+    """Centred embeddings of each class's training images along their principal directions: [n, d], on the CPU."""
     net = empty_network("ConvNetW32", data.channel, data.num_classes, data.im_size, data.device)
     initialise(net, rng.generator(seed, 0, 0, -1, "sampling network"))
     points = {}

@@ -1,7 +1,7 @@
-"""What recipes and coresets can be told.
+"""Settings of recipes and coresets.
 
-No torch here, as `--help` must be fast. The tables that choices name are beside the code that uses them; a test holds
-the two against each other.
+This module imports no torch, because `--help` must be fast. The tables behind the choices are in other modules; a test
+compares both.
 """
 
 from typing import ClassVar
@@ -26,24 +26,24 @@ optimisation = grouped("optimisation")
 
 
 class SetSettings(DataSettings, ProtocolSettings, MachineSettings):
-    """A set to make: of which data, how large, scored how."""
+    """A set to make: its data, size and evaluation."""
 
     ipc: int | str = optimisation(
         10,
-        'images per class; or a .json file of class (name or number) to number, "*" for the rest',
+        'images per class; or a .json file of class (name or number) to number, "*" for other classes',
         check=images_per_class,
     )
 
 
 class CondensingSettings(SetSettings):
-    """The optimisation that all recipes share."""
+    """The optimisation settings of all recipes."""
 
-    # Chosen on CIFAR10's validation split; docs/results.md says what it is worth.
+    # Chosen on CIFAR10's validation split; docs/results.md has its effect.
     PRESETS: ClassVar = {
         "fast": {
             "real_sampling": "balanced",
             "batch_real": 32,
-            "lr_img": None,  # follows ipc
+            "lr_img": None,  # depends on ipc
             "lr_schedule": "cosine",
             "Iteration": 1000,
         },
@@ -60,32 +60,32 @@ class CondensingSettings(SetSettings):
     )
     momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one)
     clip_pixels: bool = optimisation(
-        False, "keep the pixels in [0, 1], so that exported pictures lose nothing but rounding"
+        False, "keep the pixels in [0, 1], so that exported pictures differ only by rounding"
     )
     batch_real: int = optimisation(256, "real images per class and step, if the class has as many", check=at_least(1))
     real_sampling: str = optimisation(
         "random",
-        "balanced: picks real images whose mean embedding is close to the class mean, by herding from 4x as many "
-        "random candidates",
+        "random, or balanced: picks real images whose mean embedding is close to the class mean, by herding from 4x as "
+        "many random candidates",
     )
     dis_metric: str = optimisation("ours", "accepted as published; only gradient matching (match_loss) reads it")
     class_chunk: int = grouped("machine")(
-        0, "classes per pass; lower needs less memory; 0 chooses", check=at_least(0), role=Role.MANNER, chosen=True
+        0, "classes per pass; fewer need less memory; 0: automatic", check=at_least(0), role=Role.MANNER, chosen=True
     )
     on_nonfinite: str = optimisation(
         "stop",
-        "what to do with a step whose loss or gradient is not finite; skipped steps are listed in results.json",
+        "stop or skip a step with a non-finite loss, gradient or pixel; results.json lists skipped steps",
         choices=("stop", "skip"),
         role=Role.MANNER,
     )
 
 
 class StyleSettings(Settings):
-    """How L_MM and L_CM read feature maps."""
+    """The feature maps and statistics of L_MM and L_CM."""
 
     style_tap: str = objective(
         "published",
-        "where feature maps are read; published: the activations (AlexNet: poolings, ResNet18: stages)",
+        "layers of the feature maps; published: the activations (AlexNet: poolings, ResNet18: stages)",
         choices=("published", "conv", "norm", "act", "pool"),
     )
     style_layers: str = objective("all", "layers to read, from 0, such as 0,2; or all", check=layer_numbers)
@@ -100,12 +100,12 @@ class StyleSettings(Settings):
         choices=("absolute", "relative"),
     )
     published_accumulator: bool = objective(
-        False, "weight classes as the published scripts do, which never reset their sum (early classes count more)"
+        False, "weight classes as in the published scripts, which never reset their sum (early classes count more)"
     )
 
 
 class DiversitySettings(Settings):
-    """How L_ICD measures intra-class diversity."""
+    """The form of L_ICD, intra-class diversity."""
 
     icd_form: str = objective(
         "kl",
@@ -117,7 +117,7 @@ class DiversitySettings(Settings):
 
 
 class WeightSettings(StyleSettings, DiversitySettings):
-    """The weight of every term of the complete objective."""
+    """The weights of the terms of the complete objective."""
 
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
     mm_ratio: float = objective(10000.0, "weight of L_MM, channel moments", check=non_negative)
@@ -125,8 +125,8 @@ class WeightSettings(StyleSettings, DiversitySettings):
     icd_ratio: float = objective(10.0, "weight of L_ICD, intra-class diversity", check=non_negative)
     rr_ratio: float | None = objective(
         0.0,
-        "weight of L_RR: error on real images of the ridge regression fitted to the set (RFAD, Loo et al. 2022; not "
-        "of the DDM paper)",
+        "weight of L_RR: error on real images of the ridge regression fitted to the set (not of the DDM paper: RFAD, "
+        "Loo et al. 2022, of the family of KIP and FRePo)",
         check=non_negative,
     )
     rr_ridge: float = objective(0.1, "L_RR: ridge, relative to the kernel's diagonal", check=non_negative)
@@ -134,7 +134,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
 DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}
-AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k follows ipc
+AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k depends on ipc
 
 
 class CompleteSettings(CondensingSettings, WeightSettings):
@@ -145,31 +145,31 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         "dm": DM,
         "published": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "icd_ratio": 10.0},  # k = 2 at ipc 10
         "paper": DM | AS_PUBLISHED | {"mm_ratio": 10000.0, "cm_ratio": 10000.0, "icd_ratio": 10.0},
-        # The authors' later form weights an absolute L_CM with 10000; relative to CIFAR10's Grams that is about 700.
+        # The authors' later code weights an absolute L_CM with 10000. For CIFAR10 a relative weight of 700 is similar.
         "style": {
             **DM,
             **{"style_tap": "conv", "style_stats": "image", "style_scale": "relative"},
             **{"mm_ratio": 180.0, "cm_ratio": 700.0},
         },
-        # Chosen on CIFAR10's validation split at ipc 10, see docs/results.md.
-        "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # rr_ratio follows ipc
+        # Chosen on CIFAR10's validation split, see docs/results.md.
+        "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # rr_ratio depends on ipc
     }
 
 
 class ProxySettings(Settings):
-    """The trained network that herding, k-center, k-means and the difficulty scores use."""
+    """The trained network of herding, k-center, k-means and the difficulty scores."""
 
     proxy_epochs: int = optimisation(20, "training epochs of the network that coreset methods use", check=at_least(1))
     proxy_cache: str | None = grouped("output")(
-        None, "folder that keeps that network; unset: proxies in --data_path", check=a_path, role=Role.PLACE
+        None, "folder that caches this network; unset: proxies/ in --data_path", check=a_path, role=Role.PLACE
     )
 
 
 class CoresetSettings(SetSettings, ProxySettings):
-    """A coreset: which real images, by which rule."""
+    """The settings of coresets."""
 
     method: str = objective(
         "random", "random, herding, kcenter, kmeans, forgetting, uncertainty, el2n, grand or full (all images)"
     )
-    order: str = objective("hardest", "which images a difficulty score keeps", choices=("easiest", "hardest"))
+    order: str = objective("hardest", "images that a difficulty score selects", choices=("easiest", "hardest"))
     subset_size: int = optimisation(0, "with --method full: number of random images; 0: all", check=at_least(0))

@@ -1,7 +1,7 @@
 """One iteration: sample, augment, embed, match, step.
 
-Classes go through the network several at a time (`--class_chunk`), each chunk with one backward; this is exact because
-the objective is a sum over classes. The network is always the same module, initialised afresh in place.
+Classes go through the network in chunks (`--class_chunk`), with one backward per chunk. This is exact because the
+objective is a sum over classes. The network is always the same module, initialised again in place.
 """
 
 import math
@@ -20,7 +20,7 @@ from ddm.methods.plan import Plan
 from ddm.methods.sampling import Random, initial_indices
 from ddm.networks import initialise
 
-# (iterations done, iterations in all) -> factor of lr_img in [0, 1]
+# (completed iterations, total iterations) -> factor of lr_img in [0, 1]
 SCHEDULES = {
     "constant": lambda done, total: 1.0,
     "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
@@ -28,7 +28,7 @@ SCHEDULES = {
 
 
 def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
-    """Random real images, counts[c] of class c, normalised: [N, C, H, W]."""
+    """counts[c] random real images of each class c, normalised: [N, C, H, W]."""
     return data.batch(initial_indices(data, counts, seed, experiment))
 
 
@@ -44,19 +44,19 @@ INITS = {"real": real_images, "noise": noise_images}
 
 @dataclass
 class Synthetic:
-    """The set that is being condensed, or a rank's part of it; a step changes its tensors in place."""
+    """The set during condensation, or a rank's part of it; a step changes its tensors in place."""
 
-    images: Tensor  # [N, C, H, W], normalised, classes one after the other, requires grad
+    images: Tensor  # [N, C, H, W], normalised, in class order, requires grad
     optimizer: torch.optim.Optimizer
-    velocity: Tensor  # the optimizer's momentum buffer, of the images' shape
+    velocity: Tensor  # the optimizer's momentum buffer, with the shape of the images
     finite: Tensor  # boolean scalar: whether the last step was finite
-    bounds: Tensor | None = None  # [2, C, 1, 1]: what the images are clipped to after each step
+    bounds: Tensor | None = None  # [2, C, 1, 1]: the images are clipped to these after each step
 
     @classmethod
     def start(
         cls, images: Tensor, plan: Plan, velocity: Tensor | None = None, bounds: Tensor | None = None
     ) -> "Synthetic":
-        """From images [N, C, H, W] and, when resuming, their momentum."""
+        """Start from images [N, C, H, W] and, when resuming, their momentum."""
         images.requires_grad_(True)
         velocity = torch.zeros_like(images) if velocity is None else velocity
         optimizer = torch.optim.SGD([images], lr=plan.settings.lr_img, momentum=plan.settings.momentum_img)
@@ -66,22 +66,22 @@ class Synthetic:
 
 
 class Step(NamedTuple):
-    """The outcome of a step, on the device."""
+    """The results of a step, on the device."""
 
-    terms: dict[str, Tensor]  # by name: [chunks], each summed over the classes of the chunk
+    terms: dict[str, Tensor]  # name -> [chunks], each summed over the classes of the chunk
     gradient_finite: Tensor  # boolean [N], for each synthetic image
-    finite: Tensor  # boolean scalar: terms, gradient and stepped pixels, on all ranks
-    chunks: list[range]  # of classes
+    finite: Tensor  # boolean scalar: terms, gradients and updated pixels are finite on all ranks
+    chunks: list[range]  # the classes of each chunk
 
 
 def condensation_step(
     matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, plan: Plan
 ) -> Step:
-    """One SGD step on a rank's synthetic pixels under one fresh network, without a host sync.
+    """Take one SGD step on a rank's synthetic pixels with one fresh network, without a host sync.
 
-    Where a term, a gradient or a stepped pixel is not finite, images and momentum stay as they were. So they do in all
-    later steps too, unless --on_nonfinite is 'skip'. Raises the device's error where memory is out, before anything
-    has changed.
+    If a term, gradient or updated pixel is not finite, images and momentum stay unchanged. They also stay unchanged in
+    all later steps, unless --on_nonfinite is 'skip'. If a forward or backward pass runs out of memory, raises the
+    device's error; images and momentum are unchanged.
     """
     settings, image_syn, velocity, finite = plan.settings, syn_set.images, syn_set.velocity, syn_set.finite
     where = (settings.seed, experiment, iteration)
@@ -92,7 +92,7 @@ def condensation_step(
     parts: dict[str, list[Tensor]] = {}
     first, done = 0, []
     for classes in plan.chunks():
-        # A class has one augmentation for its real and its synthetic images.
+        # The real and synthetic images of a class have the same augmentation.
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
         real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
         last = first + len(classes) * plan.counts[classes.start]

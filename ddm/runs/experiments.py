@@ -1,6 +1,6 @@
-"""Runs experiments: drives a maker, evaluates its sets, writes checkpoints and files, resumes.
+"""Runs experiments: make sets, evaluate, checkpoint, write files, resume.
 
-`carry_out` takes a command from its settings to its last line. `Run` is the loop; nobody subclasses it.
+`carry_out` runs a command from its settings to its last line of output. `Run` is the loop.
 """
 
 import copy
@@ -19,28 +19,37 @@ from ddm.errors import UserError
 from ddm.evaluation import protocol
 from ddm.interrupt import Interrupts, Stopped
 from ddm.maker import Diverged, Maker
-from ddm.networks import described
+from ddm.networks import description
 from ddm.ranks import Ranks
 from ddm.runs import resume
 from ddm.runs.folder import NoFolder, RunFolder
 from ddm.runs.progress import Progress
-from ddm.runs.results import accuracies, hardware, plain, requested, versions
+from ddm.runs.results import accuracies, hardware, plain, requested_values, versions
 from ddm.runs.settings import RunSettings, StepSettings
 from ddm.settings import declarations
 
-CHECK_EVERY = 10  # iterations between looks at the losses: each look waits for the device
-CHECKPOINT_SECONDS = 300  # at most, between two checkpoints while it condenses
+CHECK_EVERY = 10  # iterations between checks of the losses; each check waits for the device
+CHECKPOINT_SECONDS = 300  # the longest time between two checkpoints during condensation
 
-# (data on the CPU, settings, digest of the data's files, ranks, say) -> a maker; refuses what can't work.
+# (data on the CPU, settings, digest of the data's files, ranks, say) -> a maker; raises UserError for invalid settings.
 MakeMaker = Callable[[ImageData, RunSettings, str, Ranks, Callable[[str], None]], Maker]
 
 
-def carry_out(asked: RunSettings, settings: RunSettings, recipe: str, make: MakeMaker, stem: str, size: str) -> None:
-    """Run the experiments of a command, or those that remain, and write everything into save_path.
+def carry_out(
+    requested: RunSettings,
+    settings: RunSettings,
+    recipe: str,
+    code: str,
+    make: MakeMaker,
+    stem: str,
+    size: str,
+) -> None:
+    """Run the remaining experiments of a command and write all files into save_path.
 
-    `asked` are the settings as given, `settings` those with names checked and open values filled in. `recipe` names the
-    command in results.json, `stem` the files (see set_stem), `size` the sets in the last lines. Raises UserError for
-    what the user can correct, Stopped after a signal.
+    `requested` are the user's settings; in `settings` names are checked and unset values are filled in. `recipe` is the
+    command's name in results.json, `code` a digest of its objective's code. `stem` is for file names (see set_stem).
+    `size` describes the sets in the last lines. Raises UserError for invalid settings, data or files, and Stopped after
+    a signal.
     """
     if settings.device == "cpu":
         device.keep_freed_memory()
@@ -49,25 +58,29 @@ def carry_out(asked: RunSettings, settings: RunSettings, recipe: str, make: Make
         place = RunFolder(settings.save_path, stem, settings.tensorboard) if first else NoFolder()
         files = stack.enter_context(place)
         interrupts = stack.enter_context(Interrupts().installed())
-        with interrupts.anywhere():  # the other ranks may never come
+        with interrupts.immediate():  # other ranks may never connect
             group = stack.enter_context(ranks.joined(settings.device))
-            state = group.from_first(resume.find(settings, recipe) if first else None)
+            state = group.from_first(resume.find(settings, recipe, code) if first else None)
         finished = state is not None and state.concluded == [settings.num_exp, settings.num_eval]
         if group.from_first(finished and files.damaged(state.sets) is None):
             if first:
-                print(f"{settings.save_path} is finished; nothing is left to do")
+                print(f"{settings.save_path} is finished; nothing to do")
                 conclude(settings, files, state.evaluations, size, print)
             return
-        with interrupts.anywhere():
+        with interrupts.immediate():
             s = settings
-            # One rank of each host before the others: it may download, or make a store.
+            # One rank of each host goes first: it may download data or make a store.
             data, digest = group.first_of_host(
                 lambda: loading.load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
             )
             maker = make(data, resume.with_chosen(settings, state), digest, group, lambda line: files.say(line))
             resume.check_data(state, digest, data, maker.plan.counts)
+        if state is not None:
+            # num_exp and num_eval may have grown, and must not shrink again.
+            state.requested = plain(settings.values())
         state = state or Progress(
             recipe=recipe,
+            code=code,
             requested=plain(settings.values()),
             chosen={},
             versions={},
@@ -76,16 +89,16 @@ def carry_out(asked: RunSettings, settings: RunSettings, recipe: str, make: Make
             experiment=settings.first_exp,
         )
         try:
-            Run(asked, settings, maker, files, interrupts, state).all_experiments(size)
+            Run(requested, settings, maker, files, interrupts, state).all_experiments(size)
         except Stopped:
-            files.wait()  # for the checkpoint to resume from
+            files.wait()  # finish writing the checkpoint
             raise
 
 
 def conclude(
     settings: RunSettings, files: RunFolder, evaluations: list[dict], size: str, say: Callable[[str], None]
 ) -> None:
-    """Say what a finished run measured and where its files are."""
+    """Print the accuracies and file paths of a finished run."""
     last = max(entry["iteration"] for entry in evaluations)
     say(f"=== {settings.num_exp} experiment(s) of {size}, accuracy on the {settings.eval_split} set ===")
     for kind in dict.fromkeys(entry["images"] for entry in reversed(evaluations)):
@@ -99,18 +112,18 @@ def conclude(
 
 
 class Run:
-    """A run: its maker and files, and its progress, which is all that changes."""
+    """A run: its maker, its files and its progress."""
 
     def __init__(
         self,
-        asked: RunSettings,
+        requested: RunSettings,
         settings: RunSettings,
         maker: Maker,
         files: RunFolder | NoFolder,
         interrupts: Interrupts,
         state: Progress,
     ):
-        self.asked, self.settings, self.maker = asked, settings, maker
+        self.requested, self.settings, self.maker = requested, settings, maker
         self.files, self.interrupts, self.state = files, interrupts, state
         self.ranks: Ranks = maker.plan.ranks
         self.machine = maker.plan.machine
@@ -119,13 +132,13 @@ class Run:
         stepped = isinstance(settings, StepSettings)
         self.eval_every = settings.eval_every if stepped else 0
         self.checkpoint_every = settings.checkpoint_every if stepped else 1
-        self.in_progress = False  # whether the maker holds the experiment that `state` is at
+        self.in_progress = False  # whether the maker has started the experiment of `state`
 
     # --- experiments -----------------------------------------------------------------------------------------------
 
     def all_experiments(self, size: str) -> None:
         settings, files, state, maker = self.settings, self.files, self.state, self.maker
-        with self.interrupts.anywhere():  # before anything is written: it may refuse
+        with self.interrupts.immediate():  # before anything is written: it may raise UserError
             began = time.perf_counter()
             maker.prepare(settings.num_exp - len(state.sets))
             state.step_seconds += time.perf_counter() - began
@@ -133,16 +146,16 @@ class Run:
         files.open(state.log_bytes if state.written else None, (state.experiment, state.iteration))
         if state.concluded == [settings.num_exp, settings.num_eval] and self.ranks.first:
             damaged = files.damaged(state.sets)
-            print(f"warning: {damaged} is damaged or missing: it is written again", file=sys.stderr)
+            print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)
         if state.written:
             files.say(f"resuming from the checkpoint of experiment {state.experiment}, iteration {state.iteration}")
         else:
             self.introduce()
-            self.checkpoint()  # from here on, the run can resume
+            self.checkpoint()  # the run can resume from here on
             files.wait()
         for number in range(settings.num_exp):
             experiment = settings.first_exp + number
-            if number < len(state.sets):  # finished; more networks may be requested than before
+            if number < len(state.sets):  # finished; more networks may be requested now
                 self.evaluate_baseline(experiment)
                 self.evaluate(state.sets[number], maker.kind, experiment, maker.iterations)
             else:
@@ -154,33 +167,33 @@ class Run:
             self.checkpoint()
         if self.ranks.first:
             conclude(settings, files, state.evaluations, size, files.say)
-            found = next(iter(self.accuracies().values()))
-            files.hyper_parameters(plain(maker.arguments()), protocol.summary(found))
+            accs = next(iter(self.accuracies().values()))
+            files.hyper_parameters(plain(maker.arguments()), protocol.summary(accs))
         state.concluded = [settings.num_exp, settings.num_eval]
         self.checkpoint()
         files.wait()
 
     def introduce(self) -> None:
-        """The first lines of training.log: the command, the data, the network, the evaluation."""
+        """Write the first lines of training.log: command, data, network, evaluation."""
         settings, data, files = self.settings, self.maker.data, self.files
         files.log(f"command: {' '.join(sys.argv)}")
         files.log(f"arguments: {plain(self.maker.arguments())}")
         others = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
         files.say(
             f"{settings.dataset}: {len(data.x_train)} training images, {data.num_classes} classes; "
-            f"{described(settings.model, data.im_size)} on {self.machine.device}{others}; writing to "
+            f"{description(settings.model, data.im_size)} on {self.machine.device}{others}; writing to "
             f"{settings.save_path}"
         )
         sizes = sorted(map(len, data.indices))
         if sizes[0] < sizes[-1]:
             files.say(
-                f"classes have {sizes[0]} to {sizes[-1]} training images; all weigh the same, and a class smaller than "
-                "the batch is repeated within it"
+                f"classes have {sizes[0]} to {sizes[-1]} training images and equal weights; batches repeat images of "
+                "smaller classes"
             )
         files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
 
     def one_experiment(self, experiment: int) -> Tensor:
-        """Make and evaluate one set; its images [N, C, H, W], normalised, classes one after the other."""
+        """Make and evaluate one set; return its images [N, C, H, W], normalised, in class order."""
         state, maker = self.state, self.maker
         saved = None if state.images is None else (state.images, state.velocity)
         maker.start(experiment, saved)
@@ -220,9 +233,9 @@ class Run:
         return maker.images()
 
     def check(self) -> str:
-        """Log the losses since the last check, those of every CHECK_EVERY-th iteration; the last ones as text.
+        """Log the losses of every CHECK_EVERY-th iteration since the last check; return the latest as text.
 
-        Raises UserError where a loss is not finite, after writing the images before that iteration.
+        Raises UserError if a loss is not finite, after writing the images before that iteration.
         """
         state, files, text = self.state, self.files, ""
         try:
@@ -242,16 +255,16 @@ class Run:
                 files.metrics("loss", state.experiment, report.iteration, {"total": loss, **report.terms})
         return text
 
-    def diverged(self, found: Diverged) -> UserError:
-        """Write the images before the iteration that diverged; the error to raise."""
-        experiment, before = self.state.experiment, found.iteration - 1
-        where = f"experiment {experiment}, iteration {found.iteration}"
-        told = self.metadata() | {"velocity": found.velocity, "experiment": experiment, "iteration": before}
+    def diverged(self, error: Diverged) -> UserError:
+        """Write the images before the iteration that diverged; return the error to raise."""
+        experiment, before = self.state.experiment, error.iteration - 1
+        where = f"experiment {experiment}, iteration {error.iteration}"
+        metadata = self.metadata() | {"velocity": error.velocity, "experiment": experiment, "iteration": before}
         name = f"last_finite_{{}}_exp{experiment}_iter{before}"
         labels = self.maker.plan.labels().cpu()
-        path = self.files.save_set([[found.images, labels]], {}, told, name) or self.settings.save_path
+        path = self.files.save_set([[error.images, labels]], {}, metadata, name) or self.settings.save_path
         message = (
-            f"{where}: {found}; the images before it are in {path}; lower --lr_img or the weight of the term, or use "
+            f"{where}: {error}; the images before it are in {path}; lower --lr_img or the weight of the term, or use "
             "--on_nonfinite skip"
         )
         self.files.log(f"error: {message}")
@@ -282,23 +295,23 @@ class Run:
             self.files.save_grid(pixels, self.maker.plan.counts, self.state.experiment, iteration)
 
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
-        """Score images [N, C, H, W] on the networks that have not scored them; a checkpoint after each (of every rank).
+        """Evaluate images [N, C, H, W] on the remaining networks; checkpoint after one network per rank.
 
-        A network's accuracy counts once all ranks have finished theirs.
+        The accuracies of these networks are recorded once all ranks have finished.
         """
         settings = self.settings
-        scored: tuple[Tensor | Normalised, Tensor] | None = None
+        training_set: tuple[Tensor | Normalised, Tensor] | None = None
         for model in self.evaluator.models:
             entry = self.entry(experiment, iteration, kind, model)
             accs = entry.get("accuracies", [])
             for it_first in range(len(accs), settings.num_eval, self.ranks.world):
-                it_eval, own = it_first + self.ranks.rank, []
-                with self.interrupts.anywhere():
-                    scored = scored or self.maker.scored(experiment, images)
+                it_eval, local = it_first + self.ranks.rank, []
+                with self.interrupts.immediate():
+                    training_set = training_set or self.maker.training_set(experiment, images)
                     if it_eval < settings.num_eval:
                         where = (experiment, iteration, it_eval)
-                        own = [self.evaluator.accuracy(model, *scored, *where, self.files.log)]
-                    accs = [*accs, *(acc for accs in self.ranks.all(own) for acc in accs)]
+                        local = [self.evaluator.accuracy(model, *training_set, *where, self.files.log)]
+                    accs = [*accs, *(acc for part in self.ranks.gather(local) for acc in part)]
                 entry.update(protocol.summary(accs))
                 if len(accs) == settings.num_eval:
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {protocol.describe(accs)}")
@@ -307,23 +320,23 @@ class Run:
                 self.checkpoint()
 
     def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
-        """The record of an evaluation, a new one if there is none yet."""
+        """The record of an evaluation; it is created if missing."""
         key = {"experiment": experiment, "iteration": iteration, "images": kind, "model": model}
         for entry in self.state.evaluations:
             if key.items() <= entry.items():
                 return entry
-        # condensing_seconds: of all experiments so far, evaluations not counted
+        # condensing_seconds: for all experiments so far, without evaluations
         self.state.evaluations.append(key | {"condensing_seconds": self.state.step_seconds})
         return self.state.evaluations[-1]
 
-    # --- what is written ---------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------------
 
     def checkpoint_is_due(self) -> bool:
         due = self.state.iteration % self.checkpoint_every == 0
         return due or time.perf_counter() - self.saved > CHECKPOINT_SECONDS
 
     def checkpoint(self) -> None:
-        """Hand a copy of the state to the writer."""
+        """Pass a copy of the state to the checkpoint writer."""
         state, maker = self.state, self.maker
         self.saved = time.perf_counter()
         if self.in_progress:
@@ -331,29 +344,34 @@ class Run:
         state.seconds, state.versions = self.seconds(), versions()
         declared = declarations(type(self.settings))
         arguments = maker.plan.settings.values()
-        state.chosen = {name: arguments[name] for name, own in declared.items() if own.chosen}
-        written = copy.copy(state)
-        written.sets, written.skipped = list(state.sets), list(state.skipped)
-        written.evaluations = copy.deepcopy(state.evaluations)
-        self.files.save_checkpoint(written)
+        state.chosen = {name: arguments[name] for name, setting in declared.items() if setting.chosen}
+        snapshot = copy.copy(state)
+        snapshot.sets, snapshot.skipped = list(state.sets), list(state.skipped)
+        snapshot.evaluations = copy.deepcopy(state.evaluations)
+        self.files.save_checkpoint(snapshot)
 
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
     def accuracies(self) -> dict[str, list[float]]:
-        """Of all finished experiments, by network."""
+        """The accuracies after the last iteration in all experiments, by network."""
         return accuracies(self.state.evaluations, self.maker.kind, self.maker.iterations)
 
     def arguments(self) -> dict:
-        """Every setting with its final value, and the command's name."""
+        """All settings with their final values, and the command's name."""
         return plain(self.maker.arguments()) | {"recipe": self.state.recipe}
 
     def metadata(self) -> dict:
-        """What the set's file says beside the images."""
+        """The entries of the set's file besides the images."""
         data = self.maker.data
-        told = {"args": self.arguments(), "asked": requested(self.asked), "mean": data.mean, "std": data.std}
-        told |= {"class_names": data.class_names, "seed": self.settings.seed, "versions": versions()}
-        return told | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
+        metadata = {
+            "args": self.arguments(),
+            "asked": requested_values(self.requested),
+            "mean": data.mean,
+            "std": data.std,
+        }
+        metadata |= {"class_names": data.class_names, "seed": self.settings.seed, "versions": versions()}
+        return metadata | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
 
     def save_results(self) -> None:
         """Write the sets of the finished experiments and results.json."""
@@ -361,21 +379,21 @@ class Run:
         self.files.save_set([[x, labels] for x in self.state.sets], accs, self.metadata())
         self.files.save_results(self.record(accs))
 
-    def record(self, made: dict[str, list[float]]) -> dict:
+    def record(self, accs_by_model: dict[str, list[float]]) -> dict:
         """The content of results.json. Accuracies are in [0, 1].
 
-        mean, std, n and accuracies are of the network that condensed, or of the pool's first if that is not in it.
+        mean, std, n and accuracies are those of the condensation network, or of the first network of a pool without it.
         """
         settings, state, maker = self.settings, self.state, self.maker
         random_real = accuracies(state.evaluations, "random real", 0)
-        first = made.get(settings.model, next(iter(made.values())))
+        first = accs_by_model.get(settings.model, next(iter(accs_by_model.values())))
         return {
             "command": sys.argv,
             "args": self.arguments(),
-            "asked": requested(self.asked),
+            "asked": requested_values(self.requested),
             "protocol": protocol.protocol(settings, self.machine, maker.data),
             **protocol.summary(first),
-            "models": {model: protocol.summary(accs) for model, accs in made.items()},
+            "models": {model: protocol.summary(accs) for model, accs in accs_by_model.items()},
             "random_real": {model: protocol.summary(accs) for model, accs in random_real.items()},
             "evaluations": state.evaluations,
             "skipped": state.skipped,

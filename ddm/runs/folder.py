@@ -1,4 +1,4 @@
-"""The files of a run in its save_path: training.log, metrics.jsonl, image grids, the set, results.json."""
+"""The files of a run in save_path: training.log, metrics.jsonl, image grids, the set, results.json, the checkpoint."""
 
 import contextlib
 import datetime
@@ -25,13 +25,13 @@ def get_time() -> str:
 
 
 def set_stem(method: str, dataset: str, model: str, ipc: int | str, zca: bool = False) -> str:
-    """The published part of file names, DM_CIFAR10_ConvNet_10ipc; a .json file of ipc gives its name."""
+    """The published part of file names, such as DM_CIFAR10_ConvNet_10ipc; a .json file for ipc gives its stem."""
     ipc = Path(ipc).stem if isinstance(ipc, str) else ipc
     return f"{method}_{dataset}{'_ZCA' if zca else ''}_{model}_{ipc}ipc"
 
 
 class Board:
-    """A TensorBoard writer that is made when it is first used. Raises UserError without the package."""
+    """A TensorBoard writer, created on first use. Raises UserError without the package."""
 
     def __init__(self, folder: Path):
         try:
@@ -52,7 +52,7 @@ class Board:
 
 
 class NoFolder:
-    """The folder of a rank that writes nothing: every method does nothing."""
+    """The folder of a rank that writes no files: every method does nothing."""
 
     def __enter__(self) -> "NoFolder":
         return self
@@ -60,29 +60,28 @@ class NoFolder:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None: ...
+    def open(self, log_bytes: int | None = None, position: tuple[int, int] = (0, 0)) -> None: ...
     def damaged(self, sets: list[Tensor]) -> Path | None: ...
     def log(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
     def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None: ...
-    def hyper_parameters(self, args: dict, found: dict) -> None: ...
+    def hyper_parameters(self, args: dict, summary: dict) -> None: ...
     def save_checkpoint(self, state: "progress.Progress") -> None: ...
     def wait(self) -> None: ...
     def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None: ...
-    def save_set(self, sets: list, accs: dict, told: dict, name: str = "res_{}") -> None: ...
+    def save_set(self, sets: list, accs: dict, metadata: dict, name: str = "res_{}") -> None: ...
     def save_results(self, record: dict) -> None: ...
 
 
 class RunFolder:
-    """The files of one run, and the lock on their folder: `with RunFolder(...) as files`, then `files.open()`.
+    """The files of one run and the lock on their folder: `with RunFolder(...) as files`, then `files.open()`.
 
-    Nothing is written before `open`. Raises UserError where another process uses the folder, and, once it is open,
-    where the disk refuses a write.
+    Nothing is written before `open`. Raises UserError if another process uses the folder, or if a write fails.
     """
 
     def __init__(self, save_path: str, stem: str, tensorboard: bool = False):
         self.folder, self.stem = Path(save_path), stem
-        self.shown = repr(str(self.folder)[:80])  # in messages
+        self.shown = repr(str(self.folder)[:80])  # for messages
         self.set_path, self.results_path = self.folder / f"res_{stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
         self._metrics: IO[str] | None = None
@@ -104,17 +103,17 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # failed writes were reported already
                     file.close()
 
-    def open(self, log_bytes: int | None = None, at: tuple[int, int] = (0, 0)) -> None:
-        """Make the folder and open training.log, cut to its first `log_bytes`: the rest is repeated and logged again.
+    def open(self, log_bytes: int | None = None, position: tuple[int, int] = (0, 0)) -> None:
+        """Make the folder and open training.log, cut to `log_bytes`, as later lines will be logged again.
 
-        Error lines stay. metrics.jsonl keeps the lines up to `at`, an experiment and iteration.
+        Error lines stay. metrics.jsonl is cut after `position`, an experiment and iteration.
         """
         with self.refused():
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._take()
                 if (self.folder / progress.NAME).exists():
-                    raise UserError(f"another process has used {self.shown} meanwhile: run the command again")
+                    raise UserError(f"another process has used {self.shown} in the meantime: run the command again")
             log = self.folder / "training.log"
             if log.exists():
                 content = log.read_bytes()
@@ -122,17 +121,17 @@ class RunFolder:
                 errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
                 if len(kept) + sum(map(len, errors)) < len(content):
                     self.replace(log, b"".join([kept, *errors]))
-            self._open_metrics(at)
-            # Open for the whole run, and closed with the process.
+            self._open_metrics(position)
+            # Stays open during the run.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
-    def _open_metrics(self, at: tuple[int, int]) -> None:
+    def _open_metrics(self, position: tuple[int, int]) -> None:
         path, kept = self.folder / "metrics.jsonl", []
         if path.exists():
             for line in path.read_text().splitlines(keepends=True):
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed process leaves half a line
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed process leaves an incomplete line
                     record = json.loads(line)
-                    if (record["experiment"], record["iteration"]) <= at:
+                    if (record["experiment"], record["iteration"]) <= position:
                         kept.append(line)
             self.replace(path, "".join(kept))
         self._metrics = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
@@ -143,39 +142,39 @@ class RunFolder:
         except BlockingIOError:
             raise UserError(f"another process is writing to --save_path {self.shown}: name another") from None
         except OSError as error:
-            raise UserError(f"can't use --save_path {self.shown}: {error.strerror}") from None
+            raise UserError(f"can't use --save_path {self.shown}: {error.strerror}: name another") from None
 
     @contextlib.contextmanager
     def refused(self) -> Iterator[None]:
-        """Inside, the disk's errors become UserErrors that name --save_path."""
+        """Inside, an OSError becomes a UserError that names --save_path."""
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"can't write to --save_path {self.shown}: {error.strerror or error}; once it can be written, run the "
-                "same command again to resume from the last checkpoint, if there is one"
+                f"can't write to --save_path {self.shown}: {error.strerror or error}; when it is writable, run the "
+                "same command again to resume from the last checkpoint, if any"
             ) from None
 
     def replace(self, path: Path, content: Callable[[IO[bytes]], object] | bytes | str) -> None:
-        """Write a file of the run as `disk.replace` does."""
+        """Write a file of the run with `disk.replace`."""
         with self.refused():
             path.parent.mkdir(parents=True, exist_ok=True)
             disk.replace(path, content)
 
     def log(self, line: str) -> None:
-        """A line for training.log alone."""
+        """Write a line to training.log."""
         with self.refused():
             self._log.write(f"{get_time()} {line}\n")
 
     def say(self, line: str) -> None:
-        """A line for training.log and, past the progress bar, for the terminal."""
+        """Write a line to training.log and to the terminal, above the progress bar."""
         self.log(line)
-        with contextlib.suppress(OSError):  # a terminal that went away; the log has the line
+        with contextlib.suppress(OSError):  # the terminal may be closed; the log has the line
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None:
-        """A line of metrics.jsonl and, with --tensorboard, scalars."""
+        """Write a line to metrics.jsonl and, with --tensorboard, scalars."""
         record = {"kind": kind, "experiment": experiment, "iteration": iteration, "time": round(time.time(), 1)}
         with self.refused():
             self._metrics.write(json.dumps(record | values) + "\n")
@@ -183,27 +182,27 @@ class RunFolder:
             for name, value in values.items():
                 self.board.writer.add_scalar(f"{kind}/{name}/exp{experiment}", value, iteration)
 
-    def hyper_parameters(self, args: dict, found: dict) -> None:
-        """For TensorBoard's table of runs."""
+    def hyper_parameters(self, args: dict, summary: dict) -> None:
+        """Write settings and accuracy for TensorBoard's table of runs."""
         if self.board is not None:
             values = {key: value if value is not None else "unset" for key, value in args.items()}
-            accuracy = {"accuracy/mean": found["mean"], "accuracy/std": found["std"]}
+            accuracy = {"accuracy/mean": summary["mean"], "accuracy/std": summary["std"]}
             self.board.writer.add_hparams(values, accuracy, run_name=".")
 
     def save_checkpoint(self, state: "progress.Progress") -> None:
-        """Write a state in the background; its tensors must not change any more."""
+        """Write a state in the background; its tensors must not change afterwards."""
         with self.refused():
             os.fsync(self._log.fileno())
             state.log_bytes = os.fstat(self._log.fileno()).st_size
             self._writer.submit(state)
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk."""
+        """Wait until the last checkpoint is on the disk."""
         with self.refused():
             self._writer.wait()
 
     def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None:
-        """Images [N, C, H, W] in [0, 1] as one PNG, one row per class; `counts` are the images of each class."""
+        """Write images [N, C, H, W] in [0, 1] as one PNG with one row per class; `counts` are the images per class."""
         path = self.grid_path(experiment, iteration)
         columns, tiles = max(counts), drawing.in_rows(images.cpu(), list(counts))
         self.replace(path, drawing.png(tiles, columns))
@@ -216,21 +215,21 @@ class RunFolder:
         return self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
 
     def save_set(
-        self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], told: dict, name: str = "res_{}"
+        self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], metadata: dict, name: str = "res_{}"
     ) -> Path:
-        """The published file, {'data': [[images, labels], ...], 'accs_all_exps'}, and what describes it."""
+        """Write the published file {'data': [[images, labels], ...], 'accs_all_exps'} and metadata; return its path."""
         path = self.folder / f"{name.format(self.stem)}.pt"
-        content = {"data": sets, "accs_all_exps": accs_all_exps, **told}
+        content = {"data": sets, "accs_all_exps": accs_all_exps, **metadata}
         self.replace(path, lambda file: torch.save(content, file))
         return path
 
     def save_results(self, record: dict) -> None:
-        """Write results.json, with today's date."""
+        """Write results.json with today's date."""
         record = {**record, "date": datetime.date.today().isoformat()}
         self.replace(self.results_path, json.dumps(record, indent=2) + "\n")
 
     def damaged(self, sets: list[Tensor]) -> Path | None:
-        """The first of a finished run's files that is missing or not what was written; None where both are good."""
+        """The path of the set's file or results.json if it is missing or damaged; None if both are valid."""
         try:
             saved = [images for images, _ in torch.load(self.set_path, map_location="cpu", weights_only=True)["data"]]
             if not all(torch.equal(a, b) for a, b in zip(saved, sets, strict=True)):

@@ -1,7 +1,7 @@
-"""The state of a run, its one schema, and the checkpoint that holds it: written whole or not at all.
+"""The state of a run, its schema, and its checkpoint, which is written atomically.
 
-A checkpoint is a torch file of {"sha256", "state"}: the state, itself a torch file as bytes, and its digest. It is read
-back before it replaces the one before. All of it loads with torch's safe loader.
+A checkpoint is a torch file of {"sha256", "state"}: the digest, and the state as the bytes of another torch file. It is
+read back before it replaces the previous one. torch's safe loader can load both files.
 """
 
 import dataclasses
@@ -20,46 +20,47 @@ from torch import Tensor
 from ddm import disk
 from ddm.errors import UserError
 
-FORMAT = 3  # raised when older code could not resume from the state, or this code from an older state
+FORMAT = 3  # increased when older code can't read new states, or new code can't read older ones
 ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Everything that a run needs to resume. The names and types of these fields are the checkpoint's schema."""
+    """All values that a run needs to resume. The names and types of the fields are the checkpoint's schema."""
 
-    recipe: str  # whose run it is
-    requested: dict  # the settings before anything was chosen
-    chosen: dict  # what was chosen for those that were left open
+    code: str  # digest of the objective's code
+    recipe: str  # the name of the recipe or command
+    requested: dict  # the settings before values were chosen
+    chosen: dict  # the chosen values of settings left at their defaults
     versions: dict
     data: str  # digest of all images and labels
     counts: list  # images of each class
-    experiment: int  # where the run is
+    experiment: int  # the current experiment
     iteration: int = 0
-    images: Tensor | None = None  # of the experiment in progress, [N, C, H, W], and their momentum
-    velocity: Tensor | None = None
+    images: Tensor | None = None  # [N, C, H, W] of the current experiment
+    velocity: Tensor | None = None  # their momentum
     sets: list = field(default_factory=list)  # the images of finished experiments
     evaluations: list = field(default_factory=list)  # as in results.json
     skipped: list = field(default_factory=list)  # [experiment, iteration] of skipped steps
-    concluded: list | None = None  # [num_exp, num_eval] once all is done
+    concluded: list | None = None  # [num_exp, num_eval] of a finished run
     seconds: float = 0.0
-    step_seconds: float = 0.0  # evaluations not counted
+    step_seconds: float = 0.0  # without evaluations
     steps: int = 0
-    log_bytes: int = -1  # of training.log when this was written; -1: never written
+    log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
 
     @property
     def written(self) -> bool:
         return self.log_bytes >= 0
 
     def problem(self) -> str | None:
-        """Why the parts do not fit each other; None where they do."""
+        """The reason why the state is inconsistent; None if it is consistent."""
         for name, kind in get_type_hints(Progress).items():
             if not isinstance(getattr(self, name), kind):
-                return f"it has no good {name}"
+                return f"it has no valid {name}"
         fits = (
             {"first_exp", "num_exp", "num_eval"} <= self.requested.keys()
-            and bool(self.chosen)  # a run writes its first checkpoint after it has chosen
+            and bool(self.chosen)  # values are chosen before the first checkpoint
             and self.chosen.keys() <= self.requested.keys()
             and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in self.evaluations)
             and self.experiment == self.requested["first_exp"] + len(self.sets)
@@ -75,13 +76,13 @@ class Progress:
 
 
 class Unusable(Exception):
-    """Why a file is not a checkpoint to resume from."""
+    """The reason why a file can't be used as a checkpoint."""
 
 
 def write(path: Path, state: Progress) -> None:
-    """Replace the checkpoint at `path` once the new one is on disk and reads back; the old one is kept beside it.
+    """Replace the checkpoint at `path` after the new one was written and read back; keep the previous one beside it.
 
-    Raises OSError where the disk refuses, and leaves the old one as it was.
+    If a write fails, raises OSError and leaves the old checkpoint unchanged.
     """
     content = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     payload = _as_bytes({"format": FORMAT, **content})
@@ -89,7 +90,7 @@ def write(path: Path, state: Progress) -> None:
     outer = _as_bytes({"sha256": hashlib.sha256(payload).hexdigest(), "state": state_bytes})
     tmp = path.with_name(path.name + ".tmp")
     try:
-        with open(tmp, "wb") as file:  # a plain write: where the disk is full, torch.save's error does not say so
+        with open(tmp, "wb") as file:  # a plain write: torch.save raises unclear errors on a full disk
             file.write(outer)
             file.flush()
             os.fsync(file.fileno())
@@ -99,13 +100,13 @@ def write(path: Path, state: Progress) -> None:
         os.replace(tmp, path)
         disk.sync_folder(path.parent)
     except Unusable as error:
-        raise OSError(f"what was written does not read back: {error}") from None
+        raise OSError(f"the new checkpoint can't be read back: {error}") from None
     finally:
         tmp.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Progress:
-    """The state in a checkpoint; raises Unusable."""
+    """The state in a checkpoint. Raises Unusable."""
     try:
         content = torch.load(io.BytesIO(_payload(path)), map_location="cpu", weights_only=True)
     except Unusable:
@@ -128,9 +129,9 @@ def read(path: Path) -> Progress:
 
 
 def newest(folder: Path) -> tuple[Progress | None, list[str]]:
-    """The last good state in a folder, and what was wrong with newer ones, one line each.
+    """The newest valid state in a folder, and one line per invalid newer checkpoint.
 
-    None where there has never been a checkpoint. Raises UserError where there are checkpoints and none is good.
+    The state is None without checkpoints. Raises UserError if there are checkpoints, but none is valid.
     """
     problems = []
     for name in (NAME, PREVIOUS):
@@ -176,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 class Writer:
-    """Writes checkpoints in the background, one after the other."""
+    """Writes checkpoints in the background, one at a time."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -184,14 +185,14 @@ class Writer:
         self._last.set_result(None)
 
     def submit(self, state: Progress) -> None:
-        """Write a state whose tensors do not change any more; raises the OSError of the write before."""
+        """Write a state whose tensors no longer change. Raises the OSError of the previous write."""
         self.wait()
         self._last = self._pool.submit(write, self.path, state)
 
     def wait(self) -> None:
-        """Until all is on the disk; raises the OSError of the last write."""
+        """Wait until all checkpoints are on the disk. Raises the OSError of the last write."""
         self._last.result()
 
     def close(self) -> None:
-        """Until all is on the disk, or has failed to get there."""
+        """Wait until all writes have ended, with or without success."""
         self._pool.shutdown()

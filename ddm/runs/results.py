@@ -1,4 +1,4 @@
-"""What results.json and a set's file record about a run; both are written from the same objects."""
+"""The metadata that both results.json and a set's file record about a run."""
 
 import contextlib
 import platform
@@ -17,30 +17,30 @@ Plain = str | int | float | bool | None
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Plain]:
-    """The values that JSON and torch's safe loader can hold."""
+    """The values that JSON and torch's safe loader support."""
     return {k: v for k, v in values.items() if v is None or isinstance(v, str | int | float)}
 
 
-def requested(settings: Settings) -> dict[str, Plain]:
-    """The settings that --like repeats, as they were given."""
+def requested_values(settings: Settings) -> dict[str, Plain]:
+    """The requested values of the settings that --like repeats."""
     return plain(settings.values(Role.RESULT, Role.GROWS, Role.MANNER))
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that a result depends on."""
-    found = {"ddm": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    return found | {name: metadata.version(name) for name in ("torchvision", "numpy", "scipy")}
+    """The versions of all software that a result depends on."""
+    own = {"ddm": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return own | {name: metadata.version(name) for name in ("torchvision", "numpy", "scipy")}
 
 
 def hardware(machine: Machine) -> dict[str, str | int]:
-    """The device and the number of CPU threads that a timing was taken with."""
+    """The device and the number of CPU threads of a run."""
     cuda = machine.device.startswith("cuda")
     name = torch.cuda.get_device_name(machine.device) if cuda else cpu_name()
     return {"device": machine.device, "name": name, "cpu_threads": torch.get_num_threads()}
 
 
 def cpu_name() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """The name of the processor on Linux, else its architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -49,7 +49,7 @@ def cpu_name() -> str:
 
 
 def accuracies(evaluations: list[dict], kind: str, iteration: int) -> dict[str, list[float]]:
-    """All experiments' accuracies at an iteration, by network."""
+    """The accuracies of all experiments at an iteration, by network."""
     accs: dict[str, list[float]] = {}
     for entry in evaluations:
         if (entry["images"], entry["iteration"]) == (kind, iteration):

@@ -1,4 +1,4 @@
-"""Whether and how a command resumes from the checkpoint in its save_path."""
+"""Resumes a command from the checkpoint in its save_path."""
 
 import contextlib
 import sys
@@ -17,10 +17,11 @@ from ddm.settings import Role, declarations
 S = TypeVar("S", bound=RunSettings)
 
 
-def find(settings: RunSettings, recipe: str) -> Progress | None:
-    """The state to resume from, None for a fresh start, as --resume asks.
+def find(settings: RunSettings, recipe: str, code: str) -> Progress | None:
+    """The state to resume from according to --resume; None for a fresh start.
 
-    Raises UserError where the checkpoint is another command's, or damaged, or missing where it must exist.
+    Raises UserError if the checkpoint is damaged, belongs to another command, or is missing with --resume must. Also
+    raises it for other files in save_path with --resume never.
     """
     folder = Path(settings.save_path)
     if settings.resume == "never":
@@ -32,7 +33,7 @@ def find(settings: RunSettings, recipe: str) -> Progress | None:
         print(f"warning: {problem}; resuming from {progress.PREVIOUS}", file=sys.stderr)
     if state is None:
         if settings.resume == "must":
-            raise UserError(f"--resume must: no {progress.NAME} in {settings.save_path!r}")
+            raise UserError(f"--resume must: no {progress.NAME} in {settings.save_path!r}: use --resume auto")
         results = [name for name in _entries(folder) if name == "results.json" or name.startswith("res_")]
         if results:
             raise UserError(
@@ -40,7 +41,7 @@ def find(settings: RunSettings, recipe: str) -> Progress | None:
                 "name another --save_path"
             )
         return None
-    accept(state, settings, recipe)
+    accept(state, settings, recipe, code)
     return state
 
 
@@ -51,21 +52,21 @@ def _entries(folder: Path) -> list[str]:
 
 
 def with_chosen(settings: S, state: Progress | None) -> S:
-    """The settings with what was chosen for the first part of the run, where they leave it open as before."""
+    """The settings with the values chosen in the first part of the run, unless they were changed since."""
     if state is None:
         return settings
     requested = settings.values()
-    kept = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
-    return replace(settings, **kept)
+    chosen = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
+    return replace(settings, **chosen)
 
 
-def accept(state: Progress, settings: RunSettings, recipe: str) -> None:
-    """Raise UserError where settings that change the result differ from the checkpoint's; note which others do."""
+def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
+    """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes."""
     before, requested = {"recipe": state.recipe, **state.requested}, {"recipe": recipe, **settings.values()}
-    roles = {name: own.role for name, own in declarations(type(settings)).items()}
+    roles = {name: setting.role for name, setting in declarations(type(settings)).items()}
     free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
-    # A switch that is newer than the checkpoint, and off, changes nothing.
+    # A switch that is off and newer than the checkpoint changes nothing.
     differing -= {k for k in differing if k not in before and requested[k] is False}
     grown = {k for k in differing if roles.get(k) is Role.GROWS and requested[k] > before[k]}
     refused = sorted(differing - free - grown, key=lambda name: (name != "recipe", name))  # the main difference first
@@ -76,14 +77,20 @@ def accept(state: Progress, settings: RunSettings, recipe: str) -> None:
             f"the checkpoint is of other arguments ({listed}{more}): repeat them, or name another --save_path"
         )
     for k in sorted(differing - {"resume", "save_path"}):
-        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; the result stays comparable", file=sys.stderr)
+        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k) != v]
+    if code != state.code and "python" not in changed:  # another Python compiles the same code differently
+        print(
+            "warning: the objective's code is not the code that the checkpoint was made with: for a new result, name "
+            "another --save_path",
+            file=sys.stderr,
+        )
     if changed:
-        print(f"note: other versions than before of {', '.join(changed)}: last digits may differ", file=sys.stderr)
+        print(f"note: the versions of {', '.join(changed)} have changed: last digits may differ", file=sys.stderr)
 
 
 def check_data(state: Progress | None, digest: str, data: ImageData, counts: Any) -> None:
-    """Raise UserError where the data are not those of the checkpoint, or its images do not fit them."""
+    """Raise UserError if the data differ from those of the checkpoint, or its images do not fit the data."""
     if state is None:
         return
     if state.data != digest:
@@ -93,4 +100,7 @@ def check_data(state: Progress | None, digest: str, data: ImageData, counts: Any
     shape = (sum(counts), *data.shape)
     for images in (state.images, state.velocity, *state.sets):
         if images is not None and images.shape != shape:
-            raise UserError(f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}")
+            raise UserError(
+                f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}: name another "
+                "--save_path"
+            )

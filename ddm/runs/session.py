@@ -1,4 +1,4 @@
-"""A resumable command without a checkpoint: its results.json is its state, kept after each part of the work."""
+"""Resumable commands without a checkpoint: results.json is the state, written after each part of the work."""
 
 import contextlib
 import json
@@ -11,40 +11,44 @@ from ddm.errors import UserError
 from ddm.interrupt import Interrupts
 from ddm.runs import progress
 from ddm.runs.folder import RunFolder
-from ddm.runs.results import hardware, plain, requested, versions
+from ddm.runs.results import hardware, plain, requested_values, versions
 from ddm.settings import Role, Settings
 
 
 class Session:
-    """The files of such a command and the record that its results.json holds."""
+    """The files of such a command, and the content of its results.json."""
 
     def __init__(self, files: RunFolder, settings: Any):
         self.files, self.settings = files, settings
         self.record: dict[str, Any] = {}
 
     def earlier(self, **more: Any) -> dict[str, Any] | None:
-        """The record of a stopped session with the same key; None if there is none.
+        """The record of an earlier session with the same key; None without results.json.
 
-        The key is every setting that changes the result, and `more`. Raises UserError where results.json is of other
-        settings or can't be read.
+        The key consists of all settings that change the result, and `more`. Raises UserError if results.json has
+        another key or can't be read.
         """
         key = json.loads(json.dumps(self.settings.values(Role.RESULT) | more))
         self.record = {"key": key}
         path = self.files.results_path
         try:
-            found = json.loads(path.read_text())
+            record = json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
-        if found.get("key") != key:
+        if record.get("key") != key:
+            written = record.get("versions", {}).get("ddm") if isinstance(record, dict) else None
+            if written == "0.1.0":
+                what = "was written by version 0.1.0, whose sessions this version can't resume"
+                raise UserError(f"{path} {what}: finish it with that version, or name another --save_path")
             raise UserError(f"{path} is of other arguments: repeat them, or name another --save_path")
-        return found
+        return record
 
-    def open(self, machine: Machine, asked: Settings, again: bool, **content: Any) -> None:
-        """Open the folder; `again`: the session is resumed, and its log continues.
+    def open(self, machine: Machine, requested: Settings, again: bool, **content: Any) -> None:
+        """Open the folder. If `again`, the session resumes and its log continues.
 
-        Raises UserError where the folder has a run's checkpoint, whose log would be lost.
+        Raises UserError if the folder has the checkpoint of a run, whose log would be lost.
         """
         with self.files.refused():
             if (self.files.folder / progress.NAME).exists():
@@ -55,7 +59,7 @@ class Session:
         self.files.log(f"command: {' '.join(sys.argv)}")
         arguments = self.settings.values()
         arguments |= {name: getattr(machine, name) for name in ("precision", "compile") if name in arguments}
-        self.record |= {"command": sys.argv, "args": plain(arguments), "asked": requested(asked)}
+        self.record |= {"command": sys.argv, "args": plain(arguments), "asked": requested_values(requested)}
         self.record |= {"hardware": hardware(machine), "versions": versions(), **content}
 
     def save(self) -> None:
@@ -64,11 +68,11 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(settings: Any, stem: str) -> Iterator[Session]:
-    """Inside, the folder is locked and a signal stops the work anywhere; the same command resumes it."""
+def locked_session(settings: Any, stem: str) -> Iterator[Session]:
+    """Inside, the folder is locked and a signal stops the work immediately; the same command resumes it."""
     with (
         RunFolder(settings.save_path, stem) as files,
         Interrupts().installed() as interrupts,
-        interrupts.anywhere(),
+        interrupts.immediate(),
     ):
         yield Session(files, settings)

@@ -1,4 +1,4 @@
-"""How a command's experiments are run, and where their files go."""
+"""Settings of experiments and their files."""
 
 from ddm.settings import Role, Settings, a_path, at_least, grouped
 
@@ -6,13 +6,13 @@ output = grouped("output")
 
 
 class OutputSettings(Settings):
-    """Where everything is written."""
+    """The folder for all files."""
 
-    save_path: str = output("result", "folder for everything that is written", check=a_path, role=Role.PLACE)
+    save_path: str = output("result", "folder for all files", check=a_path, role=Role.PLACE)
 
 
 class LikeSettings(Settings):
-    """Repeating an earlier run."""
+    """The repetition of an earlier run."""
 
     like: str | None = grouped("data")(
         None,
@@ -27,26 +27,26 @@ class RunSettings(OutputSettings, LikeSettings):
 
     num_exp: int = grouped("optimisation")(5, "independent experiments", check=at_least(1), role=Role.GROWS)
     first_exp: int = grouped("optimisation")(
-        0, "number of the first experiment: runs one of several alone", check=at_least(0)
+        0, "number of the first experiment, for running experiments separately", check=at_least(0)
     )
     resume: str = output(
         "auto",
-        "auto: resume from the checkpoint in save_path if there is one; never: want an empty folder; must: want one",
+        "auto: resume from the checkpoint in save_path, if any; never: require an empty folder; must: require one",
         choices=("auto", "never", "must"),
         role=Role.PLACE,
     )
-    tensorboard: bool = output(False, "also write losses, accuracies and images for TensorBoard", role=Role.MANNER)
+    tensorboard: bool = output(False, "write losses, accuracies and images for TensorBoard", role=Role.MANNER)
 
 
 class StepSettings(RunSettings):
-    """Experiments that take steps."""
+    """The settings of experiments with steps."""
 
     eval_every: int | None = grouped("evaluation")(
         None,
-        "evaluate random real images at the start, and the set every so many steps and at the end; 0: only at the "
-        "end; unset: 2000 in modes S and SS, else 0",
+        "steps between evaluations of the set, with random real images at the start; 0: only at the end; unset: 2000 "
+        "in modes S and SS, else 0",
         check=at_least(0),
     )
     checkpoint_every: int = output(
-        200, "steps between checkpoints; one is taken every 5 minutes too", check=at_least(1), role=Role.MANNER
+        200, "steps between checkpoints; one is also written every 5 minutes", check=at_least(1), role=Role.MANNER
     )
