@@ -237,9 +237,9 @@ def test_a_flag_newer_than_the_checkpoint_is_accepted_while_it_is_off(whole):
     state = progress.read(whole / progress.NAME)
     del state.requested["clip_pixels"]
     settings = parse("DM_KNearest", *SMALL)
-    resume.accept(state, settings, "DM_KNearest")
+    resume.accept(state, settings, "DM_KNearest", state.code)
     with pytest.raises(UserError, match="--clip_pixels None there, True now"):
-        resume.accept(state, settings.but(clip_pixels=True), "DM_KNearest")
+        resume.accept(state, settings.but(clip_pixels=True), "DM_KNearest", state.code)
 
 
 DAMAGE = {
