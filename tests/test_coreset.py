@@ -190,6 +190,17 @@ def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
     (folder / "results.json").write_text(json.dumps(record))
 
 
+def test_a_ratio_of_0_is_plain_dm_for_every_recipe(tmp_path, capsys):
+    """Defect U3: DM_GramMatching's and DM_MeanStd_Matching's weight was not known as one."""
+    for recipe, flag in (("DM_GramMatching", "style_ratio"), ("DM_KNearest", "icd_ratio")):
+        folder = tmp_path / recipe
+        write_results(folder / "zero", [[0.4], [0.5]], recipe, **{flag: 0.0})
+        write_results(folder / "weighted", [[0.45], [0.56]], recipe, **{flag: 100.0})
+        command("collect", folder)
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if "| weighted |" in line)
+        assert "| +5.50 |" in row and "2 experiments | zero |" in row
+
+
 def test_the_table_pairs_experiments_with_dm(tmp_path, capsys):
     zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
     dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]

@@ -21,7 +21,7 @@ NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iter
 NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # keys of a record or of its arguments
 ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
 # Weights of the terms that recipes add to L_MMD.
-TERMS = {"mm_ratio", "cm_ratio", "icd_ratio"}
+TERMS = {"style_ratio", "mm_ratio", "cm_ratio", "icd_ratio"}
 BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none
 STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # may differ, with a note
 # Runs that differ only in these settings share a row: experiments, and settings that do not change results. num_eval is

@@ -12,6 +12,7 @@ from ddm.data.loading import short_name
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
+from ddm.methods.settings import CondensingSettings
 from ddm.runs import experiments
 from ddm.runs.folder import set_stem
 from ddm.settings import preset_values
@@ -53,6 +54,14 @@ def _compiled(code: CodeType) -> str:
 DDM = Recipe("DM_DDM", objective.objective, objective.needs, objective.settle)
 
 
+def print_preset(settings: CondensingSettings) -> None:
+    """One line with the values that the preset of settled settings stands for."""
+    if settings.preset and torchrun.rank_and_world()[0] == 0:
+        values = settings.values()
+        names = preset_values(type(settings), settings.preset)
+        print(f"preset {settings.preset}:", *(f"--{name} {values[name]}" for name in names))
+
+
 def run(settings: DDMSettings) -> None:
     """`ddm condense`."""
     run_recipe(DDM, settings)
@@ -61,10 +70,7 @@ def run(settings: DDMSettings) -> None:
 def run_recipe(recipe: Recipe, requested: RecipeSettings) -> None:
     """Run the remaining experiments of a recipe. Raises UserError for invalid settings, data or files."""
     settings = recipe.settled(requested)
-    if requested.preset and torchrun.rank_and_world()[0] == 0:
-        shown = settings.values()
-        names = preset_values(type(requested), requested.preset)
-        print(f"preset {requested.preset}:", *(f"--{name} {shown[name]}" for name in names))
+    print_preset(settings)
     needs = recipe.needed(settings)
     experiments.carry_out(
         requested,

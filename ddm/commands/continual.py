@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddm import device, drawing
-from ddm.commands.condense import DDM
+from ddm.commands.condense import DDM, print_preset
 from ddm.commands.settings import ContinualSettings
 from ddm.data.images import ImageData
 from ddm.data.loading import classes_of, load_split, short_name
@@ -59,6 +59,7 @@ def run(requested: ContinualSettings) -> None:
     if requested.zca or requested.eval_mode != "SS":  # whitening would use later classes; only one network is tested
         raise UserError(f"continual does not support --{'zca' if requested.zca else 'eval_mode'}: leave it out")
     settings = plan.settle(requested)
+    print_preset(objective.settle(settings))
     stem = set_stem("continual", short_name(settings.dataset), settings.model, settings.ipc)
     with locked_session(settings, stem) as session:
         s = settings
