@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import command_line, parse, parsed, run, tiny_arrays
+from conftest import command, command_line, parse, parsed, run, tiny_arrays
 
 from ddm import __main__ as entry
 from ddm.commands import evaluate, export
@@ -330,3 +330,25 @@ def test_the_commands(made, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "table.md").exists()
     with pytest.raises(UserError, match="give --dataset"):
         settle(out)
+
+
+def test_a_runs_folder_or_results_stand_for_its_set(made, tmp_path, capsys):
+    """Defect U9: they had to be spelt out, and the messages did not say so."""
+    folder, path, _ = made
+    data = load("CIFAR10", folder)
+    whole, _ = sets.read(path, data)
+    for other in (path.parent, path.parent / "results.json"):
+        assert sets.metadata(other)["args"]["recipe"] == "DM_KNearest"
+        for own, one in zip(whole, sets.read(other, data)[0], strict=True):
+            assert torch.equal(own.images, one.images)
+        assert torch.equal(sets.CondensedDataset(other, 1).images, whole[1].images)
+    command("export", path.parent, "--to", "npz", "--out", tmp_path / "set.npz")
+    assert "20 images of 10 classes" in capsys.readouterr().out
+    (tmp_path / "two").mkdir()
+    for name in ("res_a.pt", "res_b.pt"):
+        (tmp_path / "two" / name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"has 2 sets, res_a\.pt and others: give one of the files"):
+        sets.metadata(tmp_path / "two")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"x\.npy can't be read as a condensed set \(no torch file, or one that"):
+        sets.metadata(tmp_path / "x.npy")

@@ -105,7 +105,9 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
     so gets the same accuracies again. Explicit flags override these settings.
     """
 
-    files: tuple[str, ...] = data(help="a saved set, or a folder of pictures", positional=True, metavar="FILE...")
+    files: tuple[str, ...] = data(
+        help="a saved set, the folder of its run, or a folder of pictures", positional=True, metavar="FILE..."
+    )
     experiments: str = data("all", "sets of a file to evaluate: all, or a number from 0")
     baselines: str = data(
         "",
@@ -186,7 +188,12 @@ class ScoreSettings(SavedSetSettings, DeviceSettings, SeedSettings, OutputSettin
     same command resumes.
     """
 
-    file: str = data(help="a saved set, or a folder of pictures", positional=True, metavar="FILE", role=Role.PLACE)
+    file: str = data(
+        help="a saved set, the folder of its run, or a folder of pictures",
+        positional=True,
+        metavar="FILE",
+        role=Role.PLACE,
+    )
     experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     model: str | None = evaluation(
         None, "ddranking's name of a network, such as ConvNet-3; unset: its network for the data set"

@@ -180,6 +180,7 @@ def suspicious(images: Tensor, data: ImageData) -> str | None:
 def _contents(path: Path, data: ImageData | None) -> Contents:
     if not path.exists():
         raise UserError(f"{str(path)!r}: there is no such file or folder: check the path")
+    path = _set_of_run(path)
     if path.is_dir():
         return _pictures(path, data) if data is not None else Contents([], {}, "unit")
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
@@ -196,7 +197,18 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         raise
     except Exception as error:  # damaged files raise many kinds of errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        if reason.startswith("Weights only load failed"):
+            reason = "no torch file, or one that would run code"
         raise UserError(f"{path} can't be read as a condensed set ({reason}): use another file") from None
+
+
+def _set_of_run(path: Path) -> Path:
+    """The res_*.pt of a run's folder or results.json; any other path as it is. Raises UserError for several."""
+    folder = path.parent if path.name == "results.json" else path
+    files = sorted(folder.glob("res_*.pt")) if folder.is_dir() else []
+    if len(files) > 1:
+        raise UserError(f"{folder} has {len(files)} sets, {files[0].name} and others: give one of the files")
+    return files[0] if files else path
 
 
 def _torch_file(path: Path) -> Contents:
