@@ -19,7 +19,7 @@ from ddm.evaluation import protocol
 from ddm.evaluation.sets import CondensedDataset
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.matching import Needs, Objective
-from ddm.runs.results import plain, requested_values, versions
+from ddm.runs.results import plain, set_metadata
 from ddm.settings import preset_values
 
 # [N, H, W, C] or [N, H, W] uint8 images and integer labels: x_train, y_train, x_test, y_test
@@ -78,16 +78,10 @@ def condense(
         evaluator = protocol.Evaluator(maker.data, settings, maker.plan.machine)
         training_set = maker.training_set(settings.first_exp, images)
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
-    metadata = {
-        "args": plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1},
-        "asked": requested_values(settings),
-    }
+    arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
+    metadata = set_metadata(arguments, settings, loaded, settings.seed) | {"accs_all_exps": accs}
     if data is not None:
         del metadata["args"]["dataset"], metadata["asked"]["dataset"]
-    metadata |= {"mean": loaded.mean, "std": loaded.std, "class_names": loaded.class_names, "seed": settings.seed}
-    metadata |= {"accs_all_exps": accs, "versions": versions()}
-    if loaded.normalisation.whitened:
-        metadata["zca"] = loaded.normalisation.zca
     return CondensedDataset.from_tensors(images.cpu(), maker.labels.cpu(), metadata)
 
 

@@ -173,7 +173,8 @@ def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
     targets = torch.eye(classes, device=syn.device, dtype=syn.dtype) - 1 / classes
     K = s @ s.T / D  # [classes * S, classes * S]
     ridge_term = ridge * K.diagonal().detach().mean() * torch.eye(len(K), device=K.device, dtype=K.dtype)
-    # cholesky_ex does not check its result, which would wait for the device. A singular matrix gives NaN, found later.
+    # cholesky_ex does not check its result, which would wait for the device. A singular matrix can give NaN, which the
+    # step notices, or a finite wrong factor, which it does not; the ridge makes it unlikely.
     factor = torch.linalg.cholesky_ex(K + ridge_term).L
     weights = torch.cholesky_solve(targets.repeat_interleave(S, 0), factor)
     error = r @ s.T / D @ weights - targets.repeat_interleave(R, 0)  # [classes * R, classes]

@@ -14,7 +14,7 @@ from functools import partial
 from types import NoneType
 from typing import Any, ClassVar, dataclass_transform, get_args
 
-from ddm.errors import UserError, nearest
+from ddm.errors import UserError
 
 
 class Role(Enum):
@@ -213,18 +213,6 @@ def layer_numbers(text: str) -> str:
     if text != "all" and (len(set(parts)) < len(parts) or not all(p.isdecimal() and len(p) < 4 for p in parts)):
         raise UserError(f"{text!r} is neither 'all' nor distinct layer numbers such as 0,2")
     return text
-
-
-def names_of(valid: tuple[str, ...], kind: str) -> Callable[[str], str]:
-    """A check for names in `valid`, joined by commas; an empty text means no names."""
-
-    def names(text: str) -> str:
-        for name in filter(None, text.split(",")):
-            if name not in valid:
-                raise UserError(f"unknown {kind} {name!r}: {nearest(name, valid)}")
-        return text
-
-    return names
 
 
 # --- settings of the machine and the seed --------------------------------------------------------------------

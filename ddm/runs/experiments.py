@@ -24,7 +24,7 @@ from ddm.ranks import Ranks
 from ddm.runs import resume
 from ddm.runs.folder import NoFolder, RunFolder
 from ddm.runs.progress import Progress
-from ddm.runs.results import accuracies, hardware, plain, requested_values, versions
+from ddm.runs.results import accuracies, hardware, plain, requested_values, set_metadata, versions
 from ddm.runs.settings import RunSettings, StepSettings
 from ddm.settings import declarations
 
@@ -363,15 +363,7 @@ class Run:
 
     def metadata(self) -> dict:
         """The entries of the set's file besides the images."""
-        data = self.maker.data
-        metadata = {
-            "args": self.arguments(),
-            "asked": requested_values(self.requested),
-            "mean": data.mean,
-            "std": data.std,
-        }
-        metadata |= {"class_names": data.class_names, "seed": self.settings.seed, "versions": versions()}
-        return metadata | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
+        return set_metadata(self.arguments(), self.requested, self.maker.data, self.settings.seed)
 
     def save_results(self) -> None:
         """Write the sets of the finished experiments and results.json."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddm import __version__
+from ddm.data.images import ImageData
 from ddm.device import Machine
 from ddm.settings import Role, Settings
 
@@ -24,6 +25,13 @@ def plain(values: Mapping[str, Any]) -> dict[str, Plain]:
 def requested_values(settings: Settings) -> dict[str, Plain]:
     """The requested values of the settings that --like repeats."""
     return plain(settings.values(Role.RESULT, Role.GROWS, Role.MANNER))
+
+
+def set_metadata(arguments: dict[str, Plain], requested: Settings, data: ImageData, seed: int) -> dict[str, Any]:
+    """The entries of a set's file besides images and accuracies: arguments, normalisation, classes, versions."""
+    entries = {"args": arguments, "asked": requested_values(requested), "mean": data.mean, "std": data.std}
+    entries |= {"class_names": data.class_names, "seed": seed, "versions": versions()}
+    return entries | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
 
 
 def versions() -> dict[str, str]:
