@@ -138,6 +138,9 @@ def operations_of(strategy: str) -> list[Callable[[Tensor, ParamDiffAug, Draws],
     """The operations in a strategy string, [] for 'none'; raises UserError for an unknown operation."""
     if strategy in ("", "none", "None"):
         return []
+    for mark in (",", "+", " ", "-"):
+        if mark in strategy:
+            raise UserError(f"--dsa_strategy {strategy!r}: join the operations by _, such as color_crop_flip")
     return [lookup(OPERATIONS, name, "part of the DSA strategy") for name in strategy.split("_")]
 
 

@@ -1,4 +1,4 @@
-"""Command lines of settings classes: flags, presets, --like, and one-line errors."""
+"""Command lines of settings classes: flags, presets, --config, --like, and one-line errors."""
 
 import argparse
 import inspect
@@ -6,14 +6,15 @@ import json
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING
+from dataclasses import MISSING, Field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ddm import __version__, torchrun
-from ddm.errors import UserError, nearest
+from ddm.errors import UserError, closest
 from ddm.interrupt import Stopped
-from ddm.settings import Role, Setting, Settings, checked, declarations, optional, preset_values
+from ddm.settings import Role, Setting, Settings, a_path, checked, declarations, optional, preset_values
 
 S = TypeVar("S", bound=Settings)
 
@@ -30,12 +31,15 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             usage=" ".join(["%(prog)s", *words, "[--flag value ..]"]),
             description=inspect.cleandoc(description or cls.__doc__ or ""),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
             allow_abbrev=False,
             argument_default=SUPPRESS,  # return explicit values only; the class has the defaults
         )
+        self.add_argument("--help-all", action=HelpAll, help="explain all flags, also the rare ones")
         self.add_argument("--version", action="version", version=f"ddm {__version__}")
-        self.flags = [f"--{word}" for name, own in declared.items() for word in (name, *own.spellings)]
+        self.add_argument("--config", metavar="FILE", help="read settings from a .yaml or .json file; flags override")
+        self.add_argument("--print_config", action="store_true", help="print all settings as YAML, and exit")
+        self.cls, self.rare = cls, {}
         exclusive: dict[str, Any] = {}
         for group in (*GROUPS, *sorted({own.group for own in declared.values()} - set(GROUPS))):
             members = {name: own for name, own in declared.items() if own.group == group}
@@ -46,18 +50,63 @@ class Parser(argparse.ArgumentParser):
                     if own.exclusive not in exclusive:
                         exclusive[own.exclusive] = heading.add_mutually_exclusive_group()
                     place = exclusive[own.exclusive]
-                add(self if own.positional else place, name, own, cls.__dataclass_fields__[name].default, cls.PRESETS)
+                action = add(self if own.positional else place, name, own, cls.__dataclass_fields__[name], cls.PRESETS)
+                if own.rare and not own.hidden:
+                    self.rare[action], action.help = action.help, SUPPRESS
+        if self.rare:
+            self.epilog = f"{len(self.rare)} more flags: --help-all"
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             rest = message.removeprefix("unrecognized arguments: ")
             wrong = (rest.split() or [rest])[0]
-            message = f"unknown argument {wrong!r}: {nearest(wrong, self.flags)}"
+            message = f"unknown argument {wrong!r}{hint(self.cls, wrong)}"
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def add(parser: Any, name: str, declaration: Setting, default: Any, presets: Iterable[str] = ()) -> None:
+class HelpAll(argparse.Action):
+    """--help-all: --help with the rare flags."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any):
+        super().__init__(option_strings, SUPPRESS, nargs=0, **options | {"default": SUPPRESS})
+
+    def __call__(self, parser: Any, *parsed: Any) -> NoReturn:
+        for action, text in parser.rare.items():
+            action.help = text
+        parser.epilog = None
+        parser.print_help()
+        parser.exit()
+
+
+def flags_of(cls: type[Settings]) -> list[str]:
+    """The names of all flags of a class, without dashes."""
+    return [word for name, own in declarations(cls).items() for word in (name, *own.spellings)]
+
+
+def hint(cls: type[Settings], wrong: str) -> str:
+    """A hint for an unknown flag, with a leading colon: the flag here, or the commands that have it; or ''."""
+    word = wrong.removeprefix("--").split("=")[0].replace("-", "_")
+    flags = flags_of(cls)
+    close = closest(word, flags, cutoff=0.7)
+    if word in cls.HINTS:
+        return f": {cls.HINTS[word]}"
+    others = commands_with(word) if close is None or close.lower() != word.lower() else []
+    if others:
+        return f": it is a flag of {', '.join(others)}, not of {cls.COMMAND or 'this command'}"
+    return f": did you mean '--{close}'?" if close else ""
+
+
+def commands_with(flag: str) -> list[str]:
+    """The commands that have a flag, as far as their settings classes are imported."""
+    classes = [Settings]
+    for cls in classes:
+        classes += [one for one in cls.__subclasses__() if one not in classes]
+    return [cls.COMMAND for cls in classes if vars(cls).get("COMMAND") and flag in flags_of(cls)]
+
+
+def add(parser: Any, name: str, declaration: Setting, field: Field, presets: Iterable[str] = ()) -> argparse.Action:
     """Add one setting to a parser; `presets` are the names that --preset takes."""
+    default = field.default
 
     def value(text: str) -> Any:
         try:
@@ -74,15 +123,16 @@ def add(parser: Any, name: str, declaration: Setting, default: Any, presets: Ite
         text = SUPPRESS
     if declaration.positional:
         many = {"nargs": "+"} if declaration.metavar and declaration.metavar.endswith("...") else {}
-        parser.add_argument(
+        return parser.add_argument(
             name, metavar=(declaration.metavar or name.upper()).removesuffix("..."), type=value, help=text, **many
         )
-    elif isinstance(default, bool):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
-    else:
-        words = [f"--{word}" for word in (name, *declaration.spellings)]
-        rest = {"choices": declaration.choices, "metavar": declaration.metavar, "required": default is MISSING}
-        parser.add_argument(*words, dest=name, type=value, help=text, **rest)
+    if isinstance(default, bool):
+        return parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+    words = [f"--{word}" for word in (name, *declaration.spellings)]
+    kinds = [word for kind, word in ((int, "N"), (float, "X")) if field.type in (kind, kind | None, kind | str)]
+    word = "PATH" if declaration.check is a_path else "NAME"
+    metavar = declaration.metavar or next(iter(kinds), None if declaration.choices else word)
+    return parser.add_argument(*words, dest=name, type=value, help=text, choices=declaration.choices, metavar=metavar)
 
 
 def parse(
@@ -92,22 +142,80 @@ def parse(
     description: str = "",
     recipe: str | None = None,
 ) -> S:
-    """Parse a command line into settings. Explicit flags override presets, presets override --like.
+    """Parse a command line into settings.
 
-    `recipe` is the name of a command that makes sets: --like warns if the file is another recipe's. Exits with status 2
-    and one line on stderr for an invalid command line.
+    Explicit flags override --preset, which overrides --config, then the preset in that file, then --like. `recipe` is
+    the name of a command that makes sets: --like warns if the file is another recipe's. Exits with status 2 and one
+    line on stderr for an invalid command line.
     """
     parser = Parser(cls, prog, description)
     explicit = vars(parser.parse_args(argv))
-    declared = declarations(cls)
+    path, show = explicit.pop("config", None), explicit.pop("print_config", False)
     try:
-        values = preset_values(cls, explicit.get("preset"))
-        if explicit.get("like"):
-            values = arguments_of(explicit["like"], cls, explicit.keys(), recipe) | values
+        config = {} if path is None else read_config(path, cls)
+        given = config | explicit
+        values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
+        if given.get("like"):
+            values = arguments_of(given["like"], cls, given.keys(), recipe) | values
         found = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
-        return cls(**{name: value for name, value in found.items() if name in declared})
+        missing = [name for name in declarations(cls) if name not in found and required(cls, name)]
+        if missing:
+            raise UserError(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
+        settings = cls(**found)
     except UserError as error:
         parser.error(str(error))
+    if show:
+        print(config_text(settings, parser.prog), end="")
+        parser.exit()
+    return settings
+
+
+def required(cls: type[Settings], name: str) -> bool:
+    """Whether a setting has no default."""
+    return cls.__dataclass_fields__[name].default is MISSING
+
+
+def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
+    """The settings in a .yaml or .json file, a mapping of name to value. Raises UserError."""
+    shown = f"argument --config: {path[:80]!r}"
+    try:
+        text = Path(path).read_text()
+        if path.endswith(".json"):
+            content = json.loads(text)
+        else:
+            import yaml  # an optional package
+
+            content = yaml.safe_load(text) or {}
+    except ImportError:
+        raise UserError(f"{shown} needs the package PyYAML: pip install pyyaml, or write a .json file") from None
+    except Exception as error:  # damaged files raise many kinds of errors
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        raise UserError(f"{shown} is not a readable .yaml or .json file ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{shown} is a {type(content).__name__}: write lines of the form `name: value`")
+    declared, values = declarations(cls), {}
+    spelt = {word: name for name, own in declared.items() for word in own.spellings}
+    for word, value in content.items():
+        name = spelt.get(word, word)
+        if name not in declared:
+            raise UserError(f"{shown} has the unknown setting {str(word)!r}{hint(cls, str(word))}")
+        if declared[name].positional:
+            raise UserError(f"{shown} has {name!r}: give it on the command line instead")
+        try:
+            values[name] = checked(cls, name, value)
+        except UserError as error:
+            raise UserError(f"{shown} has {error}") from None
+    return values
+
+
+def config_text(settings: Settings, prog: str) -> str:
+    """All settings as YAML, by group; --config reads it. A JSON scalar is a YAML scalar, so no package is needed."""
+    declared, lines = declarations(type(settings)), [f"# {prog}, ddm {__version__}"]
+    for group in GROUPS:
+        members = [name for name, own in declared.items() if own.group == group and not own.positional]
+        shown = [f"{name}: {json.dumps(getattr(settings, name))}" for name in members if not declared[name].hidden]
+        lines += ["", f"# {group}", *shown] if shown else []
+    return "\n".join(lines) + "\n"
 
 
 def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | None = None) -> dict[str, Any]:

@@ -11,13 +11,19 @@ class UserError(ValueError):
     """An error that the user can correct. The message is one line: the problem, the value found, the remedy."""
 
 
+def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The valid name closest to `name`, ignoring case; None if none has difflib's ratio of `cutoff`."""
+    by_lower = {v.lower(): v for v in valid}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[close[0]] if close else None
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint with the valid name closest to `name`, or with all valid names if none is close."""
     valid = list(valid)
-    by_lower = {v.lower(): v for v in valid}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    close = closest(name, valid)
     if close:
-        return f"did you mean {by_lower[close[0]]!r}?"
+        return f"did you mean {close!r}?"
     listed = ", ".join(valid)
     return f"choose from {listed if len(listed) < 150 else listed[:150].rsplit(', ', 1)[0] + ', ...'}"
 

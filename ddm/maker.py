@@ -39,6 +39,9 @@ class Maker(Protocol):
     def arguments(self) -> Mapping[str, Any]:
         """All settings with their final values, for results.json and the set's file."""
 
+    def cautions(self) -> list[str]:
+        """Warnings, one line each, about settings that run but cannot do what they are for."""
+
     def prepare(self, remaining: int) -> None:
         """Compute everything that the `remaining` experiments share. May raise UserError; no file exists yet."""
 

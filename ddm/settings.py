@@ -40,7 +40,8 @@ class Setting:
     follows: str | None = None  # the argument of a set's run that replaces an unset value
     exclusive: str | None = None  # settings with the same word exclude each other
     positional: bool = False
-    hidden: bool = False  # from --help
+    hidden: bool = False  # from --help and --help-all
+    rare: bool = False  # shown by --help-all only
     metavar: str | None = None
     spellings: tuple[str, ...] = ()  # other flags for the same setting
 
@@ -70,7 +71,9 @@ class Settings:
     """
 
     RECIPE: ClassVar[str | None] = None  # the command's name in results.json, if it makes sets
+    COMMAND: ClassVar[str | None] = None  # the command of this class, such as "ddm condense"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # name -> setting -> value; explicit flags override them
+    HINTS: ClassVar[dict[str, str]] = {}  # flag that users expect here -> the hint they get
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -240,10 +243,12 @@ class MachineSettings(DeviceSettings):
         "precision of networks; unset: bf16 if the run is compiled and bf16 is fast on the device, else fp32",
         choices=("fp32", "bf16"),
         chosen=True,
+        rare=True,
     )
     compile: str = machine(
         "auto",
         "use torch.compile; auto: if the run is long enough and a compiler works",
         choices=("auto", "on", "off"),
         chosen=True,
+        rare=True,
     )

@@ -6,6 +6,7 @@ import pytest
 from conftest import QUICK, command, parsed, run
 
 from ddm.__main__ import COMMANDS
+from ddm.settings import declarations
 
 
 def refused(capsys, name, *argv):
@@ -71,3 +72,73 @@ def test_help_names_the_presets_and_samplers(capsys):
             command(name, "--help")
         text = " ".join(capsys.readouterr().out.split())
         assert all(word in text for word in words)
+
+
+def output_of(capsys, *argv):
+    """The output of a command that exits with status 0."""
+    with pytest.raises(SystemExit) as stop:
+        command(*argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_screen_of_help_is_short_and_help_all_has_every_flag(name, capsys):
+    short, full = output_of(capsys, name, "--help"), output_of(capsys, name, "--help-all")
+    declared = declarations(COMMANDS[name][1])
+    shown = {flag for flag, own in declared.items() if not (own.hidden or own.positional)}
+    assert all(f"--{flag} " in full or f"--{flag}," in full for flag in shown)
+    rare = {flag for flag in shown if declared[flag].rare}
+    assert not any(f"--{flag} " in short for flag in rare) and (f"{len(rare)} more flags" in short) == bool(rare)
+    assert len(short.splitlines()) <= 100 and f"    ddm {name} " in short
+
+
+def test_hints_name_the_right_flag_or_command(capsys):
+    for argv, hint in (
+        ("condense --style_ratio 1", "--mm_ratio weights L_MM, --cm_ratio weights L_CM"),
+        ("condense --iteration 1", "did you mean '--Iteration'?"),
+        ("condense --learning-rate 1", "unknown argument '--learning-rate' (see --help)"),
+        ("condense --method herding", "it is a flag of ddm coreset, not of ddm condense"),
+        ("coreset --Iteration 5", "it is a flag of ddm"),
+        ("condense --dsa_strategy color,crop", "join the operations by _, such as color_crop_flip"),
+    ):
+        assert hint in refused(capsys, *argv.split()), argv
+
+
+def test_config_is_written_read_and_overridden(tmp_path, capsys):
+    pytest.importorskip("yaml")
+    text = output_of(capsys, "condense", "--preset", "fast,dm", "--ipc", "3", "--lr_net", "1e-5", "--print_config")
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert parsed("DM_DDM", "--config", path) == parsed("DM_DDM", "--preset", "fast,dm", "--ipc", 3, "--lr_net", 1e-5)
+    assert output_of(capsys, "condense", "--config", str(path), "--print_config") == text
+    settings = parsed("DM_DDM", "--config", path, "--ipc", "7", "--preset", "paper")
+    assert (settings.ipc, settings.batch_real, settings.mm_ratio) == (7, 32, 10000.0)
+    path.write_text("preset: fast\nbatch_real: 8\n")  # the file's values override the file's preset
+    assert (parsed("DM_DDM", "--config", path).batch_real, parsed("DM_DDM", "--config", path).Iteration) == (8, 1000)
+    as_json = tmp_path / "run.json"
+    as_json.write_text('{"ipc": 4, "zca": true, "to": 1}')
+    assert "unknown setting 'to': it is a flag of ddm export" in refused(capsys, "condense", "--config", str(as_json))
+    for text, hint in (
+        ("ipc: few", "'few' is not an integer"),
+        ("zca: 3", "argument --zca: 3 is not a valid value"),
+        ("Itration: 3", "unknown setting 'Itration': did you mean '--Iteration'?"),
+        ("- 3", "is a list: write lines of the form `name: value`"),
+        ("a: [", "is not a readable .yaml or .json file"),
+    ):
+        path.write_text(text)
+        assert hint in refused(capsys, "condense", "--config", str(path)), text
+    assert "No such file" in refused(capsys, "condense", "--config", str(tmp_path / "none.yaml"))
+    path.write_text("to: png\nout: somewhere\n")  # required flags may come from the file
+    assert parsed("export", "x.pt", "--config", path).to == "png"
+    assert "required: --out" in refused(capsys, "export", "x.pt", "--to", "png")
+
+
+def test_settings_without_effect_are_warned_of_once_and_logged(data_path, tmp_path, capsys):
+    quick = ("--Iteration", "1", "--num_eval", "1", "--epoch_eval_train", "0", "--eval_every", "0")
+    run("DM_KNearest", data_path, tmp_path, *quick, "--ipc", "1", "--lr_img", "0")
+    err, log = capsys.readouterr().err, (tmp_path / "training.log").read_text()
+    for line in ("warning: --lr_img 0 changes no pixel", "warning: --icd_ratio has no effect with 1 image per class"):
+        assert err.count(line) == 1 and log.count(line) == 1
+    run("DM_KNearest", data_path, tmp_path / "large", *quick, "--lr_img", "1000")
+    assert "warning: --lr_img 1000 is far above" in capsys.readouterr().err

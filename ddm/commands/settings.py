@@ -43,6 +43,8 @@ class DDMSettings(CompleteSettings, RecipeSettings):
     of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
     """
 
+    COMMAND: ClassVar = "ddm condense"
+    HINTS: ClassVar = {"style_ratio": "--mm_ratio weights L_MM, --cm_ratio weights L_CM"}
     RECIPE: ClassVar = "DM_DDM"
 
 
@@ -55,6 +57,7 @@ class CoresetRunSettings(CoresetSettings, RunSettings):
     embeddings; the others use its difficulty scores. `full` is the whole training set, the upper baseline.
     """
 
+    COMMAND: ClassVar = "ddm coreset"
     RECIPE: ClassVar = "coreset"
 
 
@@ -69,6 +72,8 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
     all classes so far. The class order is numpy's RandomState(seed).permutation. The command writes results.json,
     curves.png and all memories into --save_path. The same command resumes.
     """
+
+    COMMAND: ClassVar = "ddm continual"
 
     save_path: str = altered(OutputSettings, "save_path", default="result_continual")
     num_eval: int = altered(ScoringSettings, "num_eval", default=1, role=Role.RESULT)
@@ -104,6 +109,8 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
     By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...), and
     so gets the same accuracies again. Explicit flags override these settings.
     """
+
+    COMMAND: ClassVar = "ddm evaluate"
 
     files: tuple[str, ...] = data(
         help="a saved set, the folder of its run, or a folder of pictures", positional=True, metavar="FILE..."
@@ -162,6 +169,8 @@ class ExportSettings(SavedSetSettings):
     `ddm evaluate` reads the first four and dcbench.
     """
 
+    COMMAND: ClassVar = "ddm export"
+
     file: str = data(help="a condensed set of ddm or the DC/DSA/DM family", positional=True, metavar="FILE")
     experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     to: str = output(help="format, see above", choices=("png", "npz", "tensor", "safetensors", "hf", "dcbench", "card"))
@@ -187,6 +196,8 @@ class ScoreSettings(SavedSetSettings, DeviceSettings, SeedSettings, OutputSettin
     whole training set takes most of the time: use --full_epochs to shorten it, or --full_acc to give its accuracy. The
     same command resumes.
     """
+
+    COMMAND: ClassVar = "ddm score"
 
     file: str = data(
         help="a saved set, the folder of its run, or a folder of pictures",
@@ -224,6 +235,8 @@ class ReportSettings(PathSettings):
     the style gap of each layer before and after, the spread within classes, and a 2-D embedding of the images.
     """
 
+    COMMAND: ClassVar = "ddm report"
+
     folders: tuple[str, ...] = data(help="--save_path of a recipe or coreset", positional=True, metavar="DIR...")
     embedding: str = output("pca", "2-D projection of embeddings", choices=("pca", "tsne"))
     out: str | None = output(None, "file of the page; unset: report.html in the first DIR", check=a_path)
@@ -243,6 +256,8 @@ class CollectSettings(Settings):
     their experiments (`--first_exp`) share one row.
     """
 
+    COMMAND: ClassVar = "ddm collect"
+
     folders: tuple[str, ...] = data(help="searched for results.json, at any depth", positional=True, metavar="DIR...")
     csv: str | None = output(None, "file for the table")
     plot: str | None = output(None, "file for a plot of accuracy over iterations (.png, .pdf, .svg)")
@@ -258,9 +273,13 @@ class PrepareSettings(PathSettings):
     expected layout of each data set.
     """
 
+    COMMAND: ClassVar = "ddm prepare"
+
     name: str = data(help="name of a data set; with --own a new name", positional=True, metavar="NAME")
     source: str = data(help="archive, folder or file with the images", check=a_path)
-    res: int | None = altered(PathSettings, "res", help="image side in pixels after resizing", check=resolution)
+    res: int | None = altered(
+        PathSettings, "res", help="image side in pixels after resizing", check=resolution, rare=False
+    )
     own: bool = data(False, "NAME is a new data set: your class folders, or your .npz file")
 
 

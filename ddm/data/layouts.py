@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ddm.bars import bar
 from ddm.data import store
 from ddm.errors import UserError
 
@@ -382,7 +382,7 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
     with ThreadPoolExecutor(threads) as pool:
         for name, images in listing.splits.items():
             split = writer.split(name)
-            with tqdm(total=len(images), initial=split["consumed"], desc=name, unit="img", dynamic_ncols=True) as bar:
+            with bar(total=len(images), initial=split["consumed"], desc=name, unit="img") as shown:
                 for first in range(split["consumed"], len(images), PART):
                     part = slice(first, min(first + PART, len(images)))
                     pixels, damaged = images.read(part, res, pool)
@@ -392,7 +392,7 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
                             "the side after resizing"
                         )
                     writer.append(name, pixels, part.stop - first, damaged)
-                    bar.update(part.stop - first)
+                    shown.update(part.stop - first)
             bad = [at for at, *_ in split["damaged"]]
             labels[name] = np.delete(images.labels, bad)
             counts = np.bincount(labels[name], minlength=len(listing.class_names))

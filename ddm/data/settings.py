@@ -17,7 +17,7 @@ class PathSettings(Settings):
     data_path: str = data(
         "data", "folder of stores, <NAME>.npz or torchvision's files, and of downloads", check=a_path, role=Role.PLACE
     )
-    res: int | None = data(None, "image side in pixels, for data sets with a choice", check=resolution)
+    res: int | None = data(None, "image side in pixels, for data sets with a choice", check=resolution, rare=True)
 
 
 class DataSettings(PathSettings):
@@ -26,7 +26,7 @@ class DataSettings(PathSettings):
     dataset: str = data(
         "CIFAR10", f"{NAMED}; or the path of a store, an .npz file or a folder of class folders", check=a_path
     )
-    zca: bool = data(False, "whiten images (ZCA, eps 0.1) instead of normalising them")
+    zca: bool = data(False, "whiten images (ZCA, eps 0.1) instead of normalising them", rare=True)
 
 
 class HeldOutSettings(Settings):

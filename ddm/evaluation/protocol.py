@@ -8,12 +8,14 @@ accuracy is that after the **last** epoch, never the best one.
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ddm import rng
 from ddm.augment import DiffAugment
+from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -36,6 +38,13 @@ EVAL_MODES = ("S", "SS", *POOLS)
 
 # (images [n, C, H, W], generator or None) -> augmented images
 Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
+# epochs -> the same epochs, shown as they pass
+Watch = Callable[[Iterable[int]], Iterable[int]]
+
+
+def unwatched(epochs: Iterable[int]) -> Iterable[int]:
+    """A Watch that shows nothing."""
+    return epochs
 
 
 def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> list[str]:
@@ -118,11 +127,12 @@ def train(
     augmentation: Augmentation | None,
     generator: torch.Generator | None,
     curve: list[list[float]] | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[float, float]:
     """Train `net` on images [N, C, H, W] (normalised) and labels [N]; return the last epoch's loss and accuracy.
 
     Batch order and augmentation are drawn from `generator` (on the CPU; None: torch's global generator, as published).
-    Each epoch's training loss and accuracy are added to `curve`.
+    Each epoch's training loss and accuracy are added to `curve`. `watch` shows the progress over epochs.
     """
     labels = labels.to(machine.device)
     if isinstance(images, Tensor):
@@ -136,7 +146,7 @@ def train(
 
     optimizer = fresh_optimizer(lr)
     net.train()
-    for ep in range(E + 1):
+    for ep in watch(range(E + 1)):
         loss, accuracy = one_epoch(net, batches, optimizer, criterion, machine, augmentation, generator)
         if curve is not None:
             curve.append([loss, accuracy])
@@ -207,18 +217,46 @@ class Evaluator:
         it_eval: int,
         log: Callable[[str], None],
         curve: list[list[float]] | None = None,
+        watch: Watch | None = None,
     ) -> float:
-        """The test accuracy in [0, 1] of fresh network number it_eval of one architecture."""
+        """The test accuracy in [0, 1] of fresh network number it_eval of one architecture.
+
+        Without `watch`, a progress bar shows the epochs.
+        """
         settings, machine = self.settings, self.machine
         where = (settings.seed, experiment, iteration, -1)
         net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
         generator = rng.generator(*where, f"evaluation training {it_eval}")
+        if watch is None:
+            text = f"{model} {it_eval + 1}/{settings.num_eval}"
+            watch = partial(bar, desc=text, unit="epoch", leave=False)
         start = time.perf_counter()
-        loss, acc_train = train(net, images, labels, settings, machine, self.augmentation, generator, curve)
+        loss, acc_train = train(net, images, labels, settings, machine, self.augmentation, generator, curve, watch)
         seconds = time.perf_counter() - start
         accuracy = test(net, self.testloader, machine)
         log(report_line(it_eval, settings.epoch_eval_train, seconds, loss, acc_train, accuracy))
         return accuracy
+
+    def network_seconds(self, model: str, images: Tensor | Normalised, labels: Tensor) -> float:
+        """The expected seconds of one network, from two epochs of training; must not be called during a training."""
+        settings, machine = self.settings, self.machine
+        net = initialise(self._net(model), rng.generator(settings.seed, 0, 0, -1, "estimate"))
+        passed: list[float] = []
+
+        def watch(epochs: Iterable[int]) -> Iterable[int]:
+            for epoch in (0, 1):  # the first may compile
+                yield epoch
+                passed.append(time.perf_counter())
+
+        train(net, images, labels, settings, machine, self.augmentation, torch.Generator(), watch=watch)
+        return self.from_epochs(passed[1] - passed[0], len(labels))
+
+    def from_epochs(self, epoch_seconds: float, n: int) -> float:
+        """The expected seconds of one network trained on n images, from those of one epoch.
+
+        Testing an image costs a third of training on it, as a backward pass costs two forward passes.
+        """
+        return epoch_seconds * (self.settings.epoch_eval_train + 1 + len(self.testloader.labels) / (3 * n))
 
 
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:

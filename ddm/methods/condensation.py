@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddm import device
+from ddm.bars import bar
 from ddm.data.images import ImageData
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods.matching import Matcher, Needs, Objective
-from ddm.methods.plan import condensing_plan
+from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.settings import CondensingSettings
 from ddm.methods.step import INITS, Step, Synthetic, condensation_step
@@ -43,6 +43,9 @@ class Condensation:
 
     def arguments(self) -> dict[str, Any]:
         return self.plan.settings.values()
+
+    def cautions(self) -> list[str]:
+        return cautions(self.plan.settings, self.plan.counts)
 
     def prepare(self, remaining: int = 1) -> None:
         plan = self.plan
@@ -145,13 +148,13 @@ class Condensation:
         return INITS[init](self.data, self.plan.counts, self.plan.settings.seed, experiment)
 
 
-def condensed(maker: Condensation, experiment: int, show: str = "condensing") -> Tensor:
+def condensed(maker: Condensation, experiment: int, show: bool = True) -> Tensor:
     """Condense one set without evaluations and checkpoints; return the images [N, C, H, W], normalised.
 
-    Raises UserError if a loss, gradient or pixel is not finite.
+    With `show`, a progress bar is on stderr. Raises UserError if a loss, gradient or pixel is not finite.
     """
     maker.start(experiment, None)
-    for iteration in tqdm(range(1, maker.iterations + 1), desc=show, unit="it", dynamic_ncols=True, leave=False):
+    for iteration in bar(range(1, maker.iterations + 1), show=show, desc="condensing", unit="it", leave=False):
         maker.step(iteration)
         if iteration % 10 == 0 or iteration == maker.iterations:  # each check waits for the device
             try:

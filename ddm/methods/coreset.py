@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ddm import device, disk, rng
 from ddm.augment import DiffAugment
+from ddm.bars import bar
 from ddm.data.images import ImageData, Normalised, subset
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
@@ -114,7 +114,7 @@ def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Mac
     n = len(data.x_train)
     right, ever, forgotten = (torch.zeros(n, dtype=torch.long, device=machine.device) for _ in range(3))
     net.train()
-    for _ in tqdm(range(choice.epochs), desc="proxy network", unit="epoch", dynamic_ncols=True):
+    for _ in bar(range(choice.epochs), desc="proxy network", unit="epoch"):
         for indices in torch.randperm(n, generator=generator).split(BATCH):
             x = DiffAugment(data.batch(indices), choice.dsa_strategy, generator=generator)
             indices = rng.to_device(indices, x.device)
@@ -269,6 +269,9 @@ class Coreset:
     def arguments(self) -> dict[str, Any]:
         ipc = 0 if self.kind == "full" else self.plan.settings.ipc
         return self.plan.settings.values() | {"Iteration": 0, "ipc": ipc}
+
+    def cautions(self) -> list[str]:
+        return []
 
     def prepare(self, remaining: int) -> None:
         settings = self.plan.settings

@@ -20,6 +20,8 @@ from ddm.methods.settings import CondensingSettings, SetSettings
 from ddm.networks import ARCHITECTURES, Network, empty_network
 from ddm.ranks import Ranks
 
+LARGE_LR = 100  # lr_img that is warned of at up to 10 images per class
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -87,6 +89,18 @@ def settle(settings: SetSettings) -> SetSettings:
         if settings.lr_img is None and isinstance(settings.ipc, int):  # a .json file needs the classes: see the plan
             settings = settings.but(lr_img=lr_of(settings.ipc))
     return settings.but(device=ranks.local_device(device.find_device(settings.device)))
+
+
+def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
+    """One line for each setting that runs but cannot do what it is for."""
+    values, lines = settings.values(), []
+    if settings.lr_img == 0:
+        lines.append("--lr_img 0 changes no pixel: the set stays at its first images")
+    if settings.lr_img is not None and settings.lr_img > LARGE_LR * max(1, max(counts) / 10):
+        lines.append(f"--lr_img {settings.lr_img:g} is far above the published 1.0: watch the pixels' range")
+    if values.get("icd_ratio") and max(counts) == 1:
+        lines.append("--icd_ratio has no effect with 1 image per class: L_ICD compares an image with its neighbours")
+    return lines
 
 
 def lr_of(ipc: float) -> float:

@@ -52,13 +52,15 @@ class CondensingSettings(SetSettings):
     preset: str | None = optimisation(
         None, "named settings, joined by commas; explicit flags override presets", role=Role.PLACE
     )
-    init: str = optimisation("real", "start from random real images or Gaussian noise", choices=("real", "noise"))
+    init: str = optimisation(
+        "real", "start from random real images or Gaussian noise", choices=("real", "noise"), rare=True
+    )
     Iteration: int = optimisation(20000, "steps of condensation, each with a fresh network", check=at_least(1))
     lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
     lr_schedule: str = optimisation(
-        "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine")
+        "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True
     )
-    momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one)
+    momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one, rare=True)
     clip_pixels: bool = optimisation(
         False, "keep the pixels in [0, 1], so that exported pictures differ only by rounding"
     )
@@ -68,15 +70,23 @@ class CondensingSettings(SetSettings):
         "random, or balanced: picks real images whose mean embedding is close to the class mean, by herding from 4x as "
         "many random candidates",
     )
-    dis_metric: str = optimisation("ours", "accepted as published; only gradient matching (match_loss) reads it")
+    dis_metric: str = optimisation(
+        "ours", "accepted as published; only gradient matching (match_loss) reads it", rare=True
+    )
     class_chunk: int = grouped("machine")(
-        0, "classes per pass; fewer need less memory; 0: automatic", check=at_least(0), role=Role.MANNER, chosen=True
+        0,
+        "classes per pass; fewer need less memory; 0: automatic",
+        check=at_least(0),
+        role=Role.MANNER,
+        chosen=True,
+        rare=True,
     )
     on_nonfinite: str = optimisation(
         "stop",
         "stop or skip a step with a non-finite loss, gradient or pixel; results.json lists skipped steps",
         choices=("stop", "skip"),
         role=Role.MANNER,
+        rare=True,
     )
 
 
@@ -87,20 +97,25 @@ class StyleSettings(Settings):
         "published",
         "layers of the feature maps; published: the activations (AlexNet: poolings, ResNet18: stages)",
         choices=("published", "conv", "norm", "act", "pool"),
+        rare=True,
     )
-    style_layers: str = objective("all", "layers to read, from 0, such as 0,2; or all", check=layer_numbers)
+    style_layers: str = objective("all", "layers to read, from 0, such as 0,2; or all", check=layer_numbers, rare=True)
     style_stats: str = objective(
         "batch",
         "L_MM: batch: moments of the batch-mean map; image: the mean over images of each image's moments",
         choices=("batch", "image"),
+        rare=True,
     )
     style_scale: str = objective(
         "absolute",
         "relative: divide each style term by the squared magnitude of its real statistic, layer by layer",
         choices=("absolute", "relative"),
+        rare=True,
     )
     published_accumulator: bool = objective(
-        False, "weight classes as in the published scripts, which never reset their sum (early classes count more)"
+        False,
+        "weight classes as in the published scripts, which never reset their sum (early classes count more)",
+        rare=True,
     )
 
 
@@ -112,8 +127,11 @@ class DiversitySettings(Settings):
         "kl: divergence from the nearest neighbours (unbounded); spread: deviations along the real data's principal "
         "directions",
         choices=("kl", "spread"),
+        rare=True,
     )
-    k: int | None = objective(None, "nearest neighbours; unset: round(0.2 * ipc), 1 to ipc - 1", check=at_least(1))
+    k: int | None = objective(
+        None, "nearest neighbours; unset: round(0.2 * ipc), 1 to ipc - 1", check=at_least(1), rare=True
+    )
 
 
 class WeightSettings(StyleSettings, DiversitySettings):
@@ -129,7 +147,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
         "Loo et al. 2022, of the family of KIP and FRePo)",
         check=non_negative,
     )
-    rr_ridge: float = objective(0.1, "L_RR: ridge, relative to the kernel's diagonal", check=non_negative)
+    rr_ridge: float = objective(0.1, "L_RR: ridge, relative to the kernel's diagonal", check=non_negative, rare=True)
 
 
 DM = {"mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
@@ -161,7 +179,11 @@ class ProxySettings(Settings):
 
     proxy_epochs: int = optimisation(20, "training epochs of the network that coreset methods use", check=at_least(1))
     proxy_cache: str | None = grouped("output")(
-        None, "folder that caches this network; unset: proxies/ in --data_path", check=a_path, role=Role.PLACE
+        None,
+        "folder that caches this network; unset: proxies/ in --data_path",
+        check=a_path,
+        role=Role.PLACE,
+        rare=True,
     )
 
 
@@ -172,4 +194,6 @@ class CoresetSettings(SetSettings, ProxySettings):
         "random", "random, herding, kcenter, kmeans, forgetting, uncertainty, el2n, grand or full (all images)"
     )
     order: str = objective("hardest", "images that a difficulty score selects", choices=("easiest", "hardest"))
-    subset_size: int = optimisation(0, "with --method full: number of random images; 0: all", check=at_least(0))
+    subset_size: int = optimisation(
+        0, "with --method full: number of random images; 0: all", check=at_least(0), rare=True
+    )

@@ -4,15 +4,16 @@
 """
 
 import copy
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ddm import device, ranks, torchrun
+from ddm.bars import bar
 from ddm.data import loading
 from ddm.data.images import ImageData, Normalised
 from ddm.errors import UserError
@@ -21,7 +22,8 @@ from ddm.interrupt import Interrupts, Stopped
 from ddm.maker import Diverged, Maker
 from ddm.networks import description
 from ddm.ranks import Ranks
-from ddm.runs import resume
+from ddm.runs import cost, resume
+from ddm.runs.boards import BOARDS
 from ddm.runs.folder import NoFolder, RunFolder
 from ddm.runs.progress import Progress
 from ddm.runs.results import accuracies, hardware, plain, requested_values, set_metadata, versions
@@ -55,7 +57,8 @@ def carry_out(
         device.keep_freed_memory()
     first = torchrun.rank_and_world()[0] == 0
     with ExitStack() as stack:
-        place = RunFolder(settings.save_path, stem, settings.tensorboard) if first else NoFolder()
+        boards = [name for name in BOARDS if settings.values()[name]]
+        place = RunFolder(settings.save_path, stem, boards) if first else NoFolder()
         files = stack.enter_context(place)
         interrupts = stack.enter_context(Interrupts().installed())
         with interrupts.immediate():  # other ranks may never connect
@@ -133,6 +136,9 @@ class Run:
         self.eval_every = settings.eval_every if stepped else 0
         self.checkpoint_every = settings.checkpoint_every if stepped else 1
         self.in_progress = False  # whether the maker has started the experiment of `state`
+        self.cost_printed = not self.ranks.first
+        self.step_times: list[float] = []  # seconds of this process's steps; the first ones compile
+        self.network_times: dict[str, list[float]] = {}  # architecture -> seconds of this process's networks
 
     # --- experiments -----------------------------------------------------------------------------------------------
 
@@ -191,6 +197,8 @@ class Run:
                 "smaller classes"
             )
         files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
+        for line in self.maker.cautions():
+            files.warn(line)
 
     def one_experiment(self, experiment: int) -> Tensor:
         """Make and evaluate one set; return its images [N, C, H, W], normalised, in class order."""
@@ -202,17 +210,16 @@ class Run:
             self.save_grid(0)
         self.evaluate_baseline(experiment)
         self.evaluate_if_due()
-        with tqdm(
+        with bar(
             range(state.iteration + 1, maker.iterations + 1),
             desc=f"exp {experiment}",
             unit="it",
-            dynamic_ncols=True,
             initial=state.iteration,
             total=maker.iterations,
-            disable=not self.ranks.first or not maker.iterations,
-        ) as bar:
-            began = time.perf_counter()
-            for iteration in bar:
+            show=self.ranks.first and maker.iterations > 0,
+        ) as steps:
+            began = last = time.perf_counter()
+            for iteration in steps:
                 maker.step(iteration)
                 state.iteration, state.steps = iteration, state.steps + 1
                 stop, save = self.ranks.largest(self.interrupts.received or 0, self.checkpoint_is_due())
@@ -221,7 +228,11 @@ class Run:
                 if regular or save or stop:
                     text = self.check()
                     if regular:
-                        bar.set_postfix_str(text)
+                        steps.set_postfix_str(text, refresh=False)
+                now = time.perf_counter()
+                self.step_times.append(now - last)
+                last = now
+                self.print_cost(experiment)
                 if due or save or stop:
                     state.step_seconds += time.perf_counter() - began
                     self.checkpoint()
@@ -229,8 +240,67 @@ class Run:
                         self.files.wait()
                         self.interrupts.check()
                     self.evaluate_if_due()
-                    began = time.perf_counter()
+                    began = last = time.perf_counter()
         return maker.images()
+
+    # --- the expected duration -----------------------------------------------------------------------------------
+
+    def print_cost(self, experiment: int, training: tuple[str, float] | None = None) -> None:
+        """After the first minute, print once what the command will take.
+
+        `training` is the network in training and its expected seconds, if there is one.
+        """
+        if self.cost_printed or time.perf_counter() - self.started < cost.AFTER_SECONDS:
+            return
+        self.cost_printed = True
+        settings, state, maker = self.settings, self.state, self.maker
+        left = settings.num_exp * maker.iterations - len(state.sets) * maker.iterations - state.iteration
+        steps = cost.Work(left, self.seconds_per_step(experiment) if left else 0)
+        models = self.evaluator.models
+        due = sum(self.evaluation_is_due(i) for i in range(maker.iterations + 1)) + bool(self.eval_every)
+        total = settings.num_exp * due * len(models) * settings.num_eval
+        done = sum(len(entry.get("accuracies", [])) for entry in state.evaluations)
+        seconds = [self.seconds_per_network(model, experiment, training) for model in models]
+        networks = cost.Work(-(-(total - done) // self.ranks.world), statistics.fmean(seconds))
+        self.files.say(cost.line(settings, steps, networks))
+
+    def seconds_per_step(self, experiment: int) -> float:
+        """Measured on this process's steps; before the first ones on a trial, which starts the experiment again."""
+        if len(self.step_times) < 3 and self.state.iteration == 0 and self.ranks.world == 1:
+            self.maker.start(experiment, None)
+            for iteration in range(1, min(4, self.maker.iterations) + 1):
+                began = time.perf_counter()
+                self.maker.step(iteration)
+                self.maker.check()  # waits for the device
+                self.step_times.append(time.perf_counter() - began)
+            self.maker.start(experiment, None)
+        times = self.step_times[2:] or self.step_times  # the first two may compile
+        earlier = self.state.step_seconds / self.state.steps if self.state.steps else 0.0
+        return statistics.fmean(times) if times else earlier
+
+    def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
+        """Measured on this process's networks; before the first ones on two epochs of training."""
+        if training and training[0] == model:
+            return training[1]
+        times = self.network_times.get(model)
+        if times:
+            return statistics.fmean(times)
+        images = self.maker.baseline(experiment)  # as many as in the set, and available at any time
+        return self.evaluator.network_seconds(model, *self.maker.training_set(experiment, images))
+
+    def watch(self, model: str, it_eval: int, experiment: int, n: int) -> protocol.Watch:
+        """A progress bar over the epochs of a network trained on n images; also prints the cost when it is due."""
+        settings = self.settings
+        text = f"exp {experiment} {model} {it_eval + 1}/{settings.num_eval}"
+
+        def watched(epochs: Iterable[int]) -> Iterator[int]:
+            began = time.perf_counter()
+            for epoch in bar(epochs, desc=text, unit="epoch", leave=False, show=self.ranks.first):
+                yield epoch
+                passed = (time.perf_counter() - began) / (epoch + 1)
+                self.print_cost(experiment, (model, self.evaluator.from_epochs(passed, n)))
+
+        return watched
 
     def check(self) -> str:
         """Log the losses of every CHECK_EVERY-th iteration since the last check; return the latest as text.
@@ -272,8 +342,9 @@ class Run:
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def evaluation_is_due(self) -> bool:
-        iteration, every = self.state.iteration, self.eval_every
+    def evaluation_is_due(self, iteration: int | None = None) -> bool:
+        """Whether the set is evaluated after an iteration (default: the current one)."""
+        iteration, every = self.state.iteration if iteration is None else iteration, self.eval_every
         return iteration == self.maker.iterations or bool(every and iteration and iteration % every == 0)
 
     def evaluate_if_due(self) -> None:
@@ -309,8 +380,10 @@ class Run:
                 with self.interrupts.immediate():
                     training_set = training_set or self.maker.training_set(experiment, images)
                     if it_eval < settings.num_eval:
-                        where = (experiment, iteration, it_eval)
-                        local = [self.evaluator.accuracy(model, *training_set, *where, self.files.log)]
+                        where, began = (experiment, iteration, it_eval), time.perf_counter()
+                        watch = self.watch(model, it_eval, experiment, len(images))
+                        local = [self.evaluator.accuracy(model, *training_set, *where, self.files.log, watch=watch)]
+                        self.network_times.setdefault(model, []).append(time.perf_counter() - began)
                     accs = [*accs, *(acc for part in self.ranks.gather(local) for acc in part)]
                 entry.update(protocol.summary(accs))
                 if len(accs) == settings.num_eval:

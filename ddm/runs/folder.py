@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ddm import disk, drawing
 from ddm.errors import UserError
 from ddm.runs import progress
+from ddm.runs.boards import BOARDS
 
 
 def get_time() -> str:
@@ -28,27 +29,6 @@ def set_stem(method: str, dataset: str, model: str, ipc: int | str, zca: bool = 
     """The published part of file names, such as DM_CIFAR10_ConvNet_10ipc; a .json file for ipc gives its stem."""
     ipc = Path(ipc).stem if isinstance(ipc, str) else ipc
     return f"{method}_{dataset}{'_ZCA' if zca else ''}_{model}_{ipc}ipc"
-
-
-class Board:
-    """A TensorBoard writer, created on first use. Raises UserError without the package."""
-
-    def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-        self._make: Callable[[], Any] = lambda: SummaryWriter(str(folder / "tensorboard"))
-        self._made: Any = None
-
-    @property
-    def writer(self) -> Any:
-        self._made = self._made or self._make()
-        return self._made
-
-    def close(self) -> None:
-        if self._made is not None:
-            self._made.close()
 
 
 class NoFolder:
@@ -64,6 +44,7 @@ class NoFolder:
     def damaged(self, sets: list[Tensor]) -> Path | None: ...
     def log(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None: ...
     def hyper_parameters(self, args: dict, summary: dict) -> None: ...
     def save_checkpoint(self, state: "progress.Progress") -> None: ...
@@ -79,13 +60,13 @@ class RunFolder:
     Nothing is written before `open`. Raises UserError if another process uses the folder, or if a write fails.
     """
 
-    def __init__(self, save_path: str, stem: str, tensorboard: bool = False):
+    def __init__(self, save_path: str, stem: str, boards: Iterable[str] = ()):
         self.folder, self.stem = Path(save_path), stem
         self.shown = repr(str(self.folder)[:80])  # for messages
         self.set_path, self.results_path = self.folder / f"res_{stem}.pt", self.folder / "results.json"
         self._log: IO[str] | None = None
         self._metrics: IO[str] | None = None
-        self.board = Board(self.folder) if tensorboard else None
+        self.boards = [BOARDS[name](self.folder) for name in boards]
         self._lock: disk.Lock | None = None
         self._writer = progress.Writer(self.folder / progress.NAME)
 
@@ -98,7 +79,7 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         self._writer.close()
-        for file in (self._log, self._metrics, self.board, self._lock):
+        for file in (self._log, self._metrics, *self.boards, self._lock):
             if file is not None:
                 with contextlib.suppress(OSError):  # failed writes were reported already
                     file.close()
@@ -173,21 +154,25 @@ class RunFolder:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
+    def warn(self, line: str) -> None:
+        """Write a warning to training.log and to stderr, above the progress bar."""
+        self.log(f"warning: {line}")
+        with contextlib.suppress(OSError):
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+
     def metrics(self, kind: str, experiment: int, iteration: int, values: dict[str, float]) -> None:
-        """Write a line to metrics.jsonl and, with --tensorboard, scalars."""
+        """Write a line to metrics.jsonl, and scalars for the dashboards."""
         record = {"kind": kind, "experiment": experiment, "iteration": iteration, "time": round(time.time(), 1)}
         with self.refused():
             self._metrics.write(json.dumps(record | values) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.writer.add_scalar(f"{kind}/{name}/exp{experiment}", value, iteration)
+        for board in self.boards:
+            named = {f"{kind}/{name}/exp{experiment}": value for name, value in values.items()}
+            board.scalars(named, iteration)
 
     def hyper_parameters(self, args: dict, summary: dict) -> None:
-        """Write settings and accuracy for TensorBoard's table of runs."""
-        if self.board is not None:
-            values = {key: value if value is not None else "unset" for key, value in args.items()}
-            accuracy = {"accuracy/mean": summary["mean"], "accuracy/std": summary["std"]}
-            self.board.writer.add_hparams(values, accuracy, run_name=".")
+        """Write settings and accuracy for the dashboards' tables of runs."""
+        for board in self.boards:
+            board.hyper_parameters(args, {"accuracy/mean": summary["mean"], "accuracy/std": summary["std"]})
 
     def save_checkpoint(self, state: "progress.Progress") -> None:
         """Write a state in the background; its tensors must not change afterwards."""
@@ -206,10 +191,10 @@ class RunFolder:
         path = self.grid_path(experiment, iteration)
         columns, tiles = max(counts), drawing.in_rows(images.cpu(), list(counts))
         self.replace(path, drawing.png(tiles, columns))
-        if self.board is not None:
+        for board in self.boards:
             from torchvision.utils import make_grid  # imported here: it takes two seconds
 
-            self.board.writer.add_image(f"images/exp{experiment}", make_grid(tiles, nrow=columns), iteration)
+            board.image(f"images/exp{experiment}", make_grid(tiles, nrow=columns), iteration)
 
     def grid_path(self, experiment: int, iteration: int) -> Path:
         return self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"

@@ -27,15 +27,17 @@ class RunSettings(OutputSettings, LikeSettings):
 
     num_exp: int = grouped("optimisation")(5, "independent experiments", check=at_least(1), role=Role.GROWS)
     first_exp: int = grouped("optimisation")(
-        0, "number of the first experiment, for running experiments separately", check=at_least(0)
+        0, "number of the first experiment, for running experiments separately", check=at_least(0), rare=True
     )
     resume: str = output(
         "auto",
         "auto: resume from the checkpoint in save_path, if any; never: require an empty folder; must: require one",
         choices=("auto", "never", "must"),
         role=Role.PLACE,
+        rare=True,
     )
     tensorboard: bool = output(False, "write losses, accuracies and images for TensorBoard", role=Role.MANNER)
+    wandb: bool = output(False, "write them for Weights & Biases, too (package wandb)", role=Role.MANNER)
 
 
 class StepSettings(RunSettings):
@@ -48,5 +50,9 @@ class StepSettings(RunSettings):
         check=at_least(0),
     )
     checkpoint_every: int = output(
-        200, "steps between checkpoints; one is also written every 5 minutes", check=at_least(1), role=Role.MANNER
+        200,
+        "steps between checkpoints; one is also written every 5 minutes",
+        check=at_least(1),
+        role=Role.MANNER,
+        rare=True,
     )

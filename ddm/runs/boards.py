@@ -1,0 +1,112 @@
+"""Dashboards that a run writes for: TensorBoard and Weights & Biases. Both packages are optional.
+
+A dashboard is one class and one row of BOARDS. Its name is its flag.
+"""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ddm.errors import UserError
+
+
+class Board(Protocol):
+    """A dashboard; nothing is written before the first call."""
+
+    def scalars(self, values: dict[str, float], iteration: int) -> None:
+        """Add one point to each named curve."""
+
+    def image(self, name: str, grid: Tensor, iteration: int) -> None:
+        """Add an image [3, H, W] in [0, 1]."""
+
+    def hyper_parameters(self, args: dict[str, Any], summary: dict[str, Any]) -> None:
+        """Add the settings and the final accuracy of the run."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+class Lazy:
+    """Creates a writer on first use."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make, self._made = make, None
+
+    @property
+    def writer(self) -> Any:
+        self._made = self._made or self._make()
+        return self._made
+
+    def close(self) -> None:
+        if self._made is not None:
+            self.finish()
+
+
+class TensorBoard(Lazy):
+    """A Board in <folder>/tensorboard. Raises UserError without the package."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        super().__init__(lambda: SummaryWriter(str(folder / "tensorboard")))
+
+    def scalars(self, values: dict[str, float], iteration: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, iteration)
+
+    def image(self, name: str, grid: Tensor, iteration: int) -> None:
+        self.writer.add_image(name, grid, iteration)
+
+    def hyper_parameters(self, args: dict[str, Any], summary: dict[str, Any]) -> None:
+        values = {key: value if value is not None else "unset" for key, value in args.items()}
+        self.writer.add_hparams(values, summary, run_name=".")
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+class WandB(Lazy):
+    """A Board of Weights & Biases, with its files in <folder>/wandb. Raises UserError without the package.
+
+    A resumed run continues the same run there: its id is in <folder>/wandb/id.txt. The package reads its own
+    environment variables, such as WANDB_PROJECT and WANDB_MODE=offline.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb needs the package wandb: pip install wandb") from None
+        self.wandb, self.folder = wandb, folder
+        super().__init__(self._start)
+
+    def _start(self) -> Any:
+        path = self.folder / "wandb" / "id.txt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(secrets.token_hex(4))
+        started = self.wandb.init(name=self.folder.name, dir=str(self.folder), id=path.read_text(), resume="allow")
+        started.define_metric("*", step_metric="iteration")  # each experiment starts at 0 again
+        return started
+
+    def scalars(self, values: dict[str, float], iteration: int) -> None:
+        self.writer.log({"iteration": iteration, **values})
+
+    def image(self, name: str, grid: Tensor, iteration: int) -> None:
+        pixels = (grid * 255).round().byte().permute(1, 2, 0).numpy()
+        self.writer.log({"iteration": iteration, name: self.wandb.Image(pixels)})
+
+    def hyper_parameters(self, args: dict[str, Any], summary: dict[str, Any]) -> None:
+        self.writer.config.update(args, allow_val_change=True)
+        self.writer.summary.update(summary)
+
+    def finish(self) -> None:
+        self.writer.finish()
+
+
+BOARDS: dict[str, Callable[[Path], Board]] = {"tensorboard": TensorBoard, "wandb": WandB}

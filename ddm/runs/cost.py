@@ -1,0 +1,59 @@
+"""The expected duration of a run, as one line."""
+
+from typing import Any, NamedTuple
+
+AFTER_SECONDS = 60  # a run prints the line once, after its first minute
+
+
+class Work(NamedTuple):
+    """Units of the remaining work, and the seconds of each."""
+
+    number: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        return self.number * self.seconds
+
+
+def duration(seconds: float) -> str:
+    """A text such as '45 s', '12 min', '3 h 20 min' or '4 days 3 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} day{'s' if days > 1 else ''}{f' {hours} h' if hours else ''}"
+
+
+def line(settings: Any, steps: Work, networks: Work) -> str:
+    """The remaining time of a run by kind of work, and the flags that shorten the longer one."""
+    parts = []
+    if steps.number:
+        parts.append(f"{duration(steps.total)} for {steps.number:,} iterations of condensing")
+    if networks.number:
+        epochs = settings.epoch_eval_train + 1
+        of = f"{networks.number:,} evaluation network{'s' if networks.number > 1 else ''} of {epochs:,} epochs"
+        parts.append(f"{duration(networks.total)} for {of}")
+    text = f"this command needs about {duration(steps.total + networks.total)} more: {' and '.join(parts)}"
+    flags = shorter(settings, evaluating=networks.total > steps.total)
+    return f"{text}; shorter with {', '.join(flags)}" if flags else text
+
+
+def shorter(settings: Any, evaluating: bool) -> list[str]:
+    """Flags that shorten the evaluation, or the condensation."""
+    values = settings.values()
+    flags = []
+    if evaluating:
+        flags += ["--eval_every 0"] if values.get("eval_every") else []
+        flags += ["fewer --num_eval"] if settings.num_eval > 1 else []
+        flags += ["fewer --epoch_eval_train"] if settings.epoch_eval_train > 1 else []
+    elif "Iteration" in values:
+        fast = "fast" in (values["preset"] or "").split(",")
+        flags += ["fewer --Iteration"] if fast else ["--preset fast", "fewer --Iteration"]
+        flags += ["smaller --batch_real"]
+    return flags + (["fewer --num_exp"] if settings.num_exp > 1 else [])

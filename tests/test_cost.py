@@ -1,0 +1,91 @@
+"""What a run says about its duration: progress bars in log files, and the line after the first minute."""
+
+import io
+import re
+import sys
+import time
+
+import pytest
+import torch
+from conftest import run
+
+from ddm import bars
+from ddm.commands.settings import DDMSettings
+from ddm.methods.condensation import Condensation
+from ddm.runs import cost
+
+
+def test_durations_and_the_line():
+    assert [cost.duration(s) for s in (4.6, 89, 90, 3590, 5400, 7200, 100_000)] == (
+        ["5 s", "89 s", "2 min", "1 h", "1 h 30 min", "2 h", "1 day 4 h"]
+    )
+    settings = DDMSettings(eval_every=2000)
+    text = cost.line(settings, cost.Work(100_000, 0.5), cost.Work(1100, 60.0))
+    assert text == (
+        "this command needs about 1 day 8 h more: 13 h 53 min for 100,000 iterations of condensing and 18 h 20 min for "
+        "1,100 evaluation networks of 1,001 epochs; shorter with --eval_every 0, fewer --num_eval, fewer "
+        "--epoch_eval_train, fewer --num_exp"
+    )
+    slow = cost.line(settings.but(num_exp=1), cost.Work(10, 60.0), cost.Work(1, 1.0))
+    assert slow.endswith("shorter with --preset fast, fewer --Iteration, smaller --batch_real")
+    assert "condensing" not in cost.line(settings, cost.Work(0, 0.0), cost.Work(2, 10.0))
+
+
+@pytest.mark.parametrize("recipe, flags", [("DM_KNearest", ()), ("DM_GramMatching", ("--eval_mode", "W"))])
+def test_a_long_run_says_once_what_it_takes_and_its_result_is_the_same(
+    recipe, flags, data_path, tmp_path, monkeypatch, capsys
+):
+    line = ("--num_exp", "2", *flags)
+    quiet, _ = run(recipe, data_path, tmp_path / "quiet", *line)
+    assert "this command needs" not in capsys.readouterr().out  # less than a minute
+    monkeypatch.setattr(cost, "AFTER_SECONDS", 0)  # within the first network: its steps are measured on a trial
+    told, _ = run(recipe, data_path, tmp_path / "told", *line)
+    out = capsys.readouterr().out
+    nets = 2 * 2 * 3 * (4 if flags else 1)  # experiments, networks, evaluations, architectures
+    assert len(re.findall(rf"needs about .*6 iterations .* {nets} evaluation networks of 3 epochs", out)) == 1
+    assert out.count("this command needs") == 1
+    later, _ = run(recipe, data_path, tmp_path / "later", *line, "--eval_every", "0")
+    assert "for 5 iterations" in capsys.readouterr().out  # after the first step; the networks are measured on a trial
+    for k in range(2):
+        for other in (told, later):
+            assert torch.equal(quiet["data"][k][0], other["data"][k][0])
+    assert quiet["accs_all_exps"] == told["accs_all_exps"] == later["accs_all_exps"]
+
+
+def test_the_estimate_of_steps_is_that_of_the_steps(data_path, tmp_path, monkeypatch, capsys):
+    step = Condensation.step
+
+    def slow(self, iteration):
+        time.sleep(0.2)
+        step(self, iteration)
+
+    monkeypatch.setattr(Condensation, "step", slow)
+    monkeypatch.setattr(cost, "AFTER_SECONDS", 0)
+    run(
+        "DM_KNearest",
+        data_path,
+        tmp_path,
+        "--num_exp",
+        "2",
+        "--Iteration",
+        "50",
+        "--eval_every",
+        "50",
+        "--num_eval",
+        "1",
+    )
+    seconds = int(re.search(r"(\d+) s for 100 iterations", capsys.readouterr().out).group(1))
+    assert 20 <= seconds <= 30  # 0.2 s and what a step takes itself
+
+
+def test_a_bar_in_a_log_file_writes_lines(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(bars, "LOG_SECONDS", 0)
+    assert list(bars.bar(range(3), desc="exp 0", unit="it")) == [0, 1, 2]
+    lines = log.getvalue().splitlines()
+    assert "\r" not in log.getvalue() and lines[-1].startswith("exp 0: 100%") and "3/3" in lines[-1]
+    monkeypatch.setattr(bars, "LOG_SECONDS", 30)
+    before = log.getvalue()
+    assert list(bars.bar(range(3))) == [0, 1, 2] and log.getvalue() == before  # short work leaves no lines
+    assert list(bars.bar(range(3), show=False)) == [0, 1, 2] and log.getvalue() == before
