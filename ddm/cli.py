@@ -210,10 +210,11 @@ def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
 
 def config_text(settings: Settings, prog: str) -> str:
     """All settings as YAML, by group; --config reads it. A JSON scalar is a YAML scalar, so no package is needed."""
-    declared, lines = declarations(type(settings)), [f"# {prog}, ddm {__version__}"]
+    declared, values = declarations(type(settings)), settings.values()
+    lines = [f"# {prog}, ddm {__version__}"]
     for group in GROUPS:
         members = [name for name, own in declared.items() if own.group == group and not own.positional]
-        shown = [f"{name}: {json.dumps(getattr(settings, name))}" for name in members if not declared[name].hidden]
+        shown = [f"{name}: {json.dumps(values[name])}" for name in members if not declared[name].hidden]
         lines += ["", f"# {group}", *shown] if shown else []
     return "\n".join(lines) + "\n"
 
