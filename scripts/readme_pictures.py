@@ -1,0 +1,80 @@
+"""Draws the pictures of README.md into docs/images/.
+
+    python scripts/readme_pictures.py sets RUN_OF_BEST --data_path data
+    python scripts/readme_pictures.py curves best=RUN_OF_BEST dm=RUN_OF_DM
+
+`sets`: real, random and condensed CIFAR10 images side by side. `curves`: accuracy over seconds of condensing, from
+results.json. A RUN is the --save_path of a run on CIFAR10. docs/results.md has the commands of these runs.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torchvision.utils import make_grid
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import ddm  # noqa: E402 - the clone's package
+from ddm import drawing  # noqa: E402
+from ddm.data.loading import load  # noqa: E402
+from ddm.methods.sampling import initial_indices  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+
+
+def draw_sets(run: str, data_path: str) -> None:
+    """Three panels of 10 images per class: real images, random ones (the baseline of a run), condensed ones."""
+    condensed = ddm.load(run, pixels=True)
+    data = load("CIFAR10", data_path)
+    counts = torch.bincount(condensed.labels).tolist()
+    shown = torch.cat([own[100 : 100 + n] for own, n in zip(data.indices, counts, strict=True)])
+    random = initial_indices(data, counts, 0, 0)
+    panels = {
+        "50,000 real images (100 shown)": data.normalisation.pixels(data.batch(shown)),
+        "100 random real images": data.normalisation.pixels(data.batch(random)),
+        "100 condensed images": condensed.images,
+    }
+    with drawing.axes(12, 4.4) as (figure, axes):
+        axes.remove()
+        for place, (title, pixels) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            place.imshow(make_grid(pixels.clamp(0, 1), nrow=max(counts), padding=1).permute(1, 2, 0))
+            place.set_title(title)
+            place.set_axis_off()
+        drawing.save_figure(figure, IMAGES / "cifar10.png", "the picture")
+
+
+def draw_curves(runs: list[str]) -> None:
+    """Accuracy over seconds of condensing; the band is one standard deviation over networks."""
+    with drawing.axes(7, 4) as (figure, axes):
+        for run in runs:
+            name, _, folder = run.partition("=")
+            record = json.loads((Path(folder) / "results.json").read_text())
+            entries = [e for e in record["evaluations"] if e["images"] == "condensed"]
+            first = next(e for e in record["evaluations"] if e["images"] == "random real")
+            seconds = [0.0] + [e["condensing_seconds"] for e in entries]
+            accs = [[100 * a for a in e["accuracies"]] for e in (first, *entries)]
+            drawing.banded(axes, seconds, accs, f"{name} (n {len(accs[0])})")
+        axes.axhline(48.9, color="grey", linestyle=":", label="DM, published: 48.9 %")
+        axes.set(xlabel="seconds of condensing", ylabel="test accuracy, %")
+        axes.legend()
+        drawing.save_figure(figure, IMAGES / "accuracy_over_seconds.png", "the picture")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sets", "curves"))
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data_path", default="data")
+    args = parser.parse_args()
+    if args.what == "sets":
+        draw_sets(args.runs[0], args.data_path)
+    else:
+        draw_curves(args.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The commands of README and docs/ run as they stand, in the order they stand, on tiny data with tiny budgets.
+
+Each ```bash block is run in a folder of its page, and each ```python block of README. To a command that trains, flags of
+a tiny budget are added. Commands in tables are only parsed. A ```text block and indented lines are synopses.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RECIPES, ROOT, parsed, recipe_of, tiny_arrays
+
+from ddm import __main__ as entry
+from ddm.commands import condense
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+TINY = "--num_eval 1 --epoch_eval_train 1 --num_exp 1 --compile off"
+BUDGETS = {  # command -> flags of a tiny budget
+    "recipe": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0",
+    "condense": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0",
+    "coreset": f"{TINY} --proxy_epochs 1",
+    "continual": "--num_eval 1 --epoch_eval_train 1 --Iteration 1 --batch_real 4 --proxy_epochs 1 --seeds 1 --ipc 1",
+    "evaluate": "--num_eval 1 --epochs 1 --compile off",
+}
+# First words of commands that other tests or .ci/run execute, or that leave this machine.
+ELSEWHERE = {
+    "pip": ".ci/run",
+    "python3": ".ci/run: README's lines of installation",
+    "torchrun": "tests/test_ranks.py",
+    "sbatch": "tests/test_sweeps.py runs the script",
+    "python benchmarks": "programs that take minutes",
+    "scripts": "tests/test_docs.py, tests/test_sweeps.py",
+    "ddm score": "tests/test_score.py",
+    "python my_recipe.py": "tests/test_extending.py",
+    "python scripts": "draws README's pictures from runs of hours",
+}
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of a shell block; a trailing backslash continues a line."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def demo(line: str) -> str:
+    """The part of README's first line that follows the installation; other lines unchanged."""
+    return re.sub(r"^.*&& \.venv/bin/python (DM_|-m ddm)", r"python \1", line)
+
+
+def elsewhere(line: str) -> bool:
+    return any(f"{line.removeprefix('.venv/bin/')} ".startswith((f"{word} ", f"{word}/")) for word in ELSEWHERE)
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def in_tables(page: Path) -> list[str]:
+    """The complete commands in backticks: no placeholders."""
+    found = re.findall(r"`((?:ddm \w+|python DM_\w+\.py) -[^`]*)`", page.read_text())
+    return [
+        line
+        for line in found
+        if not re.search(r"\b[A-Z]{3,}\b(?!\d)|\.\.\.|\{", line.replace("CIFAR", "").replace("DM_", ""))
+    ]
+
+
+def run_line(line: str) -> str:
+    """Run one command in this process; return what it wrote to a file by `>`, or ''."""
+    words, redirected = shlex.split(line), None
+    if ">" in words:
+        words, redirected = words[: words.index(">")], words[-1]
+    words = words[1:] if words[0] == "python" else words
+    script = words[0].removesuffix(".py")
+    name, rest = ("recipe", words[1:]) if script in RECIPES else (words[1], words[2:])
+    flags = [] if "--print_config" in rest else BUDGETS.get(name, "").split()
+    out = sys.stdout
+    if redirected:
+        sys.stdout = open(redirected, "w")  # noqa: SIM115 - closed below
+        sys.stdout.reconfigure = lambda **options: None
+    try:
+        if name == "recipe":
+            condense.run_recipe(recipe_of(script), parsed(script, *rest, *flags))
+        else:
+            entry.main([name, *rest, *flags])
+    except SystemExit as stop:
+        assert stop.code in (0, None), f"{line}: status {stop.code}"
+    finally:
+        if redirected:
+            sys.stdout.close()
+            sys.stdout = out
+
+
+@pytest.fixture
+def page_folder(tmp_path, monkeypatch):
+    """A folder with tiny data sets, as a clone's root with its data."""
+    (tmp_path / "data").mkdir()
+    arrays = tiny_arrays()
+    np.savez(tmp_path / "data" / "CIFAR10.npz", **arrays)
+    hundred = {}
+    for split in ("train", "test"):  # the same images ten times, as 100 classes
+        hundred[f"x_{split}"] = np.tile(arrays[f"x_{split}"], (10, 1, 1, 1))
+        hundred[f"y_{split}"] = np.arange(len(hundred[f"x_{split}"])) % 100
+    np.savez(tmp_path / "data" / "CIFAR100.npz", **hundred)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page(page, page_folder, capsys):
+    ran = 0
+    for line in (line for block in blocks(page) for line in commands(block)):
+        line = demo(line)
+        if not elsewhere(line):
+            run_line(line)
+            ran += 1
+    assert ran or all(elsewhere(line) for block in blocks(page) for line in commands(block))
+
+
+def test_the_commands_of_tables_are_valid():
+    found = [line for page in PAGES for line in in_tables(page)]
+    assert len(found) > 10
+    for line in found:
+        _, name, *rest = shlex.split(line)
+        parsed(name.removesuffix(".py"), *rest)
+
+
+def test_the_python_of_readme(page_folder, capsys):
+    readme = ROOT / "README.md"
+    run_line(demo(next(line for block in blocks(readme) for line in commands(block))))
+    (code,) = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.S | re.M)
+    exec(code, {})
+    assert "torch.Size" in capsys.readouterr().out
+
+
+def test_every_link_of_the_documentation_exists():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(#[^)]*)?\)", page.read_text()):
+            if not target[0].startswith("http"):
+                assert (page.parent / target[0]).exists(), f"{page.name}: {target[0]}"
+                if target[1]:
+                    anchors = {
+                        re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-")
+                        for head in re.findall(r"^#+ (.*)$", (page.parent / target[0]).read_text(), re.M)
+                    }
+                    assert target[1][1:] in anchors, f"{page.name}: {target[0]}{target[1]}"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
