@@ -1,6 +1,6 @@
 """The commands of README and docs/ run as they stand, in the order they stand, on tiny data with tiny budgets.
 
-Each ```bash block is run in a folder of its page, and each ```python block of README. To a command that trains, flags of
+Each ```bash block is run in a folder of its page, and the ```python block of README. To commands that train, flags of
 a tiny budget are added. Commands in tables are only parsed. A ```text block and indented lines are synopses.
 """
 
