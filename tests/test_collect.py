@@ -19,7 +19,7 @@ def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
     evaluations = [
         {"experiment": e, "iteration": i, "images": "condensed", "model": "ConvNet", "accuracies": own}
         for e, own in enumerate(accs, first)
-        for i in (2, 5)
+        for i in sorted({2, 5, args["Iteration"]})
     ]
     record = {"args": args, "protocol": "p", "evaluations": evaluations}
     record |= {"mean": float(np.mean(flat)), "std": float(np.std(flat)), "n": len(flat)}
@@ -202,6 +202,12 @@ def test_a_setting_that_only_some_recipes_have_does_not_differ(tmp_path):
     write_results(tmp_path / "old", [[0.4]], "DM_DDM", mmd_ratio=1.0, mm_ratio=5.0, lr_img=1.0)
     write_results(tmp_path / "random", [[0.2]], "coreset", method="random", Iteration=5)
     assert run_records.differing(run_records.load([str(tmp_path)])) == []
+
+
+def test_rows_are_in_the_order_of_numbers_in_their_paths(tmp_path):
+    for name in ("lr_10", "lr_0.5", "lr_5", "dm"):
+        write_results(tmp_path / name, [[0.4]])
+    assert [result.name for result in run_records.load([str(tmp_path)])] == ["dm", "lr_0.5", "lr_5", "lr_10"]
 
 
 def test_names_that_no_run_has_are_one_line(tmp_path, capsys):

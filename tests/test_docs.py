@@ -1,11 +1,13 @@
 """The scripts of the documentation run their rows."""
 
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, command, parsed
+from test_collect import write_results
 
 
 def test_the_ablation_script_runs_its_rows(data_path, tmp_path):
@@ -116,3 +118,44 @@ def test_help_of_a_script_runs_nothing(name, flag, tmp_path):
 def test_use_cifar10_takes_no_flag_for_a_folder(tmp_path):
     done = script("use_cifar10.sh", "--helpp", cwd=tmp_path, PYTHON="false")
     assert done.returncode == 2 and "unknown argument --helpp" in done.stderr
+
+
+STUB = """#!/bin/sh
+echo "$*" >> "$COMMANDS"
+"""
+SBATCH = """#!/bin/bash
+for task in {0..11}; do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
+"""
+
+
+def test_the_commands_of_docs_sweeps_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    """Sweeps are parsed, not condensed; `ddm collect` makes its tables of their accuracies, which are made up."""
+    for name, text in (("python", STUB), ("sbatch", SBATCH)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    log = tmp_path / "commands"
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "COMMANDS": str(log)}
+    env.pop("PYTHON", None)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") and not line.startswith("     ")]
+    assert len(lines) >= 8
+    for line in lines:
+        log.write_text("")
+        if not line.startswith("ddm collect "):
+            done = subprocess.run(["bash", "-ec", line], env=env, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            assert "-m ddm condense" in log.read_text()
+        for program, *argv in (shlex.split(own)[2:] for own in log.read_text().splitlines()):
+            if program == "condense":
+                values = parsed("condense", *argv).values()
+                accuracy = 0.5 + values["cm_ratio"] / 1e6 + values["seed"] / 100
+                write_results(tmp_path / values["save_path"], [[accuracy]], **values)
+            else:
+                command(program, *argv)
+        if line.startswith("ddm collect "):
+            command(*shlex.split(line.removeprefix("ddm ")))
+            out, err = capsys.readouterr()
+            assert err == "" and ("--out" in line or "minus DM" in out), err
+    assert (tmp_path / "table.tex").exists() and (tmp_path / "table.csv").exists()

@@ -302,14 +302,15 @@ def run(settings: CollectSettings) -> None:
     results = load(settings.folders)
     columns = keys = differing(results)
     rows = [Row(result.name, [result]) for result in results]
-    if settings.group_by:
+    grouped = settings.group_by is not None
+    if grouped:
         keys = [name for name in columns if name != "seed"]
         if settings.group_by != "auto":
             keys = names_of(settings.group_by, "--group_by", results)
         columns, rows = keys, averaged(results, keys)
     if settings.columns != "auto":
         columns = [] if settings.columns == "none" else names_of(settings.columns, "--columns", results)
-    cells = table(rows, [name for name in columns if name not in LABELS], bool(settings.group_by))
+    cells = table(rows, [name for name in columns if name not in LABELS], grouped)
     kind = settings.format or SUFFIXES.get(Path(settings.out or "").suffix, "markdown")
     text = FORMATS[kind](cells)
     if settings.out:
@@ -319,7 +320,7 @@ def run(settings: CollectSettings) -> None:
     if settings.csv:
         write(settings.csv, comma_separated(cells), "--csv")
     if settings.plot:
-        axis = swept(rows, [*keys, "ipc"]) if settings.group_by else None
+        axis = swept(rows, [*keys, "ipc"]) if grouped else None
         if axis:
             plot_setting(rows, axis, keys, settings.plot)
         else:

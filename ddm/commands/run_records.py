@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import sys
 from collections.abc import Iterable
@@ -115,7 +116,7 @@ def load(folders: Iterable[str]) -> list[Result]:
     """
     records: dict[Path, dict] = {}
     for folder in map(Path, folders):
-        paths = sorted(folder.rglob("results.json")) if folder.is_dir() else [folder]
+        paths = sorted(folder.rglob("results.json"), key=numeric) if folder.is_dir() else [folder]
         if not paths or not paths[0].is_file():
             raise UserError(f"no results.json in {str(folder)!r}: name folders written by recipes or coreset")
         for path in paths:
@@ -129,6 +130,11 @@ def load(folders: Iterable[str]) -> list[Result]:
         folders = ", ".join(map(repr, folders))
         raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
     return merged([Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)])
+
+
+def numeric(path: Path) -> list[str | float]:
+    """A key that sorts paths by the numbers in them: ratio_5 before ratio_10."""
+    return [float(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", str(path)))]
 
 
 def read(path: Path) -> dict:
