@@ -271,7 +271,7 @@ def plot_setting(rows: list[Row], name: str, names: list[str], path: str) -> Non
             at, mean, std = zip(*sorted(points), strict=True)
             axes.errorbar(at, mean, std, fmt="o-", markersize=4, capsize=3, label=label)
         positive = [at for points in lines.values() for at, _, _ in points if at > 0]
-        if positive and max(positive) > 20 * min(positive):
+        if positive and max(positive) >= 10 * min(positive):
             axes.set_xscale("symlog", linthresh=min(positive))  # linear near 0, which a sweep of weights has
         axes.set(xlabel=name, ylabel="accuracy of fresh networks, % (bars: std over runs)")
         axes.legend(fontsize="small")
