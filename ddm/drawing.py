@@ -1,4 +1,4 @@
-"""Plots, image grids and Markdown tables."""
+"""Plots, image grids, and Markdown and LaTeX tables."""
 
 import contextlib
 import io
@@ -20,6 +20,30 @@ def markdown(rows: Sequence[Iterable[object]]) -> str:
     head, *body = [[str(cell) for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX, with its special characters escaped."""
+    return text.translate(str.maketrans(LATEX))
+
+
+def latex(rows: Sequence[Sequence[str]], blocks: Sequence[object], texts: int, caption: str) -> str:
+    """A LaTeX table in the style of the package booktabs.
+
+    The cells are LaTeX; the first row is the header, and the first `texts` columns are aligned left. `blocks` has one
+    value per further row: a rule separates rows with different values.
+    """
+    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+    lines += [rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(rows[0]) - texts)}}}", r"\toprule", head, r"\midrule"]
+    for number, line in enumerate(body):
+        lines += [r"\midrule"] if number and blocks[number] != blocks[number - 1] else []
+        lines.append(line)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
 def in_rows(images: Tensor, counts: list[int], smallest: int = SMALLEST_TILE) -> Tensor:

@@ -5,7 +5,7 @@
 #
 # cpu: the short runs in docs/results.md. full: the paper's 20,000 iterations and 5 x 5 evaluations, for a GPU.
 # FLAGS are added to every row, such as `--out results/fashion -- --dataset FashionMNIST`. The same command resumes after
-# a stop; a finished row only prints its results. For the table only: python -m ddm collect OUT/ipcN
+# a stop; a finished row only prints its results. For the table only: python -m ddm collect OUT/ipcN --columns none
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/ablation

@@ -5,8 +5,8 @@
 They reproduce the numbers of docs/results.md: `--like docs/results/ablation/ipc10/dm/results.json`.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 PATHS = {"save_path": "result", "data_path": "data", "proxy_cache": None}
@@ -23,7 +23,10 @@ def cleaned(record: dict) -> dict:
 
 
 def main() -> None:
-    source, target = map(Path, sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of runs")
+    parser.add_argument("target", type=Path, help="folder for the copies")
+    source, target = vars(parser.parse_args()).values()
     for path in sorted(source.rglob("results.json")):
         out = target / path.relative_to(source)
         out.parent.mkdir(parents=True, exist_ok=True)

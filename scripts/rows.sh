@@ -1,12 +1,18 @@
 # Sourced by the scripts of the tables. A script sets `here` (the root of the repository), `rows` (the default of --rows)
 # and `default_out`. It defines `flags_of ROW` (the command of a row; may use $budget, $method, $proxy) and calls
-# `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH.
+# `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH. A script may also set `options`
+# (the names of variables that are flags, too), `collect_flags`, and define `default_rows` (prints the default of --rows).
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+show_help() { # print the comment at the top of the script, and succeed, if the arguments ask for help
+    if [[ ${1:-} != --help && ${1:-} != -h ]]; then return 1; fi
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+}
 
 run_rows() {
     local ipc=10 budget=cpu out=$default_out evaluation
     while (($#)); do
-        if [[ $1 == --help || $1 == -h ]]; then sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && return; fi
+        if show_help "$@"; then return; fi
         if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 needs a value" >&2 && return 2; fi
         case $1 in
             --ipc) ipc=$2 ;;
@@ -14,7 +20,13 @@ run_rows() {
             --out) out=$2 ;;
             --rows) rows=$2 ;;
             --) shift && break ;;
-            *) echo "error: unknown argument $1: choose from --ipc, --budget, --out, --rows, --" >&2 && return 2 ;;
+            *)
+                if [[ $1 != --* || " ${options:-} " != *" ${1#--} "* ]]; then
+                    local known="--ipc --budget --out --rows ${options:+--${options// / --}} --"
+                    echo "error: unknown argument $1: choose from $known" >&2 && return 2
+                fi
+                printf -v "${1#--}" %s "$2"
+                ;;
         esac
         shift 2
     done
@@ -30,6 +42,7 @@ run_rows() {
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
     local row command status failed=""
+    if [[ -z $rows ]]; then rows=$(default_rows); fi
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
     for row in $rows; do
         command=$(flags_of "$row")
@@ -41,6 +54,8 @@ run_rows() {
         ((status < 128)) || return "$status" # stopped by a signal
         ((status == 0)) || failed+=" $row"
     done
-    "${PYTHON:-python}" -m ddm collect "$out/ipc$ipc" || return
+    # The names of the rows say what differs. Flags are split into words on purpose.
+    # shellcheck disable=SC2086
+    "${PYTHON:-python}" -m ddm collect "$out/ipc$ipc" ${collect_flags:---columns none} || return
     if [[ $failed ]]; then echo "error: these rows failed, see above:$failed" >&2 && return 2; fi
 }

@@ -6,7 +6,11 @@
 #
 # The same command resumes after a stop. Without the package ddranking there are no scores (see docs/sets.md).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")/.." && pwd)
+source "$here/scripts/rows.sh"
+if show_help "$@"; then exit; fi
+if [[ ${1:-} == -* ]]; then echo "error: unknown argument $1: give the folder OUT or --help" >&2 && exit 2; fi
+cd "$here"
 out=${1:-results/use} python=${PYTHON:-python} ddm="${PYTHON:-python} -m ddm"
 set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
 

@@ -1,14 +1,11 @@
-"""`ddm coreset`: every method, what it picks, its cache; and the table that `ddm collect` makes of results."""
+"""`ddm coreset`: every method, what it picks, its cache."""
 
-import csv
 import json
 
-import numpy as np
 import pytest
 import torch
 from conftest import command, command_line, parsed
 
-from ddm.commands import collect_results
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -170,123 +167,3 @@ def test_scores_of_a_known_network(data_path):
         assert found.scores["grand"][i].item() == pytest.approx(norm.item(), rel=1e-4)
         error = logits.softmax(1)[0] - torch.eye(10)[data.y_train[i]]
         assert found.scores["el2n"][i].item() == pytest.approx(error.norm().item(), rel=1e-4)
-
-
-# --- ddm collect --------------------------------------------------------------------------------------------
-
-
-def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
-    """A results.json of experiments with the accuracies given, [experiment][network]."""
-    folder.mkdir(parents=True)
-    args = {"dataset": "CIFAR10", "ipc": 10, "seed": 0, "model": "ConvNet", "recipe": recipe, "Iteration": 5} | args
-    flat = [acc for own in accs for acc in own]
-    evaluations = [
-        {"experiment": e, "iteration": i, "images": "condensed", "model": "ConvNet", "accuracies": own}
-        for e, own in enumerate(accs, first)
-        for i in (2, 5)
-    ]
-    record = {"args": args, "protocol": "p", "evaluations": evaluations}
-    record |= {"mean": float(np.mean(flat)), "std": float(np.std(flat)), "n": len(flat)}
-    (folder / "results.json").write_text(json.dumps(record))
-
-
-def test_a_ratio_of_0_is_plain_dm_for_every_recipe(tmp_path, capsys):
-    """Defect U3: DM_GramMatching's and DM_MeanStd_Matching's weight was not known as one."""
-    for recipe, flag in (("DM_GramMatching", "style_ratio"), ("DM_KNearest", "icd_ratio")):
-        folder = tmp_path / recipe
-        write_results(folder / "zero", [[0.4], [0.5]], recipe, **{flag: 0.0})
-        write_results(folder / "weighted", [[0.45], [0.56]], recipe, **{flag: 100.0})
-        command("collect", folder)
-        (row,) = (line for line in capsys.readouterr().out.splitlines() if "| weighted |" in line)
-        assert "| +5.50 |" in row and "2 experiments | zero |" in row
-
-
-def test_the_table_pairs_experiments_with_dm(tmp_path, capsys):
-    zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
-    dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]
-    write_results(tmp_path / "dm", dm, **zero)
-    write_results(tmp_path / "style", other, **zero | {"mm_ratio": 180})
-    write_results(tmp_path / "best", other, **zero | {"rr_ratio": 30})  # sorts before dm
-    write_results(tmp_path / "long_dm", other, **zero | {"Iteration": 2})
-    write_results(tmp_path / "long", other, **zero | {"Iteration": 2, "mm_ratio": 1})
-    write_results(tmp_path / "ipc1", other, **zero | {"ipc": 1, "cm_ratio": 1})
-    write_results(tmp_path / "random", [[0.2, 0.3]], recipe="coreset", method="random", Iteration=5)
-    write_results(tmp_path / "herding", [[0.2, 0.3]] * 3, recipe="coreset", method="herding", Iteration=2)
-    command("collect", tmp_path, "--csv", tmp_path / "t.csv", "--plot", tmp_path / "p.png")
-    printed = capsys.readouterr().out
-    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())}
-    assert all(f"| {run} |" in printed for run in rows) and len(rows) == 8
-    differences = [3.0, 1.0, 2.0]
-    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5  # Student's t with 2 degrees of freedom
-    assert rows["style"]["minus DM"] == "+2.00" and rows["style"]["95 % interval"] == f"± {half:.2f}"
-    assert rows["style"]["pairs"] == "3 experiments" and rows["style"]["accuracy %"] == "44.00"
-    assert rows["best"]["minus DM"] == "+2.00" and rows["best"]["DM run"] == "dm"
-    assert rows["long"]["minus DM"] == "+0.00" and rows["long"]["DM run"] == "long_dm"
-    assert rows["herding"]["DM run"] == "dm" and rows["herding"]["pairs"] == "3 experiments"
-    assert rows["dm"]["minus DM"] == rows["ipc1"]["minus DM"] == ""
-    assert rows["random"]["minus DM"] == "-16.00" and "networks" in rows["random"]["pairs"]
-    assert (tmp_path / "p.png").stat().st_size > 10_000
-
-
-ZERO = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
-
-
-def rows_of(folder):
-    return {row["run"]: row for row in collect_results.table(collect_results.load([str(folder)]))}
-
-
-def test_experiments_run_apart_are_one_row(tmp_path, capsys):
-    dm, other = [[0.40, 0.42], [0.44, 0.46]], [[0.43, 0.45], [0.45, 0.47]]
-    write_results(tmp_path / "dm", dm, **ZERO, num_exp=2)
-    for e in (1, 0):  # the folder of experiment 0 comes second
-        write_results(tmp_path / f"best_{1 - e}", other[e : e + 1], first=e, **ZERO | {"rr_ratio": 30}, first_exp=e)
-    write_results(tmp_path / "best_again", other, **ZERO | {"rr_ratio": 30})  # the same experiments: not merged
-    rows = rows_of(tmp_path)
-    assert rows.keys() == {"dm", "best_0", "best_again"}
-    assert {k: v for k, v in rows["best_0"].items() if k != "run"} == {
-        k: v for k, v in rows["best_again"].items() if k != "run"
-    }
-    assert "best_0 and best_1 are merged, experiments 0, 1" in capsys.readouterr().err
-    write_results(tmp_path / "five", other[:1], **ZERO, num_exp=1, num_eval=5)
-    write_results(tmp_path / "two", other[1:], first=1, **ZERO, num_exp=1, first_exp=1, num_eval=2)
-    assert {"five", "two"} < rows_of(tmp_path).keys()  # their experiments do not weigh the same
-
-
-def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
-    accs = [[0.4], [0.5]]
-    write_results(tmp_path / "a_noise", accs, **ZERO, init="noise")
-    write_results(tmp_path / "b_other_lr", accs, **ZERO, init="real", lr_img=1.0)
-    write_results(tmp_path / "c_dm", accs, **ZERO, init="real", lr_img=5.0)
-    write_results(tmp_path / "own_term", accs, cosine_ratio=0, init="real", lr_img=5.0)  # without L_MMD
-    write_results(tmp_path / "style", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0)
-    write_results(tmp_path / "style_lr", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=9.0)
-    write_results(tmp_path / "style_res", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, res=64)
-    write_results(tmp_path / "pool", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, model="ConvNetBN")
-    rows = rows_of(tmp_path)
-    assert rows["style"]["DM run"] == "c_dm" and rows["style_lr"]["DM run"] == "b_other_lr"
-    assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
-    said = capsys.readouterr().err
-    assert "style_lr and b_other_lr, its DM run, differ in --lr_img" in said and "note: style and" not in said
-    assert "style_res is not compared with a_noise" in said
-    assert "pool: condensed on ConvNetBN, accuracy of ConvNet" in said
-
-
-def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "results.json").write_text("{}")
-    (tmp_path / "worse").mkdir()
-    record = {"args": {}, "protocol": "", "evaluations": [], "mean": 0, "std": 0, "n": 1}
-    (tmp_path / "worse" / "results.json").write_text(json.dumps(record))
-    refused = {"empty": "no results.json", "gone": "no results.json", "bad": "no results.json of a recipe"}
-    refused |= {"worse": "no results.json of a recipe"}
-    for name, text in refused.items():
-        with pytest.raises(UserError, match=text):
-            collect_results.load([str(tmp_path / name)])
-    with pytest.raises(UserError, match=r"it has no .*Iteration"):
-        collect_results.load([str(tmp_path / "worse" / "results.json")])
-    write_results(tmp_path / "good", [[0.4]])
-    assert [result.name for result in collect_results.load([str(tmp_path)])] == ["good"]
-    assert capsys.readouterr().err.count("skipped") == 2 + 2
-    done = command_line("collect", str(tmp_path / "gone"))
-    assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1

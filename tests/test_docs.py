@@ -1,10 +1,13 @@
 """The scripts of the documentation run their rows."""
 
 import os
+import shlex
 import subprocess
 import sys
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, command, parsed
+from test_collect import write_results
 
 
 def test_the_ablation_script_runs_its_rows(data_path, tmp_path):
@@ -41,3 +44,118 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(tmp_path):
     assert done.returncode == 143 and "cm:" not in done.stdout
     done = subprocess.run([script, "--help"], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "[--rows" in done.stdout
+
+
+TINY = "--dataset Digits --ipc 1 --batch_real 8 --Iteration 2 --num_eval 1 --epoch_eval_train 1 --eval_every 0"
+TINY = [*TINY.split(), "--model", "ConvNetW32", "--compile", "off", "--precision", "fp32"]
+
+
+def script(name, *argv, cwd, **variables):
+    """A script of scripts/, started in another folder."""
+    env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | variables
+    line = [str(ROOT / "scripts" / name), *argv]
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_the_sweep_resumes_and_ends_with_its_table(tmp_path):
+    evaluation = ["--ipc", "1", "--num_exp", "1", *TINY]
+    for ratio, seed in ((0, 0), (0, 1), (1000, 0)):  # finished before
+        flags = ["--preset", "fast,dm", "--cm_ratio", ratio, "--seed", seed, *evaluation]
+        command("condense", *flags, "--save_path", tmp_path / f"out/ipc1/cm_ratio_{ratio}/seed_{seed}")
+    dates = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("vis_*.png")}
+    rows = "cm_ratio_0/seed_0 cm_ratio_1000/seed_1"
+    done = script("sweep.sh", "--rows", rows, "--out", "out", "--ipc", "1", "--", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert dates and {path: path.stat().st_mtime_ns for path in dates} == dates
+    assert (tmp_path / "out/ipc1/cm_ratio_1000/seed_1/results.json").exists()
+    lines = [line[2:-2].split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    table = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    assert [(row["run"], row["cm_ratio"], row["seeds"]) for row in table] == [
+        ("cm_ratio_0", "0", "2"),
+        ("cm_ratio_1000", "1000", "2"),
+    ]
+    assert [row["pairs"] for row in table] == ["", "2 experiments"] and table[1]["DM run"] == "cm_ratio_0"
+
+
+def test_the_sweep_runs_its_grid(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ran $*\n")
+    python.chmod(0o755)
+    done = script("sweep.sh", cwd=tmp_path, PYTHON=str(python))
+    assert done.returncode == 0 and done.stdout.count("ran -m ddm condense") == 12
+    grid = ["--setting", "lr_img", "--values", "1 5", "--seeds", "3 4", "--out", "o", "--", "--dataset", "Digits"]
+    done = script("sweep.sh", *grid, cwd=tmp_path, PYTHON=str(python))
+    *ran, collected = [line for line in done.stdout.splitlines() if line.startswith("ran")]
+    assert [line.split("--lr_img ")[1][:10] for line in ran] == [f"{v} --seed {s}" for v in (1, 5) for s in (3, 4)]
+    assert all(line.endswith("--dataset Digits") for line in ran) and "--save_path o/ipc10/lr_img_1/seed_3" in ran[0]
+    assert collected == "ran -m ddm collect o/ipc10 --group_by auto"
+    for wrong in (["--seeds", ""], ["--cm_ratio", "3"], ["--rows", "dm"]):
+        done = script("sweep.sh", *wrong, cwd=tmp_path, PYTHON=str(python))
+        assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+        assert "ran" not in done.stdout
+
+
+def test_a_task_of_the_slurm_array_is_one_run_of_the_sweep(tmp_path):
+    lines = (ROOT / "scripts" / "slurm_array.sh").read_text().splitlines()
+    assert lines[1].startswith("#SBATCH ") and " --array=0-11 " in lines[1]  # four weights of three seeds
+    done = script("slurm_array.sh", *TINY, cwd=tmp_path, SLURM_ARRAY_TASK_ID="5")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results/sweep/cm_ratio_1000/seed_2/results.json").exists()
+    assert script("slurm_array.sh", *TINY, cwd=tmp_path, SLURM_ARRAY_TASK_ID="12").returncode != 0
+    done = script("slurm_array.sh", *TINY, cwd=tmp_path)
+    assert done.returncode != 0 and "sbatch scripts/slurm_array.sh" in done.stderr
+    assert len(list(tmp_path.rglob("results.json"))) == 1
+
+
+@pytest.mark.parametrize("name", ["ablation_cifar10", "choices_cifar10", "continual_cifar10", "sweep", "use_cifar10"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_a_script_runs_nothing(name, flag, tmp_path):
+    done = script(f"{name}.sh", flag, cwd=tmp_path, PYTHON="false")
+    assert done.returncode == 0 and f"scripts/{name}.sh [" in done.stdout and done.stderr == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_use_cifar10_takes_no_flag_for_a_folder(tmp_path):
+    done = script("use_cifar10.sh", "--helpp", cwd=tmp_path, PYTHON="false")
+    assert done.returncode == 2 and "unknown argument --helpp" in done.stderr
+
+
+STUB = """#!/bin/sh
+echo "$*" >> "$COMMANDS"
+"""
+SBATCH = """#!/bin/bash
+for task in {0..11}; do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
+"""
+
+
+def test_the_commands_of_docs_sweeps_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    """Sweeps are parsed, not condensed; `ddm collect` makes its tables of their accuracies, which are made up."""
+    for name, text in (("python", STUB), ("sbatch", SBATCH)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    log = tmp_path / "commands"
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "COMMANDS": str(log)}
+    env.pop("PYTHON", None)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") and not line.startswith("     ")]
+    assert len(lines) >= 8
+    for line in lines:
+        log.write_text("")
+        if not line.startswith("ddm collect "):
+            done = subprocess.run(["bash", "-ec", line], env=env, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            assert "-m ddm condense" in log.read_text()
+        for program, *argv in (shlex.split(own)[2:] for own in log.read_text().splitlines()):
+            if program == "condense":
+                values = parsed("condense", *argv).values()
+                accuracy = 0.5 + values["cm_ratio"] / 1e6 + values["seed"] / 100
+                write_results(tmp_path / values["save_path"], [[accuracy]], **values)
+            else:
+                command(program, *argv)
+        if line.startswith("ddm collect "):
+            command(*shlex.split(line.removeprefix("ddm ")))
+            out, err = capsys.readouterr()
+            assert err == "" and ("--out" in line or "minus DM" in out), err
+    assert (tmp_path / "table.tex").exists() and (tmp_path / "table.csv").exists()

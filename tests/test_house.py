@@ -10,6 +10,7 @@ from conftest import RECIPES, ROOT, settings_class
 
 import ddm
 from ddm.__main__ import COMMANDS
+from ddm.commands.collect_results import FORMATS
 from ddm.data.loading import NAMES
 from ddm.data.settings import NAMED
 from ddm.evaluation.protocol import EVAL_MODES
@@ -79,6 +80,7 @@ def test_every_choice_has_its_row():
     for name, table in {"init": INITS, "lr_schedule": SCHEDULES, "style_stats": MOMENTS, "icd_form": ICD_FORMS}.items():
         assert set(declared[name].choices) == set(table), name
     assert set(NAMED.split(", ")) == set(NAMES)
+    assert set(declarations(settings_class("collect"))["format"].choices) == set(FORMATS)
     for name in SAMPLERS:
         assert name in declared["real_sampling"].help or name == "random"
     for mode in EVAL_MODES:

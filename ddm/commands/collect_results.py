@@ -1,164 +1,125 @@
-"""`ddm collect`: tables and curves of results.json files."""
+"""`ddm collect`: tables and plots of results.json files."""
 
 import csv
 import io
-import json
 import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from ddm import disk, drawing
-from ddm.commands.settings import CollectSettings, roles
-from ddm.errors import UserError
-from ddm.networks import untapped
-from ddm.settings import Role
+from ddm.commands.run_records import Result, differing, load
+from ddm.commands.settings import CollectSettings
+from ddm.errors import UserError, nearest
 
-COLUMNS = ("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
-TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
-NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
-NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # keys of a record or of its arguments
-ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
-# Weights of the terms that recipes add to L_MMD.
-TERMS = {"style_ratio", "mm_ratio", "cm_ratio", "icd_ratio"}
-BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none
-STEPS = ("lr_img", "lr_schedule", "momentum_img", "clip_pixels", "zca")  # may differ, with a note
-# Runs that differ only in these settings share a row: experiments, and settings that do not change results. num_eval is
-# excluded: experiments with more networks would weigh more.
-ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"num_eval"} | {"first_exp", "subset"}
+LABELS = ("dataset", "ipc", "run", "made by")
+PAIRED = ("minus DM", "95 % interval", "pairs", "DM run")
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+CONDENSATIONS = {"experiments": "condensations", "networks of one experiment": "networks of one condensation"}
+
+Cells = list[dict[str, str]]  # one dictionary per row, with equal keys: the columns
 
 
-class Result(NamedTuple):
-    """The content of a results.json."""
+class Row(NamedTuple):
+    """One row of the table: a run, or runs that it averages over."""
 
     name: str
-    record: dict
+    runs: list[Result]
 
     @property
-    def args(self) -> dict:
-        return self.record["args"]
-
-    @property
-    def group(self) -> tuple:
-        """The values that comparable runs share."""
-        a = self.args
-        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"]), a.get("res")
-
-    @property
-    def settings(self) -> str:
-        """All settings that change results, without switches that are off, as older files lack newer switches."""
-        values = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
-        return json.dumps([self.record["protocol"], values], sort_keys=True)
-
-    def comparable(self, base: "Result") -> bool:
-        """Whether `base` is a run of plain DM in the same group and, unless this is a coreset, with the same budget."""
-        same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
-        return base.is_dm and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
-
-    def other_steps(self, base: "Result") -> list[str]:
-        """The STEPS settings that differ from those of another run; none for a coreset."""
-        if self.args["recipe"] == "coreset":
-            return []
-        return [name for name in STEPS if (self.args.get(name) or None) != (base.args.get(name) or None)]
+    def label(self) -> dict[str, str]:
+        args = self.runs[0].args
+        return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), self.name, self.runs[0].made_by), strict=True))
 
     @property
     def is_dm(self) -> bool:
-        weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
-        mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # recipes without the flag use 1
-        return bool(weights) and not any(weights.values()) and mean_matching > 0
+        return any(run.is_dm for run in self.runs)
 
     @property
-    def made_by(self) -> str:
-        return self.args.get("method") or self.args["recipe"]
+    def mean(self) -> float:
+        """The mean accuracy in percent, each run with equal weight."""
+        return 100 * statistics.fmean(run.record["mean"] for run in self.runs)
 
-    def curve(self, model: str) -> dict[int, dict[int, list[float]]]:
-        """Iteration -> experiment -> accuracies in [0, 1] of one architecture, without baselines."""
-        found: dict[int, dict[int, list[float]]] = {}
-        for entry in self.record["evaluations"]:
-            if entry["model"] == model and entry["images"] != "random real" and entry.get("accuracies"):
-                found.setdefault(entry["iteration"], {})[entry["experiment"]] = entry["accuracies"]
+    @property
+    def std(self) -> float | None:
+        """The population standard deviation of the runs' means in percentage points; None for one run."""
+        return 100 * statistics.pstdev(run.record["mean"] for run in self.runs) if len(self.runs) > 1 else None
+
+    def curve(self) -> dict[int, list[float]]:
+        """Iteration -> accuracies of all networks in percent."""
+        found: dict[int, list[float]] = {}
+        for run in self.runs:
+            for iteration, experiments in run.curve(run.model).items():
+                found.setdefault(iteration, []).extend(100 * acc for accs in experiments.values() for acc in accs)
         return found
 
-    @property
-    def model(self) -> str:
-        """The network of `mean`: the one that made the set, or the first of a pool without it."""
-        models = [e["model"] for e in self.record["evaluations"] if e["iteration"] == self.args["Iteration"]]
-        return self.args["model"] if self.args["model"] in models or not models else models[0]
 
-    def final(self) -> dict[int, list[float]]:
-        """Experiment -> accuracies of `model` after the last iteration."""
-        return self.curve(self.model).get(self.args["Iteration"], {})
+def names_of(text: str, flag: str, results: list[Result]) -> list[str]:
+    """The settings in a list joined by commas. Raises UserError for a setting that no run has."""
+    known = dict.fromkeys(name for result in results for name in result.args)
+    names = [name.strip().removeprefix("--") for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag}: no run has a setting {name!r}: {nearest(name, known)}")
+    return names
 
 
-def load(folders: Iterable[str]) -> list[Result]:
-    """All results below some folders, in path order; runs that differ only in their experiments are merged.
+def common_name(names: list[str]) -> str:
+    """The parts of the paths of averaged runs that all have in common, else the first name and the number of others."""
+    places = zip(*(name.split("/") for name in names), strict=False)
+    shared = [parts[0] for parts in places if len(set(parts)) == 1]
+    return "/".join(shared) or f"{names[0]} and {len(names) - 1} more"
 
-    Files of other commands below a folder are skipped with a note. Raises UserError if there are no results, or if a
-    named file is from another command.
+
+def averaged(results: list[Result], names: list[str]) -> list[Row]:
+    """Rows of the runs that have the data set, ipc, maker and the settings `names` in common.
+
+    Warns of other settings that differ within a row, and of runs that count twice.
     """
-    results = []
-    for folder in map(Path, folders):
-        paths = sorted(folder.rglob("results.json")) if folder.is_dir() else [folder]
-        if not paths or not paths[0].is_file():
-            raise UserError(f"no results.json in {str(folder)!r}: name folders written by recipes or coreset")
-        for path in paths:
-            try:
-                results.append(Result(path.resolve().parent.name, read(path)))
-            except UserError as error:
-                if not folder.is_dir():
-                    raise
-                print(f"note: skipped: {error}", file=sys.stderr)
-    if not results:
-        folders = ", ".join(map(repr, folders))
-        raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
-    return merged(results)
-
-
-def read(path: Path) -> dict:
-    """The record in a results.json; raises UserError if it is not from a recipe or coreset."""
-    try:
-        record = json.loads(path.read_text())
-        values = dict(record["args"]) | record
-        missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
-        entries = record.get("evaluations")
-        if not missing and not all(isinstance(e.get(name), kind) for e in entries for name, kind in ENTRY.items()):
-            missing = ["valid evaluations"]
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
-    if missing:
-        raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")
-    return record
-
-
-def merged(results: list[Result]) -> list[Result]:
-    """Merge runs with the same settings and different experiments, under the name of the first."""
-    found: list[Result] = []
+    groups: dict[tuple, list[Result]] = {}
     for result in results:
-        twin = next((k for k, r in enumerate(found) if r.settings == result.settings), None)
-        if twin is None or not result.final() or found[twin].final().keys() & result.final().keys():
-            found.append(result)
-            continue
-        one = found[twin]
-        entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
-        whole = Result(one.name, one.record | {"evaluations": entries})
-        accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
-        numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
-        found[twin] = Result(one.name, whole.record | numbers)
-        experiments = ", ".join(map(str, sorted(whole.final())))
-        print(f"note: {one.name} and {result.name} are merged, experiments {experiments}", file=sys.stderr)
-    return found
+        key = (result.args["dataset"], result.args["ipc"], result.made_by, *map(result.value, names))
+        groups.setdefault(key, []).append(result)
+    mixed = dict.fromkeys(name for runs in groups.values() for name in differing(runs) if name not in ("seed", *names))
+    if mixed:
+        flags = ", ".join(f"--{name}" for name in mixed)
+        print(f"warning: rows average over runs that differ in {flags}: add the names to --group_by", file=sys.stderr)
+    for runs in groups.values():
+        first: dict[str, str] = {}
+        for run in runs:
+            twin = first.setdefault(run.settings, run.name)
+            if twin != run.name:
+                print(f"warning: {twin} and {run.name} have equal settings and seeds, and both count", file=sys.stderr)
+    return [Row(common_name([run.name for run in runs]), runs) for runs in groups.values()]
 
 
-def paired(result: Result, base: Result) -> tuple[list[float], str]:
-    """The paired differences of two runs in percentage points, and the unit of the pairs."""
-    mine, other = result.final(), base.final()
-    common = sorted(mine.keys() & other.keys())
+def base_of(result: Result, results: list[Result]) -> Result | None:
+    """The run of plain DM that a run is compared with; prints notes on stderr about what differs."""
+    if result.is_dm:
+        return None
+    bases = [base for base in results if result.comparable(base)]
+    near = [base.name for base in results if base.is_dm and base.group[:2] == result.group[:2]]
+    if not bases:
+        if near:
+            why = "budget, initial images, network, seed, resolution or protocol differ"
+            print(f"note: {result.name} is not compared with {near[0]}: {why}", file=sys.stderr)
+        return None
+    base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
+    if result.other_steps(base):
+        other = ", ".join(f"--{name}" for name in result.other_steps(base))
+        print(f"note: {result.name} and {base.name}, its DM run, differ in {other}", file=sys.stderr)
+    return base
+
+
+def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:
+    """The paired differences of runs and their DM runs in percentage points, and the unit of the pairs."""
+    finals = [(result.final(), base.final()) for result, base in runs]
+    common = [(mine[e], other[e]) for mine, other in finals for e in sorted(mine.keys() & other.keys())]
     if len(common) > 1:
-        return [100 * (statistics.fmean(mine[e]) - statistics.fmean(other[e])) for e in common], "experiments"
-    if result.args["Iteration"] != base.args["Iteration"]:  # the networks differ: their seeds include the iteration
-        return [], ""
-    differences = [100 * (a - b) for e in common for a, b in zip(mine[e], other[e], strict=False)]
+        return [100 * (statistics.fmean(mine) - statistics.fmean(other)) for mine, other in common], "experiments"
+    if any(result.args["Iteration"] != base.args["Iteration"] for result, base in runs):
+        return [], ""  # the networks differ: their seeds include the iteration
+    differences = [100 * (a - b) for mine, other in common for a, b in zip(mine, other, strict=False)]
     return differences, "networks of one experiment"
 
 
@@ -170,68 +131,197 @@ def interval(differences: list[float]) -> float | None:
     return float(stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5) if n > 1 else None
 
 
-def table(results: list[Result]) -> list[dict[str, str]]:
-    """One row per run. Prints notes on stderr about runs that can't be compared."""
-    rows = []
-    for result in results:
-        a, r = result.args, result.record
-        row = dict.fromkeys(COLUMNS, "")
-        row |= {"dataset": a["dataset"], "ipc": str(a["ipc"]), "run": result.name, "made by": result.made_by}
-        row |= {"accuracy %": f"{100 * r['mean']:.2f}", "std": f"{100 * r['std']:.2f}", "n": str(r["n"])}
-        if result.model != a["model"]:
-            print(f"note: {result.name}: condensed on {a['model']}, accuracy of {result.model}", file=sys.stderr)
-        bases = [base for base in results if result.comparable(base)]
-        near = [base.name for base in results if base.is_dm and base.group[:2] == result.group[:2]]
-        if near and not bases and not result.is_dm:
-            why = "budget, initial images, network, seed, resolution or protocol differ"
-            print(f"note: {result.name} is not compared with {near[0]}: {why}", file=sys.stderr)
-        if bases and not result.is_dm:
-            base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
-            if result.other_steps(base):
-                other = ", ".join(f"--{name}" for name in result.other_steps(base))
-                print(f"note: {result.name} and {base.name}, its DM run, differ in {other}", file=sys.stderr)
-            differences, unit = paired(result, base)
-            if differences:
-                half = interval(differences)
-                row["minus DM"] = f"{statistics.fmean(differences):+.2f}"
-                row["95 % interval"] = "" if half is None else f"± {half:.2f}"
-                row["pairs"], row["DM run"] = f"{len(differences)} {unit}", base.name
-            else:
-                print(f"note: {result.name} and {base.name} share no experiment and network", file=sys.stderr)
-        rows.append(row)
-    return rows
+def compared(row: Row, rows: list[Row]) -> dict[str, str]:
+    """The cells of the paired difference to plain DM; empty if there is no run to compare with."""
+    cells = dict.fromkeys(PAIRED, "")
+    results = [run for other in rows for run in other.runs]
+    bases = [(run, base) for run in row.runs if (base := base_of(run, results))]
+    if row.is_dm or not bases:
+        return cells
+    differences, unit = paired(bases)
+    names = " and ".join(dict.fromkeys(other.name for other in rows for _, base in bases if base in other.runs))
+    if not differences:
+        print(f"note: {row.name} and {names} share no experiment and network", file=sys.stderr)
+        return cells
+    half = interval(differences)
+    cells["minus DM"] = f"{statistics.fmean(differences):+.2f}"
+    cells["95 % interval"] = "" if half is None else f"± {half:.2f}"
+    cells["pairs"], cells["DM run"] = f"{len(differences)} {unit}", names
+    return cells
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    return drawing.markdown([COLUMNS, *(row.values() for row in rows)])
+def table(rows: list[Row], columns: list[str], grouped: bool = False) -> Cells:
+    """One dictionary per row, from column to text. Prints notes on stderr about runs that can't be compared.
+
+    The standard deviation is over the networks of a run. If `grouped`, it is over the means of the runs of a row.
+    """
+    seeds = all(len({run.args["seed"] for run in row.runs}) == len(row.runs) for row in rows)
+    unit = "seeds" if seeds else "runs"  # runs: a row has a seed twice
+    cells = []
+    for row in rows:
+        first = row.runs[0]
+        line = row.label | {name: first.value(name) for name in columns} | {"accuracy %": f"{row.mean:.2f}"}
+        if grouped:
+            std = "" if row.std is None else f"{row.std:.2f}"
+            networks = sum(run.record["n"] for run in row.runs)
+            line |= {f"std over {unit}": std, unit: str(len(row.runs)), "networks": str(networks)}
+        else:
+            line |= {"std": f"{100 * first.record['std']:.2f}", "n": str(first.record["n"])}
+        for run in row.runs:
+            if run.model != run.args["model"]:
+                print(f"note: {run.name}: condensed on {run.args['model']}, accuracy of {run.model}", file=sys.stderr)
+        cells.append(line | compared(row, rows))
+    return cells
 
 
-def plot(results: list[Result], path: str) -> None:
-    """Accuracy over iterations, one line per run, with a band of one standard deviation over networks."""
+# --- formats -------------------------------------------------------------------------------------------------
+
+
+def markdown(cells: Cells) -> str:
+    return drawing.markdown([cells[0], *(row.values() for row in cells)])
+
+
+def comma_separated(cells: Cells) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return buffer.getvalue().rstrip("\n")
+
+
+def latex(cells: Cells) -> str:
+    """A table of a paper: the caption has what all rows share; the best accuracy of a data set and ipc is bold."""
+    names = list(cells[0])
+    settings = names[len(LABELS) : names.index("accuracy %")]
+    std, count = names[names.index("accuracy %") + 1 :][:2]
+    shared = [name for name in ("dataset", "ipc", "made by") if len({row[name] for row in cells}) == 1]
+    labels = [name for name in (*LABELS, *settings) if name not in shared]
+    without = [name for name in labels if name != "run"]
+    if len({tuple(row[name] for name in without) for row in cells}) == len(cells):
+        labels = without or labels  # the settings tell the rows apart
+    best: dict[tuple[str, str], float] = {}
+    for row in cells:
+        if row["made by"] != "full":
+            block = row["dataset"], row["ipc"]
+            best[block] = max(best.get(block, 0.0), float(row["accuracy %"]))
+
+    def accuracy(row: dict[str, str]) -> str:
+        spread = row[std] if row[count] != "1" else ""  # one network has no deviation
+        text = " \\pm ".join(filter(None, (row["accuracy %"], spread)))
+        bold = best.get((row["dataset"], row["ipc"])) == float(row["accuracy %"]) and row["made by"] != "full"
+        return rf"$\mathbf{{{text}}}$" if bold else f"${text}$"
+
+    def difference(row: dict[str, str]) -> str:
+        half = row["95 % interval"].replace("±", r"\pm")
+        return f"${row['minus DM']} {half}".rstrip() + "$" if row["minus DM"] else ""
+
+    pairs = any(row["minus DM"] for row in cells)
+    head = [*map(drawing.escaped, labels), r"accuracy, \%", count] + ["minus DM"] * pairs
+    lines = [
+        [*(drawing.escaped(row[name]) for name in labels), accuracy(row), row[count]] + [difference(row)] * pairs
+        for row in cells
+    ]
+    told = [f"{drawing.escaped(name)} {drawing.escaped(cells[0][name])}" for name in shared]
+    over = std.removeprefix("std over ") if std.startswith("std over ") else "networks"
+    caption = f"Accuracy in \\% ({', '.join([*told, ''])}mean $\\pm$ population standard deviation over {over})."
+    if pairs:
+        units = dict.fromkeys(row["pairs"].split(" ", 1)[1] for row in cells if row["pairs"])
+        over = " or ".join(CONDENSATIONS[unit] for unit in units)
+        caption += f" Minus DM: mean paired difference with its 95\\,\\% confidence interval (Student's t) over {over}."
+    return drawing.latex([head, *lines], [(row["dataset"], row["ipc"]) for row in cells], len(labels), caption)
+
+
+FORMATS = {"markdown": markdown, "csv": comma_separated, "latex": latex}
+
+
+# --- plots ---------------------------------------------------------------------------------------------------
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def swept(rows: list[Row], names: list[str]) -> str | None:
+    """The numeric setting of `names` with most values, the first among equals; None if none has two."""
+    values = {name: {number(row.runs[0].value(name)) for row in rows} - {None} for name in names}
+    return max((name for name in names if len(values[name]) > 1), key=lambda name: len(values[name]), default=None)
+
+
+def plot_setting(rows: list[Row], name: str, names: list[str], path: str) -> None:
+    """Accuracy over a setting, one line per combination of the others, with the standard deviation over runs.
+
+    A row without a number, such as a coreset, is a horizontal line.
+    """
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    others = [other for other in dict.fromkeys(("dataset", "ipc", *names)) if other != name]
+    others = [other for other in others if len({row.runs[0].value(other) for row in rows}) > 1]
     with drawing.axes(8, 5) as (figure, axes):
-        for result in results:
-            curve = result.curve(result.model)
+        for row in rows:
+            run, at = row.runs[0], number(row.runs[0].value(name))
+            label = ", ".join([run.made_by, *(f"{other} {run.value(other)}" for other in others if run.value(other))])
+            if at is None:
+                axes.axhline(row.mean, linestyle="--", color="gray")
+                axes.annotate(label, (0.01, row.mean), xycoords=("axes fraction", "data"), va="bottom")
+            else:
+                lines.setdefault(label, []).append((at, row.mean, row.std or 0.0))
+        for label, points in lines.items():
+            at, mean, std = zip(*sorted(points), strict=True)
+            axes.errorbar(at, mean, std, fmt="o-", markersize=4, capsize=3, label=label)
+        positive = [at for points in lines.values() for at, _, _ in points if at > 0]
+        if positive and max(positive) >= 10 * min(positive):
+            axes.set_xscale("symlog", linthresh=min(positive))  # linear near 0, which a sweep of weights has
+        axes.set(xlabel=name, ylabel="accuracy of fresh networks, % (bars: std over runs)")
+        axes.legend(fontsize="small")
+        drawing.save_figure(figure, path, "--plot")
+
+
+def plot(rows: list[Row], path: str) -> None:
+    """Accuracy over iterations, one line per row, with a band of one standard deviation over networks."""
+    with drawing.axes(8, 5) as (figure, axes):
+        for row in rows:
+            curve = row.curve()
             at = sorted(curve)
-            accs = [[100 * acc for values in curve[i].values() for acc in values] for i in at]
-            drawing.banded(axes, at, accs, f"{result.name} ({result.args['ipc']} ipc)")
+            drawing.banded(axes, at, [curve[i] for i in at], f"{row.name} ({row.runs[0].args['ipc']} ipc)")
         axes.set(xlabel="condensation iterations", ylabel="accuracy of fresh networks, %")
         axes.legend(fontsize="small")
         drawing.save_figure(figure, path, "--plot")
 
 
+def write(path: str, text: str, flag: str) -> None:
+    try:
+        disk.replace(Path(path), text + "\n")
+    except OSError as error:
+        raise UserError(f"{flag} {path!r} can't be written ({error.strerror})") from None
+
+
 def run(settings: CollectSettings) -> None:
-    """Print the table; write --csv and --plot. Raises UserError for invalid files."""
+    """Print the table or write --out; write --csv and --plot. Raises UserError for invalid files and names."""
     results = load(settings.folders)
-    rows = table(results)
-    print(markdown(rows))
+    columns = keys = differing(results)
+    rows = [Row(result.name, [result]) for result in results]
+    grouped = settings.group_by is not None
+    if grouped:
+        keys = [name for name in columns if name != "seed"]
+        if settings.group_by != "auto":
+            keys = names_of(settings.group_by, "--group_by", results)
+        columns, rows = keys, averaged(results, keys)
+    if settings.columns != "auto":
+        columns = [] if settings.columns == "none" else names_of(settings.columns, "--columns", results)
+    cells = table(rows, [name for name in columns if name not in LABELS], grouped)
+    kind = settings.format or SUFFIXES.get(Path(settings.out or "").suffix, "markdown")
+    text = FORMATS[kind](cells)
+    if settings.out:
+        write(settings.out, text, "--out")
+    else:
+        print(text)
     if settings.csv:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        try:
-            disk.replace(Path(settings.csv), buffer.getvalue())
-        except OSError as error:
-            raise UserError(f"--csv {settings.csv!r} can't be written ({error.strerror})") from None
+        write(settings.csv, comma_separated(cells), "--csv")
     if settings.plot:
-        plot(results, settings.plot)
+        axis = swept(rows, [*keys, "ipc"]) if grouped else None
+        if axis:
+            plot_setting(rows, axis, keys, settings.plot)
+        else:
+            plot(rows, settings.plot)

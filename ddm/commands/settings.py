@@ -243,13 +243,17 @@ class ReportSettings(PathSettings):
 
 
 class CollectSettings(Settings):
-    """Print tables and plot curves of results.json files.
+    """Make tables and plots of results.json files.
 
-        ddm collect results/ablation --csv table.csv --plot curves.png
+        ddm collect results/sweep --group_by auto --out table.tex --plot accuracy.png
 
-    The command prints a Markdown table with one row per run: mean, (population) standard deviation and n over networks.
-    It also prints the paired difference to the comparable plain-DM run (same data set, ipc, protocol and seed), with
-    its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they start from the same
+    The table has one row per run: mean, (population) standard deviation and n over networks, and a column for each
+    setting that differs. With --group_by a row has one value per seed, its mean over networks; the table has the mean,
+    (population) standard deviation and number of these values. The LaTeX table needs the package booktabs; the best
+    accuracy of a data set and ipc is bold, except that of all real images.
+
+    The table also has the paired difference to the comparable plain-DM run (same data set, ipc, protocol and seed),
+    with its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they start from the same
     images, and each counts with its mean over networks. With a single experiment, pairs are its networks, if the
     iterations are equal; such an interval does not cover other condensations. The table names the pairs and the DM run.
     Coreset methods with a network, except kmeans, select the same images in every experiment. Runs that differ only in
@@ -259,8 +263,27 @@ class CollectSettings(Settings):
     COMMAND: ClassVar = "ddm collect"
 
     folders: tuple[str, ...] = data(help="searched for results.json, at any depth", positional=True, metavar="DIR...")
-    csv: str | None = output(None, "file for the table")
-    plot: str | None = output(None, "file for a plot of accuracy over iterations (.png, .pdf, .svg)")
+    group_by: str | None = output(
+        None,
+        "average the runs that are equal in these settings, joined by commas; auto: in all settings but the seed; "
+        "unset: one row per run",
+        metavar="NAMES",
+    )
+    columns: str = output(
+        "auto", "settings with a column, joined by commas; auto: those that differ; none: no column", metavar="NAMES"
+    )
+    format: str | None = output(
+        None,
+        "format of the table; unset: by the suffix of --out (.md, .csv, .tex), else markdown",
+        choices=("markdown", "csv", "latex"),
+    )
+    out: str | None = output(None, "file for the table; unset: print it", check=a_path)
+    csv: str | None = output(None, "file for the same table as CSV, beside the other")
+    plot: str | None = output(
+        None,
+        "file for a plot (.png, .pdf, .svg): accuracy over iterations; with --group_by, over the numeric setting that "
+        "differs",
+    )
 
 
 class PrepareSettings(PathSettings):

@@ -1,0 +1,200 @@
+"""Reads the results.json files of many runs; names the runs by what differs, and merges experiments run apart."""
+
+import json
+import os
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ddm.commands.settings import roles
+from ddm.errors import UserError
+from ddm.methods.settings import CondensingSettings, WeightSettings
+from ddm.networks import untapped
+from ddm.settings import Role, declarations
+
+TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
+NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
+NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # keys of a record or of its arguments
+ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
+# Weights of the terms that recipes add to L_MMD; style_ratio is that of the scripts of the root.
+TERMS = {name for name in declarations(WeightSettings) if name.endswith("_ratio")} - {"mmd_ratio"} | {"style_ratio"}
+SHARED = ("dataset", "ipc", "seed", "model", "res")  # equal in all comparable runs, as is the protocol
+BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none
+CHANGING = {name for name, own in declarations(CondensingSettings).items() if own.role is Role.RESULT}
+STEPS = sorted(CHANGING - {*SHARED, *BUDGET})  # may differ, with a note
+# Runs that differ only in these settings share a row: experiments, and settings that do not change results. num_eval is
+# excluded: experiments with more networks would weigh more.
+ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"num_eval"} | {"first_exp", "subset"}
+# Arguments without a column of their own: `method` and `recipe` are in "made by".
+UNLISTED = ALONE | {"num_eval", "dataset", "ipc", "method", "recipe"}
+
+
+class Result(NamedTuple):
+    """The content of a results.json."""
+
+    name: str
+    record: dict
+
+    @property
+    def args(self) -> dict:
+        return self.record["args"]
+
+    @property
+    def group(self) -> tuple:
+        """The values that comparable runs share."""
+        a = self.args
+        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"]), a.get("res")
+
+    @property
+    def settings(self) -> str:
+        """All settings that change results, without switches that are off, as older files lack newer switches."""
+        values = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
+        return json.dumps([self.record["protocol"], values], sort_keys=True)
+
+    @property
+    def listed(self) -> list[str]:
+        """The settings that change results and may have a column."""
+        return [name for name in self.record.get("asked") or self.args if name not in UNLISTED and name in self.args]
+
+    def value(self, name: str) -> str:
+        """A setting as text; empty if it is unset, off, or not a setting of this run."""
+        value = self.args.get(name) if name in (*self.listed, *UNLISTED) else None
+        if name == "model" and value is not None:
+            return untapped(value)
+        if isinstance(value, bool):
+            return "yes" if value else ""
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    def comparable(self, base: "Result") -> bool:
+        """Whether `base` is a run of plain DM in the same group and, unless this is a coreset, with the same budget."""
+        same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
+        return base.is_dm and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
+
+    def other_steps(self, base: "Result") -> list[str]:
+        """The STEPS settings that differ from those of another run; none for a coreset."""
+        if self.args["recipe"] == "coreset":
+            return []
+        return [name for name in STEPS if (self.args.get(name) or None) != (base.args.get(name) or None)]
+
+    @property
+    def is_dm(self) -> bool:
+        weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
+        mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # recipes without the flag use 1
+        return bool(weights) and not any(weights.values()) and mean_matching > 0
+
+    @property
+    def made_by(self) -> str:
+        return self.args.get("method") or self.args["recipe"]
+
+    def curve(self, model: str) -> dict[int, dict[int, list[float]]]:
+        """Iteration -> experiment -> accuracies in [0, 1] of one architecture, without baselines."""
+        found: dict[int, dict[int, list[float]]] = {}
+        for entry in self.record["evaluations"]:
+            if entry["model"] == model and entry["images"] != "random real" and entry.get("accuracies"):
+                found.setdefault(entry["iteration"], {})[entry["experiment"]] = entry["accuracies"]
+        return found
+
+    @property
+    def model(self) -> str:
+        """The network of `mean`: the one that made the set, or the first of a pool without it."""
+        models = [e["model"] for e in self.record["evaluations"] if e["iteration"] == self.args["Iteration"]]
+        return self.args["model"] if self.args["model"] in models or not models else models[0]
+
+    def final(self) -> dict[int, list[float]]:
+        """Experiment -> accuracies of `model` after the last iteration."""
+        return self.curve(self.model).get(self.args["Iteration"], {})
+
+
+def load(folders: Iterable[str]) -> list[Result]:
+    """All results below some folders, in path order; runs that differ only in their experiments are merged.
+
+    A run is named by its relative path, as far as it tells runs apart. Files of other commands below a folder are
+    skipped with a note. Raises UserError if there are no results, or if a named file is from another command.
+    """
+    records: dict[Path, dict] = {}
+    for folder in map(Path, folders):
+        paths = sorted(folder.rglob("results.json"), key=numeric) if folder.is_dir() else [folder]
+        if not paths or not paths[0].is_file():
+            raise UserError(f"no results.json in {str(folder)!r}: name folders written by recipes or coreset")
+        for path in paths:
+            try:
+                records.setdefault(path.resolve(), read(path))
+            except UserError as error:
+                if not folder.is_dir():
+                    raise
+                print(f"note: skipped: {error}", file=sys.stderr)
+    if not records:
+        folders = ", ".join(map(repr, folders))
+        raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
+    return merged([Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)])
+
+
+def numeric(path: Path) -> list[str | float]:
+    """A key that sorts paths by the numbers in them: ratio_5 before ratio_10."""
+    return [float(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", str(path)))]
+
+
+def read(path: Path) -> dict:
+    """The record in a results.json; raises UserError if it is not from a recipe or coreset."""
+    try:
+        record = json.loads(path.read_text())
+        values = dict(record["args"]) | record
+        missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
+        entries = record.get("evaluations")
+        if not missing and not all(isinstance(e.get(name), kind) for e in entries for name, kind in ENTRY.items()):
+            missing = ["valid evaluations"]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
+    if missing:
+        raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")
+    return record
+
+
+def short_names(paths: list[Path]) -> list[str]:
+    """The names of runs: the paths of their folders without the first and the last parts that all have in common."""
+    folders = [path.parent if path.name == "results.json" else path.with_suffix("") for path in paths]
+    if len(folders) == 1:
+        return [folders[0].name]
+    first = len(Path(os.path.commonpath([folder.parent for folder in folders])).parts)
+    parts = [folder.parts[first:] for folder in folders]
+    while all(len(own) > 1 for own in parts) and len({own[-1] for own in parts}) == 1:
+        parts = [own[:-1] for own in parts]
+    return ["/".join(own) for own in parts]
+
+
+def merged(results: list[Result]) -> list[Result]:
+    """Merge runs with the same settings and different experiments, under the name of the first."""
+    found: list[Result] = []
+    for result in results:
+        twin = next((k for k, r in enumerate(found) if r.settings == result.settings), None)
+        if twin is None or not result.final() or found[twin].final().keys() & result.final().keys():
+            found.append(result)
+            continue
+        one = found[twin]
+        entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
+        whole = Result(one.name, one.record | {"evaluations": entries})
+        accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
+        numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
+        found[twin] = Result(one.name, whole.record | numbers)
+        experiments = ", ".join(map(str, sorted(whole.final())))
+        print(f"note: {one.name} and {result.name} are merged, experiments {experiments}", file=sys.stderr)
+    return found
+
+
+def differing(results: list[Result]) -> list[str]:
+    """The settings that change results and differ between the runs that have them, in the order of their files.
+
+    Files of older versions lack newer settings, so unset, 0 and absent are equal within a recipe.
+    """
+    known: dict[str, set[str]] = {}  # recipe -> its settings
+    for result in results:
+        known.setdefault(result.args["recipe"], set()).update(result.listed)
+    names = dict.fromkeys(name for result in results for name in result.listed)
+    values = {
+        name: {r.value(name) if r.args.get(name) else "" for r in results if name in known[r.args["recipe"]]}
+        for name in names
+    }
+    return [name for name, found in values.items() if len(found) > 1]

@@ -1,0 +1,279 @@
+"""`ddm collect`: the tables and plots of many results.json files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, command, command_line
+
+from ddm.commands import collect_results, run_records
+from ddm.errors import UserError
+
+
+def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
+    """A results.json of experiments with the accuracies given, [experiment][network]."""
+    folder.mkdir(parents=True)
+    args = {"dataset": "CIFAR10", "ipc": 10, "seed": 0, "model": "ConvNet", "recipe": recipe, "Iteration": 5} | args
+    flat = [acc for own in accs for acc in own]
+    evaluations = [
+        {"experiment": e, "iteration": i, "images": "condensed", "model": "ConvNet", "accuracies": own}
+        for e, own in enumerate(accs, first)
+        for i in sorted({2, 5, args["Iteration"]})
+    ]
+    record = {"args": args, "protocol": "p", "evaluations": evaluations}
+    record |= {"mean": float(np.mean(flat)), "std": float(np.std(flat)), "n": len(flat)}
+    (folder / "results.json").write_text(json.dumps(record))
+
+
+def test_a_ratio_of_0_is_plain_dm_for_every_recipe(tmp_path, capsys):
+    """Defect U3: DM_GramMatching's and DM_MeanStd_Matching's weight was not known as one."""
+    for recipe, flag in (("DM_GramMatching", "style_ratio"), ("DM_KNearest", "icd_ratio")):
+        folder = tmp_path / recipe
+        write_results(folder / "zero", [[0.4], [0.5]], recipe, **{flag: 0.0})
+        write_results(folder / "weighted", [[0.45], [0.56]], recipe, **{flag: 100.0})
+        command("collect", folder)
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if "| weighted |" in line)
+        assert "| +5.50 |" in row and "2 experiments | zero |" in row
+
+
+def test_the_table_pairs_experiments_with_dm(tmp_path, capsys):
+    zero = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
+    dm, other = [[0.40, 0.42], [0.44, 0.46], [0.40, 0.40]], [[0.43, 0.45], [0.45, 0.47], [0.41, 0.43]]
+    write_results(tmp_path / "dm", dm, **zero)
+    write_results(tmp_path / "style", other, **zero | {"mm_ratio": 180})
+    write_results(tmp_path / "best", other, **zero | {"rr_ratio": 30})  # sorts before dm
+    write_results(tmp_path / "long_dm", other, **zero | {"Iteration": 2})
+    write_results(tmp_path / "long", other, **zero | {"Iteration": 2, "mm_ratio": 1})
+    write_results(tmp_path / "ipc1", other, **zero | {"ipc": 1, "cm_ratio": 1})
+    write_results(tmp_path / "random", [[0.2, 0.3]], recipe="coreset", method="random", Iteration=5)
+    write_results(tmp_path / "herding", [[0.2, 0.3]] * 3, recipe="coreset", method="herding", Iteration=2)
+    command("collect", tmp_path, "--csv", tmp_path / "t.csv", "--plot", tmp_path / "p.png")
+    printed = capsys.readouterr().out
+    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())}
+    assert all(f"| {run} |" in printed for run in rows) and len(rows) == 8
+    differences = [3.0, 1.0, 2.0]
+    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5  # Student's t with 2 degrees of freedom
+    assert rows["style"]["minus DM"] == "+2.00" and rows["style"]["95 % interval"] == f"± {half:.2f}"
+    assert rows["style"]["pairs"] == "3 experiments" and rows["style"]["accuracy %"] == "44.00"
+    assert rows["best"]["minus DM"] == "+2.00" and rows["best"]["DM run"] == "dm"
+    assert rows["long"]["minus DM"] == "+0.00" and rows["long"]["DM run"] == "long_dm"
+    assert rows["herding"]["DM run"] == "dm" and rows["herding"]["pairs"] == "3 experiments"
+    assert rows["dm"]["minus DM"] == rows["ipc1"]["minus DM"] == ""
+    assert rows["random"]["minus DM"] == "-16.00" and "networks" in rows["random"]["pairs"]
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+ZERO = {"mm_ratio": 0, "cm_ratio": 0, "icd_ratio": 0, "rr_ratio": 0, "mmd_ratio": 1}
+
+
+def rows_of(folder):
+    results = run_records.load([str(folder)])
+    rows = [collect_results.Row(result.name, [result]) for result in results]
+    return {row["run"]: row for row in collect_results.table(rows, [])}
+
+
+def test_experiments_run_apart_are_one_row(tmp_path, capsys):
+    dm, other = [[0.40, 0.42], [0.44, 0.46]], [[0.43, 0.45], [0.45, 0.47]]
+    write_results(tmp_path / "dm", dm, **ZERO, num_exp=2)
+    for e in (1, 0):  # the folder of experiment 0 comes second
+        write_results(tmp_path / f"best_{1 - e}", other[e : e + 1], first=e, **ZERO | {"rr_ratio": 30}, first_exp=e)
+    write_results(tmp_path / "best_again", other, **ZERO | {"rr_ratio": 30})  # the same experiments: not merged
+    rows = rows_of(tmp_path)
+    assert rows.keys() == {"dm", "best_0", "best_again"}
+    assert {k: v for k, v in rows["best_0"].items() if k != "run"} == {
+        k: v for k, v in rows["best_again"].items() if k != "run"
+    }
+    assert "best_0 and best_1 are merged, experiments 0, 1" in capsys.readouterr().err
+    write_results(tmp_path / "five", other[:1], **ZERO, num_exp=1, num_eval=5)
+    write_results(tmp_path / "two", other[1:], first=1, **ZERO, num_exp=1, first_exp=1, num_eval=2)
+    assert {"five", "two"} < rows_of(tmp_path).keys()  # their experiments do not weigh the same
+
+
+def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
+    accs = [[0.4], [0.5]]
+    write_results(tmp_path / "a_noise", accs, **ZERO, init="noise")
+    write_results(tmp_path / "b_other_lr", accs, **ZERO, init="real", lr_img=1.0)
+    write_results(tmp_path / "c_dm", accs, **ZERO, init="real", lr_img=5.0)
+    write_results(tmp_path / "own_term", accs, cosine_ratio=0, init="real", lr_img=5.0)  # without L_MMD
+    write_results(tmp_path / "style", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0)
+    write_results(tmp_path / "style_lr", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=9.0)
+    write_results(tmp_path / "style_res", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, res=64)
+    write_results(tmp_path / "pool", accs, **ZERO | {"mm_ratio": 1}, init="real", lr_img=5.0, model="ConvNetBN")
+    rows = rows_of(tmp_path)
+    assert rows["style"]["DM run"] == "c_dm" and rows["style_lr"]["DM run"] == "b_other_lr"
+    assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
+    said = capsys.readouterr().err
+    assert "style_lr and b_other_lr, its DM run, differ in --lr_img" in said and "note: style and" not in said
+    assert "style_res is not compared with a_noise" in said
+    assert "pool: condensed on ConvNetBN, accuracy of ConvNet" in said
+
+
+def test_the_table_refuses_what_is_not_a_result(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "results.json").write_text("{}")
+    (tmp_path / "worse").mkdir()
+    record = {"args": {}, "protocol": "", "evaluations": [], "mean": 0, "std": 0, "n": 1}
+    (tmp_path / "worse" / "results.json").write_text(json.dumps(record))
+    refused = {"empty": "no results.json", "gone": "no results.json", "bad": "no results.json of a recipe"}
+    refused |= {"worse": "no results.json of a recipe"}
+    for name, text in refused.items():
+        with pytest.raises(UserError, match=text):
+            run_records.load([str(tmp_path / name)])
+    with pytest.raises(UserError, match=r"it has no .*Iteration"):
+        run_records.load([str(tmp_path / "worse" / "results.json")])
+    write_results(tmp_path / "good", [[0.4]])
+    assert [result.name for result in run_records.load([str(tmp_path)])] == ["good"]
+    assert capsys.readouterr().err.count("skipped") == 2 + 2
+    done = command_line("collect", str(tmp_path / "gone"))
+    assert done.returncode == 2 and refused["gone"] in done.stderr and done.stderr.count("\n") == 1
+
+
+def sweep(folder, recipe="DM_GramMatching"):
+    """Runs of two weights and three seeds, of two networks each, in folders whose last parts are equal."""
+    accs = {0: [0.40, 0.44, 0.42], 1000: [0.41, 0.47, 0.45]}
+    for ratio, means in accs.items():
+        for seed, mean in enumerate(means):
+            own = [[mean - 0.01, mean + 0.01]]
+            path = folder / f"ratio_{ratio}" / f"seed_{seed}" / "run"
+            write_results(path, own, recipe, style_ratio=float(ratio), seed=seed, num_eval=2)
+    return folder
+
+
+def columns_of(out):
+    lines = [line[2:-2].split(" | ") for line in out.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_runs_are_named_by_what_differs_and_settings_that_differ_are_columns(tmp_path, capsys):
+    """Defect U4: two rows were called seed_0, and no column said what differs."""
+    command("collect", sweep(tmp_path))
+    rows = columns_of(capsys.readouterr().out)
+    assert [row["run"] for row in rows] == [f"ratio_{r}/seed_{s}" for r in (0, 1000) for s in range(3)]
+    assert [(row["style_ratio"], row["seed"]) for row in rows] == [(r, s) for r in ("0", "1000") for s in "012"]
+    assert list(rows[0])[4:6] == ["seed", "style_ratio"]
+    assert "num_eval" not in rows[0] and "Iteration" not in rows[0]
+    assert [row["DM run"] for row in rows[3:]] == [f"ratio_0/seed_{seed}" for seed in range(3)]
+    command("collect", tmp_path / "ratio_0", tmp_path / "ratio_1000", tmp_path)  # named twice: once in the table
+    assert len(columns_of(capsys.readouterr().out)) == 6
+    command("collect", tmp_path / "ratio_0" / "seed_0", "--columns", "Iteration,model")
+    (row,) = columns_of(capsys.readouterr().out)
+    assert row["run"] == "run" and row["Iteration"] == "5" and row["model"] == "ConvNet"
+    command("collect", tmp_path, "--columns", "none")
+    assert list(columns_of(capsys.readouterr().out)[0]) == [
+        *("dataset", "ipc", "run", "made by", "accuracy %", "std", "n", "minus DM", "95 % interval", "pairs", "DM run")
+    ]
+
+
+@pytest.mark.parametrize("names", ["auto", "style_ratio", " --style_ratio,ipc"])
+def test_group_by_averages_over_seeds_and_pairs_the_same_seeds(tmp_path, capsys, names):
+    command("collect", sweep(tmp_path), f"--group_by={names}")
+    out, err = capsys.readouterr()
+    zero, weighted = columns_of(out)
+    assert err == "" and zero["run"] == "ratio_0" and weighted["run"] == "ratio_1000"
+    assert (zero["accuracy %"], zero["std over seeds"]) == ("42.00", f"{np.std([40, 44, 42]):.2f}")
+    assert (zero["seeds"], zero["networks"], zero["minus DM"]) == ("3", "6", "")
+    differences = [1.0, 3.0, 3.0]
+    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5
+    assert (weighted["minus DM"], weighted["95 % interval"]) == ("+2.33", f"± {half:.2f}")
+    assert (weighted["pairs"], weighted["DM run"]) == ("3 experiments", "ratio_0")
+
+
+def test_group_by_warns_of_what_it_averages_over(tmp_path, capsys):
+    sweep(tmp_path)
+    write_results(tmp_path / "lr", [[0.5], [0.6]], "DM_GramMatching", style_ratio=1000.0, seed=3, lr_img=9.0)
+    write_results(tmp_path / "old", [[0.5], [0.6]], "DM_GramMatching", style_ratio=1000.0, seed=3, zca=False)
+    command("collect", tmp_path, "--group_by", "style_ratio")
+    out, err = capsys.readouterr()
+    assert err.count("warning") == 1 and "rows average over runs that differ in --lr_img: add" in err
+    rows = columns_of(out)
+    assert rows[0]["runs"] == "5" and "std over runs" in rows[0] and "seeds" not in rows[0]  # seed 3 is there twice
+    assert rows[0]["run"] == "lr and 4 more"
+    write_results(tmp_path / "copy", [[0.5], [0.6]], "DM_GramMatching", style_ratio=1000.0, seed=3)
+    command("collect", tmp_path, "--group_by", "auto")
+    out, err = capsys.readouterr()
+    assert "warning: copy and old have equal settings and seeds, and both count" in err
+    assert [row["lr_img"] for row in columns_of(out)] == ["", "9", ""]
+
+
+def test_a_setting_that_only_some_recipes_have_does_not_differ(tmp_path):
+    write_results(tmp_path / "a", [[0.4]], **ZERO | {"mm_ratio": 5.0}, lr_img=1.0, model="ConvNet_gram")
+    write_results(tmp_path / "old", [[0.4]], "DM_DDM", mmd_ratio=1.0, mm_ratio=5.0, lr_img=1.0)
+    write_results(tmp_path / "random", [[0.2]], "coreset", method="random", Iteration=5)
+    assert run_records.differing(run_records.load([str(tmp_path)])) == []
+
+
+def test_rows_are_in_the_order_of_numbers_in_their_paths(tmp_path):
+    for name in ("lr_10", "lr_0.5", "lr_5", "dm"):
+        write_results(tmp_path / name, [[0.4]])
+    assert [result.name for result in run_records.load([str(tmp_path)])] == ["dm", "lr_0.5", "lr_5", "lr_10"]
+
+
+def test_names_that_no_run_has_are_one_line(tmp_path, capsys):
+    sweep(tmp_path)
+    for flag in ("--group_by", "--columns"):
+        with pytest.raises(SystemExit) as error:
+            command("collect", tmp_path, flag, "style_ration")
+        err = capsys.readouterr().err
+        assert error.value.code == 2 and err.startswith(f"error: {flag}: no run has a setting 'style_ration'")
+        assert "did you mean 'style_ratio'?" in err and err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        command("collect", tmp_path, "--out", tmp_path / "gone" / "t.tex")
+    assert "error: --out" in capsys.readouterr().err
+
+
+def test_latex_is_a_booktabs_table_with_the_best_in_bold(tmp_path, capsys):
+    accs = [[0.40, 0.42], [0.44, 0.46]]
+    write_results(tmp_path / "50%_a&b", accs, **ZERO | {"mm_ratio": 5.0}, Iteration=5)
+    write_results(tmp_path / "dm", [[0.30], [0.31]], **ZERO)
+    write_results(tmp_path / "full", [[0.9]], "coreset", method="full")
+    write_results(tmp_path / "single", [[0.2]], **ZERO | {"ipc": 1, "mm_ratio": 5.0})
+    command("collect", tmp_path, "--columns", "none", "--out", tmp_path / "t.tex", "--csv", tmp_path / "t.csv")
+    assert capsys.readouterr().out == ""
+    lines = (tmp_path / "t.tex").read_text().splitlines()
+    begin, end = lines.index(r"\midrule"), lines.index(r"\bottomrule")
+    assert lines[0] == r"% needs \usepackage{booktabs}" and lines[begin - 2] == r"\toprule"
+    assert lines[begin - 1] == r"ipc & run & made by & accuracy, \% & n & minus DM \\"
+    assert lines[begin + 1 : end] == [
+        rf"10 & 50\%\_a\&b & DM\_DDM & $\mathbf{{43.00 \pm {100 * np.std(accs):.2f}}}$ & 4 & $+12.50 \pm 19.06$ \\",
+        r"10 & dm & DM\_DDM & $30.50 \pm 0.50$ & 2 &  \\",
+        r"10 & full & full & $90.00$ & 1 & $+60.00$ \\",  # an upper baseline is not the best set; one network
+        r"\midrule",
+        r"1 & single & DM\_DDM & $\mathbf{20.00}$ & 1 &  \\",
+    ]
+    caption = next(line for line in lines if line.startswith(r"\caption"))
+    assert "dataset CIFAR10" in caption and "deviation over networks" in caption and "over condensations" in caption
+    assert len(list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))) == 4
+
+
+def test_latex_of_a_sweep_has_its_settings_instead_of_paths(tmp_path, capsys):
+    command("collect", sweep(tmp_path), "--group_by", "auto", "--format", "latex")
+    out = capsys.readouterr().out
+    assert r"style\_ratio & accuracy, \% & seeds & minus DM \\" in out and "deviation over seeds" in out
+    assert r"1000 & $\mathbf{44.33 \pm 2.49}$ & 3 & $+2.33 \pm 2.87$ \\" in out
+
+
+def test_a_plot_over_the_setting_that_differs(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(collect_results.drawing, "save_figure", lambda figure, path, flag: drawn.append(figure))
+    folder = sweep(tmp_path / "sweep")
+    write_results(folder / "random", [[0.2]], "coreset", method="random")
+    command("collect", folder, "--group_by", "auto", "--plot", tmp_path / "p.png")
+    (axes,) = drawn.pop().axes
+    assert axes.get_xlabel() == "style_ratio" and [text.get_text() for text in axes.texts] == ["random"]
+    (bars,) = axes.containers
+    line, _, (segments,) = bars.lines
+    assert line.get_xdata().tolist() == [0, 1000] and line.get_ydata() == pytest.approx([42, 44.333], abs=1e-3)
+    heights = [float(np.ptp(segment[:, 1])) for segment in segments.get_segments()]
+    assert heights == pytest.approx([2 * np.std([40, 44, 42]), 2 * np.std([41, 47, 45])])
+    command("collect", folder / "ratio_0", "--group_by", "auto", "--plot", tmp_path / "p.png")  # nothing is swept
+    assert drawn.pop().axes[0].get_xlabel() == "condensation iterations"
+
+
+def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
+    documented = (ROOT / "docs" / "results.md").read_text().splitlines()
+    for name in ("ablation/ipc1", "ablation/ipc10", "ablation/ipc50", "fashion/ipc1", "fashion/ipc10"):
+        command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 3 and set(lines) <= set(documented), name
