@@ -1,6 +1,7 @@
 """`ddm export`: converts a condensed set to other formats."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def load_set(settings: ExportSettings) -> Set:
     data = data.whitened() if s.zca else data
     (found,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
-        print(f"note: {note}")
+        print(note if note.startswith("warning") else f"note: {note}", file=sys.stderr)
     own = data.normalisation
     pixels = own.pixels(found.images)
     return Set(found.images, pixels, found.labels, data.class_names, own, metadata, data.name, s.experiment)
@@ -76,11 +77,15 @@ def to_png(synset: Set, out: Path) -> None:
 
     digits = len(str(len(synset.class_names) - 1))
     counts: dict[int, int] = {}
+    folders: dict[str, int] = {}
     for image, label in zip(synset.bytes, synset.labels.tolist(), strict=True):
         folder = out / f"{label:0{digits}}_{file_name(synset.class_names[label])}"
         folder.mkdir(parents=True, exist_ok=True)
         k = counts[label] = counts.get(label, -1) + 1
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
+        folders[folder.name] = label
+    classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders}
+    (out / sets.CLASSES).write_text(json.dumps(classes, indent=2) + "\n")
 
 
 def to_npz(synset: Set, out: Path) -> None:
