@@ -57,10 +57,25 @@ def test_a_stopped_evaluation_resumes(made, tmp_path):
     for a, b in zip(first["evaluations"], more["evaluations"], strict=True):
         assert b["accuracies"][:1] == a["accuracies"] and b["n"] == 2 and b["experiment"] == 4
     assert more["evaluations"][0]["accuracies"] == made[2]["accuracies"][3:5]
-    assert len((tmp_path / "training.log").read_text().splitlines()) == 2 * (1 + 2 * 2)
-    for other in (("--lr_net", "0.1"), ("--dsa_strategy", "none")):
-        with pytest.raises(UserError, match="of other arguments"):
-            score(made, *argv, *other, save_path=tmp_path)
+    lines = [line for line in (tmp_path / "training.log").read_text().splitlines() if "] warning: " not in line]
+    assert len(lines) == 2 * (1 + 2 * 2)
+
+
+def test_what_was_measured_before_stays(made, tmp_path, capsys):
+    """Defect U8: another --model left it out of the table, another protocol was refused in the same folder."""
+    argv = (made[1], "--experiments", "0", "--num_eval", "1")
+    first = score(made, *argv, save_path=tmp_path)["evaluations"]
+    score(made, *argv, "--model", "LeNet", save_path=tmp_path)
+    assert "| set | ConvNetW32 | LeNet |" in (tmp_path / "table.md").read_text()
+    record = score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)
+    assert record["evaluations"][0] == first[0] and [e["lr_net"] for e in record["evaluations"]] == [0.01, 0.01, 0.1]
+    head, _, *rows = (tmp_path / "table.md").read_text().splitlines()
+    assert head == "| set | ConvNetW32 | LeNet |" and [row.count("(n 1)") for row in rows] == [2, 1]
+    assert "lr_net 0.01 |" in rows[0] and "lr_net 0.1 |" in rows[1]
+    capsys.readouterr()
+    score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)  # nothing is measured twice
+    assert "Evaluate_" not in (tmp_path / "training.log").read_text().split("command:")[-1]
+    assert "| 0 |" not in capsys.readouterr().out and len(record["evaluations"]) == 3
 
 
 def test_an_evaluation_like_another(made, tmp_path):
@@ -86,8 +101,10 @@ def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
     score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
     saved["data"][0][0] *= 0.5
     torch.save(saved, tmp_path / "set.pt")
-    with pytest.raises(UserError, match="of other arguments"):
-        score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+    record = score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+    assert len({e["digest"] for e in record["evaluations"]}) == len(record["evaluations"]) == 3
+    rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    assert [", digest" in row for row in rows] == [True, True, False]
 
 
 def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):

@@ -16,7 +16,7 @@ NOISE = 2.0  # standard errors of an accuracy
 
 def beyond(images: Tensor, normalisation: Normalisation) -> Tensor | None:
     """How far normalised images [N, C, H, W] leave the range of pixels, in standard deviations; None if whitened."""
-    if normalisation.whitened:
+    if normalisation.whitened or not len(images):
         return None
     low, high = normalisation.bounds().to(images.device)
     return torch.maximum(low - images, images - high).clamp(min=0)
@@ -37,7 +37,7 @@ def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
     low, high = images.min().item(), images.max().item()
     return (
         f"{100 * share:.0f} % of the values are more than {FAR:g} standard deviations outside the data's range "
-        f"(normalised {low:.0f} to {high:.0f}): these are no images; use --clip_pixels or lower --lr_img"
+        f"(normalised {low:.0f} to {high:.0f}): these are no images; condense with --clip_pixels or a lower --lr_img"
     )
 
 
@@ -58,6 +58,6 @@ def at_chance(accuracies: list[float], data: ImageData) -> str | None:
     if mean > chance + NOISE * math.sqrt(chance * (1 - chance) / n):
         return None
     return (
-        f"{describe(accuracies)} is no better than guessing ({100 * chance:.3g} %): check the number of epochs, lr_net, "
-        "the labels, and the pixels' space (--space)"
+        f"{describe(accuracies)} is no better than guessing ({100 * chance:.3g} %): check the epochs, the learning "
+        "rate, the labels and the range of the pixels"
     )

@@ -332,7 +332,9 @@ def _recorded_labels(path: Path, known: list[str], data: ImageData) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / CLASSES} can't be read ({type(error).__name__}): restore or delete it") from None
     if names != known:
-        raise UserError(f"{path / CLASSES} has other classes than {data.name}: give the --dataset that it was made from")
+        raise UserError(
+            f"{path / CLASSES} has other classes than {data.name}: give the --dataset that it was made from"
+        )
     return labels
 
 
