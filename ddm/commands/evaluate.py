@@ -89,6 +89,11 @@ def settle(requested: EvaluateSettings) -> Choice:
     """Fill in the values recorded in the sets, and the networks. Raises UserError."""
     arguments = [sets.metadata(file).get("args", {}) for file in requested.files]
     values = requested.values()
+    unset = ["dataset"] if requested.dataset is None else []
+    if requested.model is None and requested.eval_mode not in protocol.POOLS:
+        unset.append("model")
+    for file, args in zip(requested.files, arguments, strict=True):
+        sets.check_registered(file, args, *unset)
     if requested.dataset is None:
         names = {a["dataset"] for a in arguments if "dataset" in a}
         if len(names) != 1:

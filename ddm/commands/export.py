@@ -188,7 +188,8 @@ def command(synset: Set) -> str:
     flags = {
         key: value for key, value in flags.items() if value is not None and value is not False
     }  # keeps a seed of 0
-    words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items())
+    words = [f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items()]
+    words += [f"--import {args['imports']}"] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 

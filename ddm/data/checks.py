@@ -1,4 +1,4 @@
-"""Warnings about data that can be used but may be wrong: a class without test images, training images in the test set."""
+"""Warnings about data that may be wrong: a class without test images, training images in the test set."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

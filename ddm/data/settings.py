@@ -17,6 +17,14 @@ class PathSettings(Settings):
     data_path: str = data(
         "data", "folder of stores, <NAME>.npz or torchvision's files, and of downloads", check=a_path, role=Role.PLACE
     )
+    imports: str | None = data(
+        None,
+        "Python files to run first, joined by commas: they register networks, data sets, ... (docs/extending.md)",
+        check=a_path,
+        metavar="FILES",
+        role=Role.PLACE,
+        spellings=("import",),
+    )
     res: int | None = data(None, "image side in pixels, for data sets with a choice", check=resolution)
 
 

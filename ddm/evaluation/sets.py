@@ -17,9 +17,11 @@ from ddm import disk
 from ddm.data import layouts
 from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
+from ddm.data.loading import NAMES, is_path
 from ddm.errors import UserError
 from ddm.evaluation.plausibility import far_outside
 from ddm.evaluation.settings import SpaceSettings
+from ddm.networks import ARCHITECTURES, untapped
 from ddm.settings import declarations
 
 SPACES = declarations(SpaceSettings)["space"].choices  # auto; normalised; in [0, 1]; in 0 .. 255
@@ -92,6 +94,27 @@ def read(
             notes.append(f"warning: {name}: {warning}")
         synsets.append(Synset(name, normalised, labels.long().flatten()))
     return synsets, notes
+
+
+# Arguments of a run whose values users can register: argument -> whether this process has a value.
+REGISTERED = {
+    "dataset": lambda name: is_path(name) or name in NAMES,
+    "model": lambda name: untapped(name) in ARCHITECTURES,
+}
+
+
+def check_registered(path: str | Path, args: dict, *names: str) -> None:
+    """Raise UserError if an argument of a set's run, such as its model, was registered by a file of the user.
+
+    The message suggests --import. No file is run because a set names it.
+    """
+    for name in names:
+        if name in args and not REGISTERED[name](args[name]):
+            known = args.get("imports") or f"{args.get('recipe', 'its recipe')}.py"
+            raise UserError(
+                f"{path} was made with --{name} {args[name]}, which ddm does not have: give the file that registers it "
+                f"with --import (was {known})"
+            )
 
 
 def digest(synset: Synset) -> str:
@@ -332,9 +355,7 @@ def _recorded_labels(path: Path, known: list[str], data: ImageData) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / CLASSES} can't be read ({type(error).__name__}): restore or delete it") from None
     if names != known:
-        raise UserError(
-            f"{path / CLASSES} has other classes than {data.name}: give the --dataset that it was made from"
-        )
+        raise UserError(f"{path / CLASSES} has other classes than {data.name}: give the --dataset that it is from")
     return labels
 
 
