@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ddm import __version__, torchrun
+from ddm import __version__, extensions, torchrun
 from ddm.errors import UserError, closest
 from ddm.interrupt import Stopped
 from ddm.settings import Role, Setting, Settings, a_path, checked, declarations, optional, preset_values
@@ -285,6 +285,9 @@ def main(
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that can't be encoded
     rank, world = torchrun.rank_and_world()
     try:
+        imports = settings.values().get("imports")
+        if imports:
+            extensions.run_files(imports)
         run(settings)
     except UserError as error:
         print(f"error: {f'rank {rank} of {world}: ' if world > 1 else ''}{error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.catalogue import Arrays
 from ddm.data.images import ImageData
-from ddm.data.loading import from_arrays, load_split, split
+from ddm.data.loading import from_arrays, load_split, split, warn
 from ddm.errors import UserError, nearest
 from ddm.evaluation import protocol
 from ddm.evaluation.sets import CondensedDataset
@@ -89,7 +89,9 @@ def image_data(data: Splits) -> ImageData:
     """A data set from arrays, lists or tensors. Raises UserError."""
     if not isinstance(data, tuple | list) or len(data) != 4:
         raise UserError("data is not (x_train, y_train, x_test, y_test): give these four arrays")
-    return from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
+    found = from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
+    warn(found)
+    return found
 
 
 def with_presets(settings: RecipeSettings, changes: dict[str, Any]) -> RecipeSettings:

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import QUICK, ROOT, parse
 
+from ddm import extensions
 from ddm.commands.condense import Recipe
 from ddm.data.loading import load
+from ddm.errors import UserError
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs
 from ddm.networks import get_network, initialise
@@ -19,14 +22,14 @@ TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
-def start(tmp_path, *line):
+def start(tmp_path, *line, status=0):
     """A Python process in a folder that has modules with common names of its own."""
     for name in ("data", "utils", "errors"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('the user has one of this name')\n")
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
 
 
 def test_the_blocks_of_the_library(tmp_path):
@@ -48,6 +51,25 @@ def test_the_recipe_and_its_commands(tmp_path):
     assert results["mean"] > 0.9  # three colours are easy
     assert "L_COS" in (tmp_path / "result_mine" / "training.log").read_text()
     assert "3 classes; ConvNetSlim" in condensed and "outliers, " in selected
+    # Defect U10: the commands on finished sets did not know the network and the data set.
+    for command in re.findall(r"^    ddm (\w+ result_mine .*)$", TEXT, re.M):
+        start(tmp_path, "-m", "ddm", *command.split())
+    assert "| ConvNetSlim |" in (tmp_path / "result_scores" / "table.md").read_text()
+    assert (tmp_path / "mine.html").exists() and (tmp_path / "mine.npz").exists()
+    without = start(tmp_path, "-m", "ddm", "evaluate", "result_mine", status=2)
+    assert "--dataset Blobs, which ddm does not have" in without and "with --import (was my_recipe.py)" in without
+
+
+def test_files_that_can_not_be_imported(tmp_path):
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)\n")
+    for file, says in (
+        ("absent.py", "no such Python file"),
+        ("fails.py", "raises ZeroDivisionError"),
+        ("ends.py", "ends the program"),
+    ):
+        with pytest.raises(UserError, match=says):
+            extensions.run_files(str(tmp_path / file))
 
 
 def test_the_statistic_of_the_documentation(data_path):

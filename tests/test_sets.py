@@ -1,12 +1,18 @@
 """Saved sets: every format is read as it was written, recognised, scored as its run scored it, and exported."""
 
+import base64
 import contextlib
+import http.server
 import importlib
 import json
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import command, command_line, parse, parsed, run, tiny_arrays
@@ -57,10 +63,25 @@ def test_a_stopped_evaluation_resumes(made, tmp_path):
     for a, b in zip(first["evaluations"], more["evaluations"], strict=True):
         assert b["accuracies"][:1] == a["accuracies"] and b["n"] == 2 and b["experiment"] == 4
     assert more["evaluations"][0]["accuracies"] == made[2]["accuracies"][3:5]
-    assert len((tmp_path / "training.log").read_text().splitlines()) == 2 * (1 + 2 * 2)
-    for other in (("--lr_net", "0.1"), ("--dsa_strategy", "none")):
-        with pytest.raises(UserError, match="of other arguments"):
-            score(made, *argv, *other, save_path=tmp_path)
+    lines = [line for line in (tmp_path / "training.log").read_text().splitlines() if "] warning: " not in line]
+    assert len(lines) == 2 * (1 + 2 * 2)
+
+
+def test_what_was_measured_before_stays(made, tmp_path, capsys):
+    """Defect U8: another --model left it out of the table, another protocol was refused in the same folder."""
+    argv = (made[1], "--experiments", "0", "--num_eval", "1")
+    first = score(made, *argv, save_path=tmp_path)["evaluations"]
+    score(made, *argv, "--model", "LeNet", save_path=tmp_path)
+    assert "| set | ConvNetW32 | LeNet |" in (tmp_path / "table.md").read_text()
+    record = score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)
+    assert record["evaluations"][0] == first[0] and [e["lr_net"] for e in record["evaluations"]] == [0.01, 0.01, 0.1]
+    head, _, *rows = (tmp_path / "table.md").read_text().splitlines()
+    assert head == "| set | ConvNetW32 | LeNet |" and [row.count("(n 1)") for row in rows] == [2, 1]
+    assert "lr_net 0.01 |" in rows[0] and "lr_net 0.1 |" in rows[1]
+    capsys.readouterr()
+    score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)  # nothing is measured twice
+    assert "Evaluate_" not in (tmp_path / "training.log").read_text().split("command:")[-1]
+    assert "| 0 |" not in capsys.readouterr().out and len(record["evaluations"]) == 3
 
 
 def test_an_evaluation_like_another(made, tmp_path):
@@ -86,8 +107,10 @@ def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
     score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
     saved["data"][0][0] *= 0.5
     torch.save(saved, tmp_path / "set.pt")
-    with pytest.raises(UserError, match="of other arguments"):
-        score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+    record = score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
+    assert len({e["digest"] for e in record["evaluations"]}) == len(record["evaluations"]) == 3
+    rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    assert [", digest" in row for row in rows] == [True, True, False]
 
 
 def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):
@@ -242,10 +265,82 @@ def test_the_hugging_face_folder(made, tmp_path):
     package = pytest.importorskip("datasets")
     data, _, labels, pixels = contents(made)
     export_set(made[1], "--to", "hf", "--out", tmp_path / "hf")
-    found = package.load_from_disk(str(tmp_path / "hf"))
+    found = package.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))["train"]
     assert found["label"][:] == labels.tolist() and found.features["label"].names == data.class_names
     image = torch.from_numpy(np.array(found[7]["image"])).permute(2, 0, 1) / 255
     assert (image - pixels[7]).abs().max() < 0.5 / 255 + 1e-5
+    front, card = (tmp_path / "hf" / "README.md").read_text().split("\n---\n", 1)
+    assert "license: other" in front and "- n<1K" in front and "'3': cat" in front and "num_examples: 20" in front
+    assert "path: data/train-" in front and "CIFAR10, condensed to 20 images" in card
+    assert package.load_dataset_builder(str(tmp_path / "hf")).info.features == found.features
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A stand-in for the Hub's API: it makes a repository and takes one commit."""
+
+    received: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received[self.path] = body
+        preupload = json.loads(body)["files"] if "preupload" in self.path else []
+        files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in preupload]
+        url = f"http://127.0.0.1:{self.server.server_port}/datasets/me/set"
+        answer = {"url": url, "files": files, "errors": [], "warnings": []}
+        answer |= {"commitUrl": f"{url}/commit/1", "commitOid": "1"}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_):
+        """Nothing on the terminal."""
+
+
+def test_a_push_to_the_hub(made, tmp_path, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("datasets")
+    line = (made[1], "--to", "hf", "--out")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(hub, "HfApi", partial(hub.HfApi, endpoint=address, token="hf_x"))
+        export_set(*line, tmp_path / "a", "--push", "me/set")
+        server.shutdown()
+    assert f"pushed  {address}/datasets/me/set" in capsys.readouterr().out
+    assert b"dataset_info" in Hub.received["/api/validate-yaml"]
+    commit = [json.loads(entry) for entry in Hub.received["/api/datasets/me/set/commit/main"].splitlines()]
+    sent = {entry["value"]["path"]: entry["value"]["content"] for entry in commit if entry["key"] == "file"}
+    assert sent.keys() == {"README.md", "images.png", "data/train-00000-of-00001.parquet"}
+    parquet = base64.b64decode(sent["data/train-00000-of-00001.parquet"])
+    assert parquet == (tmp_path / "a" / "data" / "train-00000-of-00001.parquet").read_bytes()
+    with pytest.raises(UserError, match=r"b is written, but --push 'me/set' failed .*`hf auth login`") as error:
+        export_set(*line, tmp_path / "b", "--push", "me/set")  # the server is closed
+    assert "\n" not in str(error.value) and (tmp_path / "b" / "README.md").exists()
+    with pytest.raises(UserError, match="--push 'a b/c': Repo id must"):
+        export_set(*line, tmp_path / "c", "--push", "a b/c")
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match="give --to hf"):
+        export_set(made[1], "--to", "png", "--out", tmp_path / "c", "--push", "me/set")
+
+
+def test_a_clipped_export_says_what_it_costs(made, tmp_path, capsys):
+    """Defect U2: 94.8 % were clipped, and the line did not say that this matters."""
+    saved = torch.load(made[1])
+    saved["data"][0][0].clamp_(-1, 1)
+    torch.save(saved, tmp_path / "y.pt")
+    export_set(tmp_path / "y.pt", "--to", "npz", "--out", tmp_path / "b.npz")
+    assert not capsys.readouterr().err
+    saved["data"][0][0][:, :, :4] = 9.0  # an eighth of each image
+    torch.save(saved, tmp_path / "x.pt")
+    export_set(tmp_path / "x.pt", "--to", "npz", "--out", tmp_path / "a.npz")
+    told = capsys.readouterr().err
+    assert "12.5 % of the values are outside [0, 1]" in told and "--clip_pixels" in told and "safetensors" in told
+    export_set(tmp_path / "x.pt", "--to", "card", "--out", tmp_path / "card")
+    assert "12.5 % of the values" in (tmp_path / "card" / "README.md").read_text()
+    export_set(tmp_path / "x.pt", "--to", "dcbench", "--out", tmp_path / "exact")
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match=r"would take --to tensor for a \.npz file"):
+        export_set(made[1], "--to", "tensor", "--out", tmp_path / "c.npz")
 
 
 def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path):
@@ -265,6 +360,60 @@ def test_the_card(made, tmp_path):
     s = parse("DM_KNearest", *again[2:])
     assert again[1] == "DM_KNearest.py" and (s.ipc, s.first_exp, s.num_exp, s.eval_every) == (2, 3, 1, 0)
     assert (tmp_path / "card" / "images.png").stat().st_size > 1000
+
+
+def png_folder(made, tmp_path, **renamed):
+    """An export of pictures without its classes.json, some folders renamed: {old: new}."""
+    export_set(made[1], "--to", "png", "--out", tmp_path / "png")
+    (tmp_path / "png" / sets.CLASSES).rename(tmp_path / sets.CLASSES)
+    for old, new in renamed.items():
+        next((tmp_path / "png").glob(f"*_{old}")).rename(tmp_path / "png" / new)
+    return tmp_path / "png"
+
+
+RENAMED = {  # -> the guess, or None where the mapping is certain
+    "none": ({}, None),
+    "by class": ({"cat": "cat", "dog": "dog"}, None),
+    "after the number": ({"cat": "3_katze"}, "guessed 3_katze = 3 cat"),
+    "one": ({"cat": "zz"}, "guessed zz = 3 cat"),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_renamed_class_folders(case, made, tmp_path):
+    """Defect U6: one renamed folder, and all classes were silently those of the alphabetical order."""
+    renamed, guess = RENAMED[case]
+    data, _, labels, _ = contents(made)
+    (found,), notes = sets.read(png_folder(made, tmp_path, **renamed), data)
+    assert torch.equal(found.labels.sort().values, labels)
+    first = next((tmp_path / "png").glob(f"*{renamed.get('cat', 'cat')}")) / "0000.png"
+    pixels = torch.from_numpy(np.array(PIL.Image.open(first))).permute(2, 0, 1) / 255
+    cat = found.images[found.labels == 3][0]
+    assert (data.normalisation.pixels(cat) - pixels).abs().max() < 1e-5
+    warnings = [note for note in notes if note.startswith("warning")]
+    assert [guess in warning for warning in warnings] == ([True] if guess else [])
+
+
+def test_class_folders_of_other_names(made, tmp_path):
+    data = contents(made)[0]
+    folder = png_folder(made, tmp_path, cat="x", dog="y")
+    with pytest.raises(UserError, match="'x' is no class of CIFAR10"):  # two names, two classes: which is which?
+        sets.read(folder, data)
+    (folder / "x").rename(folder / "cat")
+    (folder / "y").rename(folder / "3_cat")
+    with pytest.raises(UserError, match="'3_cat' and 'cat' are both class 3"):
+        sets.read(folder, data)
+    (folder / "3_cat").rename(folder / "5_dog")
+    (tmp_path / sets.CLASSES).rename(folder / sets.CLASSES)  # now certain
+    with pytest.raises(UserError, match=r"'cat' is not in its classes\.json"):
+        sets.read(folder, data)
+    with pytest.raises(UserError, match=r"classes\.json has other classes than CIFAR10"):
+        sets.read(folder, replace(data, class_names=["crane", *data.class_names[1:]]))
+    (folder / sets.CLASSES).unlink()
+    for k, sub in enumerate(sorted(folder.iterdir())):
+        sub.rename(folder / f"wnid{k}")
+    _, notes = sets.read(folder, data)
+    assert "guessed wnid0 = 0 airplane, wnid1 = 1 automobile" in notes[0]
 
 
 def test_classes_of_one_name_are_told_by_their_number(made, tmp_path):

@@ -14,7 +14,7 @@ from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
-from ddm.evaluation import protocol, sets
+from ddm.evaluation import plausibility, protocol, sets
 from ddm.evaluation.sets import Synset
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.methods.sampling import initial_indices
@@ -37,6 +37,12 @@ class Row(NamedTuple):
     experiment: int
     iteration: int
     whole: bool = False
+
+
+# The settings that separate measurements of one set by one network. A new value adds a row to the table.
+PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
+MANNER = ("precision", "compile")  # the same, of the machine
+DIGESTS = ("data", "digest")  # of the real images and of the set
 
 
 class Choice(NamedTuple):
@@ -83,6 +89,11 @@ def settle(requested: EvaluateSettings) -> Choice:
     """Fill in the values recorded in the sets, and the networks. Raises UserError."""
     arguments = [sets.metadata(file).get("args", {}) for file in requested.files]
     values = requested.values()
+    unset = ["dataset"] if requested.dataset is None else []
+    if requested.model is None and requested.eval_mode not in protocol.POOLS:
+        unset.append("model")
+    for file, args in zip(requested.files, arguments, strict=True):
+        sets.check_registered(file, args, *unset)
     if requested.dataset is None:
         names = {a["dataset"] for a in arguments if "dataset" in a}
         if len(names) != 1:
@@ -163,14 +174,20 @@ def check_held_out(settings: EvaluateSettings, arguments: list[dict]) -> None:
             )
 
 
-def rows_of(choice: Choice, data: ImageData) -> list[Row]:
-    """All sets to evaluate, then the baselines. Raises UserError for unreadable files."""
+def rows_of(choice: Choice, data: ImageData, notes: list[str] | None = None) -> list[Row]:
+    """All sets to evaluate, then the baselines. Raises UserError for unreadable files.
+
+    Prints notes and warnings about the files, and appends them to `notes`.
+    """
     s, rows = choice.settings, []
     for file in s.files:
         args = sets.metadata(file).get("args", {})
-        synsets, notes = sets.read(file, data, s.space, s.experiments)
-        for note in notes:
-            print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
+        synsets, found = sets.read(file, data, s.space, s.experiments)
+        found = [note if note.startswith("warning") else f"note: {file}: {note}" for note in found]
+        for note in found:
+            print(note, file=sys.stderr)
+        if notes is not None:
+            notes += found
         first, iteration = (args.get(name, choice.origin[name]) for name in ORIGIN)
         number = 0 if s.experiments == "all" else int(s.experiments)
         rows += [Row(synset, first + number + k, iteration) for k, synset in enumerate(synsets)]
@@ -194,38 +211,50 @@ def run(requested: EvaluateSettings) -> None:
         data = data.to(settings.device)
         for model in models:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
-        rows = rows_of(choice, data)
-        digests = [sets.digest(row.set) for row in rows if row.set.name not in BASELINES.values()]
-        earlier = session.earlier(data=digest, sets=digests)
+        notes = [f"warning: {line}" for line in data.warnings]
+        rows = rows_of(choice, data, notes)
+        earlier = session.record_of({"command": "evaluate"})
         evaluations = earlier["evaluations"] if earlier else []
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data) for model in models}
-        session.open(machine, requested, again=bool(evaluations), protocol=lines, evaluations=evaluations)
+        session.open(machine, requested, again=bool(evaluations), evaluations=evaluations)
+        for note in notes:
+            session.files.log(note)
         for line in dict.fromkeys(lines.values()):
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
             print(f"evaluation{which}: {line}")
         for model in models:
             for row in rows:
-                score(choice, data, machine, row, model, session)
-        text = table(rows, models, evaluations)
+                score(choice, data, digest, machine, row, model, session)
+        text = table(evaluations)
         print(text)
         session.files.replace(session.files.folder / "table.md", text + "\n")
         print(f"results {session.files.results_path}")
 
 
-def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: str, session: Session) -> None:
-    """Train and test the remaining networks of one architecture on a set, and save after each network."""
-    where = {"set": row.set.name, "experiment": row.experiment, "model": model}
+def score(
+    choice: Choice, data: ImageData, data_digest: str, machine: Machine, row: Row, model: str, session: Session
+) -> None:
+    """Train and test the remaining networks of one architecture on a set, and save after each network.
+
+    An earlier measurement of the same images under the same settings is extended; anything else is a new entry.
+    """
+    s, settings = choice.settings, choice.protocol(model, row.whole)
+    where = {"set": row.set.name, "experiment": row.experiment, "iteration": row.iteration, "model": model}
+    where |= {name: value for name, value in settings.values().items() if name in PROTOCOL}
+    where |= {name: value for name, value in s.values().items() if name in MANNER}
+    where |= {"dataset": s.dataset, "data": data_digest, "digest": data_digest if row.whole else sets.digest(row.set)}
     evaluations = session.record["evaluations"]
     entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
     if entry is None:
-        entry = {**where, "accuracies": [], "curves": []}
+        line = protocol.protocol(settings, machine, data)
+        entry = {**where, "protocol": line, "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
-    for it_eval in range(len(entry["accuracies"]), choice.settings.num_eval):
-        evaluator = evaluator or protocol.Evaluator(data, choice.protocol(model, row.whole), machine)
+    for it_eval in range(len(entry["accuracies"]), s.num_eval):
+        evaluator = evaluator or protocol.Evaluator(data, settings, machine)
         curve: list[list[float]] = []
         at = (row.experiment, row.iteration, it_eval)
         accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, session.files.log, curve)
@@ -234,16 +263,28 @@ def score(choice: Choice, data: ImageData, machine: Machine, row: Row, model: st
         entry.update(protocol.summary(entry["accuracies"]))
         session.save()
     session.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")
+    warning = plausibility.at_chance(entry["accuracies"], data)
+    if warning:
+        session.files.warn(f"{row.set.name}, {model}: {warning}")
 
 
-def table(rows: list[Row], models: list[str], evaluations: list[dict]) -> str:
-    """A Markdown table in %: one row per set, one column per network."""
+def table(evaluations: list[dict]) -> str:
+    """A Markdown table in %: one column per network, and one row per set and per value of the settings that differ.
+
+    Settings differ if one network has measured one set under several of their values.
+    """
+    names = ("experiment", "iteration", *PROTOCOL, *MANNER, "dataset", *DIGESTS)
+    models = list(dict.fromkeys(entry["model"] for entry in evaluations))
+    names_of_sets = list(dict.fromkeys(entry["set"] for entry in evaluations))
+    rows: dict[str, dict[str, str]] = {}
+    for entry in sorted(evaluations, key=lambda entry: names_of_sets.index(entry["set"])):
+        rivals = [e for e in evaluations if e["set"] == entry["set"]]
+        pairs = [(a, b) for a in rivals for b in rivals if a["model"] == b["model"]]
+        differing = [name for name in names if any(a[name] != b[name] for a, b in pairs)]
+        shown = (f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in differing)
+        row = ", ".join([entry["set"], *shown])
+        cell = f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})"
+        rows.setdefault(row, {})[entry["model"]] = cell
     lines = [["set", *models]]
-    for row in rows:
-        cells = []
-        for model in models:
-            where = {"set": row.set.name, "experiment": row.experiment, "model": model}
-            entry = next(entry for entry in evaluations if where.items() <= entry.items())
-            cells.append(f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})")
-        lines.append([row.set.name, *cells])
+    lines += [[row, *(cells.get(model, "") for model in models)] for row, cells in rows.items()]
     return drawing.markdown(lines)

@@ -1,6 +1,8 @@
 """`ddm export`: converts a condensed set to other formats."""
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from ddm.data.layouts import file_name
 from ddm.data.loading import check_name, load, short_name
 from ddm.errors import UserError
 from ddm.evaluation import sets
+from ddm.evaluation.plausibility import clipped_share, clipping_cost
 from ddm.evaluation.protocol import describe
 from ddm.evaluation.sets import CondensedDataset, set_accuracies
 from ddm.settings import Role
@@ -62,7 +65,7 @@ def load_set(settings: ExportSettings) -> Set:
     data = data.whitened() if s.zca else data
     (found,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
-        print(f"note: {note}")
+        print(note if note.startswith("warning") else f"note: {note}", file=sys.stderr)
     own = data.normalisation
     pixels = own.pixels(found.images)
     return Set(found.images, pixels, found.labels, data.class_names, own, metadata, data.name, s.experiment)
@@ -76,11 +79,15 @@ def to_png(synset: Set, out: Path) -> None:
 
     digits = len(str(len(synset.class_names) - 1))
     counts: dict[int, int] = {}
+    folders: dict[str, int] = {}
     for image, label in zip(synset.bytes, synset.labels.tolist(), strict=True):
         folder = out / f"{label:0{digits}}_{file_name(synset.class_names[label])}"
         folder.mkdir(parents=True, exist_ok=True)
         k = counts[label] = counts.get(label, -1) + 1
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
+        folders[folder.name] = label
+    classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders}
+    (out / sets.CLASSES).write_text(json.dumps(classes, indent=2) + "\n")
 
 
 def to_npz(synset: Set, out: Path) -> None:
@@ -120,15 +127,73 @@ def to_safetensors(synset: Set, out: Path) -> None:
 
 
 def to_hf(synset: Set, out: Path) -> None:
+    """The layout of the Hugging Face Hub: Parquet in data/, and the card as README.md with YAML front matter."""
     try:
-        from datasets import ClassLabel, Dataset, Features, Image  # the package of that name, not ours
+        from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars  # optional, as is the next
+        from huggingface_hub import DatasetCardData
     except ImportError:
         raise UserError("--to hf needs the package datasets: pip install datasets") from None
     from PIL import Image as Picture
 
-    features = Features({"image": Image(), "label": ClassLabel(names=synset.class_names)})
+    disable_progress_bars()
+    to_card(synset, out)
+    names = synset.class_names
+    if len(set(names)) < len(names):  # ImageNet has two classes called crane
+        names = [f"{name} ({label})" for label, name in enumerate(names)]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
     pictures = [Picture.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in synset.bytes]
-    Dataset.from_dict({"image": pictures, "label": synset.labels.tolist()}, features=features).save_to_disk(str(out))
+    dataset = Dataset.from_dict({"image": pictures, "label": synset.labels.tolist()}, features=features)
+    file = out / PARQUET
+    file.parent.mkdir()
+    dataset.to_parquet(str(file))
+    class_label = {"names": {str(label): name for label, name in enumerate(names)}}
+    split = {"name": "train", "num_bytes": dataset.data.nbytes, "num_examples": len(dataset)}
+    info = {"features": [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": {"class_label": class_label}}]}
+    info |= {"splits": [split], "download_size": file.stat().st_size, "dataset_size": dataset.data.nbytes}
+    front = DatasetCardData(
+        license="other",
+        license_name="terms-of-the-source-data-set",
+        pretty_name=f"{synset.dataset}, condensed to {len(dataset)} images",
+        size_categories=[next(name for most, name in SIZES if len(dataset) < most)],
+        task_categories=["image-classification"],
+        tags=["dataset-condensation", "dataset-distillation", *filter(None, [synset.dataset])],
+        dataset_info=info,
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": PARQUET}]}],
+    )
+    card = out / "README.md"
+    card.write_text(f"---\n{front.to_yaml()}\n---\n\n{card.read_text()}")
+
+
+def check_repository(name: str) -> None:
+    """Raise UserError if `name` can't be the name of a repository, or without the package."""
+    try:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+    except ImportError:
+        raise UserError("--push needs the package huggingface_hub: pip install huggingface_hub") from None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push {name!r}: {' '.join(str(error).split())[:150]}") from None
+
+
+def push(folder: Path, repo: str) -> str:
+    """Upload an hf folder to a dataset repository of the Hub, which is made if it is missing; return its address."""
+    from huggingface_hub import HfApi  # there since `to_hf`
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repo, repo_type="dataset", exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, repo_type="dataset", folder_path=folder, commit_message="Upload a condensed set"
+        )
+    except Exception as error:  # no network, no token, no permission, a wrong name: many kinds of errors
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(
+            f"{folder} is written, but --push {repo!r} failed ({reason}): log in with `hf auth login`, then run `hf "
+            f"upload {repo} {folder} --repo-type dataset`"
+        ) from None
+    return str(address)
 
 
 def to_dcbench(synset: Set, out: Path) -> None:
@@ -164,6 +229,8 @@ def to_card(synset: Set, out: Path) -> None:
         how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
     lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in synset.accuracies.items()]
     constants = f"(pixel - mean) / std, mean {own.mean}, std {own.std}"
+    cost = clipping_cost(clipped_share(synset.images, own))
+    lines += [f"| pixels | {cost} |"] if cost else []
     lines += [f"| normalisation | {'ZCA-whitened; the .pt file has the inverse' if own.whitened else constants} |", ""]
     if args:
         lines += ["## Made with", "", f"    {command(synset)}", ""]
@@ -183,7 +250,8 @@ def command(synset: Set) -> str:
     flags = {
         key: value for key, value in flags.items() if value is not None and value is not False
     }  # keeps a seed of 0
-    words = (f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items())
+    words = [f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items()]
+    words += [f"--import {args['imports']}"] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 
@@ -206,6 +274,9 @@ FORMATS: dict[str, Callable[[Set, Path], None]] = {
 
 CLIPPED = ("png", "npz", "tensor", "hf")
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}
+PARQUET = "data/train-00000-of-00001.parquet"
+# The names that the Hub has for numbers of examples: upper limit, name.
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (math.inf, "n>1M"))
 
 
 def run(settings: ExportSettings) -> None:
@@ -214,6 +285,12 @@ def run(settings: ExportSettings) -> None:
     suffix = SUFFIXES.get(s.to, "")
     if suffix and out.suffix != suffix:
         raise UserError(f"--out {s.out!r}: readers expect a file name that ends in {suffix}: rename it")
+    if not suffix and out.suffix in SUFFIXES.values():
+        raise UserError(f"--out {s.out!r}: readers would take --to {s.to} for a {out.suffix} file: use another suffix")
+    if s.push is not None and s.to != "hf":
+        raise UserError(f"--push uploads a folder of --to hf, not of --to {s.to}: give --to hf")
+    if s.push is not None:
+        check_repository(s.push)
     if s.dataset is not None:
         check_name(s.dataset)
     elif s.zca or s.res:
@@ -227,8 +304,9 @@ def run(settings: ExportSettings) -> None:
             FORMATS[s.to](synset, tmp)
     except OSError as error:
         raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
-    clipped = ""
-    if s.to in CLIPPED and not synset.whitened:  # the clipped share of a whitened set is unknown
-        beyond = ((synset.images - synset.normalisation.normalise(synset.pixels)).abs() > 1e-3).float().mean().item()
-        clipped = f", {100 * beyond:.1f} % of the values were outside [0, 1] and were clipped"
-    print(f"{len(synset.labels)} images of {len(synset.class_names)} classes in {out}{clipped}")
+    print(f"{len(synset.labels)} images of {len(synset.class_names)} classes in {out}")
+    cost = clipping_cost(clipped_share(synset.images, synset.normalisation)) if s.to in CLIPPED else None
+    if cost:
+        print(f"warning: {cost}", file=sys.stderr)
+    if s.push is not None:
+        print(f"pushed  {push(out, s.push)}")

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 from ddm.commands.settings import PrepareSettings
@@ -108,6 +109,8 @@ def prepare(args: PrepareSettings) -> None:
         listing.notes = [*dict.fromkeys([*listing.notes, note])]
     metadata = layouts.fill(path, listing, str(source.resolve()), res)
     shutil.rmtree(work, ignore_errors=True)
+    for line in metadata["warnings"]:
+        print(f"warning: {args.name}: {line}", file=sys.stderr)
     damaged = [entry for entries in metadata["damaged"].values() for entry in entries]
     for _, file, reason in damaged[:10]:
         print(f"damaged: {file}: {reason}")

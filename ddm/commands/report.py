@@ -54,6 +54,7 @@ class RunFolder:
         if not files:
             raise UserError(f"{folder} has no res_*.pt: name the --save_path of a run")
         a = self.args
+        sets.check_registered(folder, a, "dataset", "model")
         split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # the data as in the run
         self.data, _ = load_split(a["dataset"], data_path, res or a.get("res"), split, zca, a.get("seed", 0))
         (found,), _ = sets.read(files[0], self.data, experiments="0")

@@ -103,8 +103,9 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
 
     A file is one of ddm, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz
     with x_train and y_train, .safetensors, or a folder of class folders with pictures. The command prints a table with
-    one row per set, one column per network, and mean, (population) standard deviation and n. It writes the table, all
-    accuracies and learning curves into --save_path. The same command resumes.
+    one row per set, one column per network, and mean, (population) standard deviation and n. It writes table.md,
+    results.json (all accuracies and learning curves) and training.log into --save_path, by default result_evaluate. The
+    same command resumes. Other networks, sets and settings are added to the table; nothing is overwritten.
 
     By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...), and
     so gets the same accuracies again. Explicit flags override these settings.
@@ -158,15 +159,16 @@ class ExportSettings(SavedSetSettings):
 
     | --to | --out | pixels |
     |---|---|---|
-    | png | folder of class folders of PNG files | rounded to 8 bits, clipped |
-    | npz | Keras layout: x_train uint8 [N, H, W, C], y_train, classes | rounded to 8 bits, clipped |
-    | tensor | torch file of [images in [0, 1], labels] | clipped |
-    | safetensors | images, labels, and metadata with their normalisation | normalised, unchanged |
-    | hf | Hugging Face `datasets` folder: image, label (needs the package datasets) | rounded to 8 bits, clipped |
-    | dcbench | DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt below --out | normalised, unchanged |
-    | card | Markdown description of the set, with a picture | |
+    | png | folder: class folders of PNG files, classes.json | rounded to 8 bits, clipped |
+    | npz | file *.npz: Keras layout x_train uint8 [N, H, W, C], y_train, classes | rounded to 8 bits, clipped |
+    | tensor | file, such as *.pt: torch's [images in [0, 1], labels] | clipped |
+    | safetensors | file *.safetensors: images, labels, metadata with their normalisation | normalised, unchanged |
+    | hf | folder for load_dataset and the Hub: Parquet, card (extra hf) | rounded to 8 bits, clipped |
+    | dcbench | folder: DM/<dataset>/IPC<ipc>/res_DM_<dataset>_ConvNet_<ipc>ipc.pt | normalised, unchanged |
+    | card | folder: Markdown description of the set, with a picture | |
 
-    `ddm evaluate` reads the first four and dcbench.
+    `ddm evaluate` reads the first four and dcbench. --out must not exist. Clipping can lower accuracy: see
+    --clip_pixels of the recipes.
     """
 
     COMMAND: ClassVar = "ddm export"
@@ -174,7 +176,13 @@ class ExportSettings(SavedSetSettings):
     file: str = data(help="a condensed set of ddm or the DC/DSA/DM family", positional=True, metavar="FILE")
     experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     to: str = output(help="format, see above", choices=("png", "npz", "tensor", "safetensors", "hf", "dcbench", "card"))
-    out: str = output(help="file or folder to write", check=a_path)
+    out: str = output(help="file or folder to write, see above", check=a_path)
+    push: str | None = output(
+        None,
+        "with --to hf: upload the folder to this dataset repository of the Hugging Face Hub; log in before with `hf "
+        "auth login`",
+        metavar="USER/NAME",
+    )
 
 
 class ScoreSettings(SavedSetSettings, DeviceSettings, SeedSettings, OutputSettings, LikeSettings):

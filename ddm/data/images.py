@@ -88,6 +88,7 @@ class ImageData:
     y_test: Tensor
     indices: list[Tensor] = field(repr=False)  # for each class, the indices of its training images, on the CPU
     known_digest: str | None = None  # the digest of a store, computed when it was made
+    warnings: tuple[str, ...] = field(default=(), repr=False)  # doubts about the data, one line each
 
     @property
     def mean(self) -> list[float]:

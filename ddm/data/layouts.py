@@ -22,6 +22,7 @@ import torch
 
 from ddm.bars import bar
 from ddm.data import store
+from ddm.data.checks import listed, split_warnings
 from ddm.errors import UserError
 
 PART = 512  # images per part; an interrupted preparation resumes after the last complete part
@@ -92,6 +93,7 @@ class Listing:
     class_names: list[str]
     splits: dict[str, Files | Array]  # "train" and "test"
     notes: list[str] = field(default_factory=list)  # printed for the user
+    warnings: list[str] = field(default_factory=list)  # doubts about the data, printed at every use
     wnids: list[str] | None = None
     constants: dict[str, list[float]] = field(default_factory=dict)  # published mean and std, if any
 
@@ -141,10 +143,15 @@ def child(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
+def visible(folder: Path) -> list[Path]:
+    """The subfolders whose names do not begin with a dot, sorted."""
+    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+
+
 def class_folders(folder: Path, names: list[str] | None = None) -> list[tuple[str, list[Path]]]:
     """(name, images) of the class folders that contain images, sorted by name; `names` selects some of them."""
-    subfolders = sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
-    groups = [(name, images_in(folder / name)) for name in subfolders if names is None or name in names]
+    subfolders = [sub.name for sub in visible(folder) if names is None or sub.name in names]
+    groups = [(name, images_in(folder / name)) for name in subfolders]
     return [(name, images) for name, images in groups if images]
 
 
@@ -176,6 +183,10 @@ def folders(
         have = f"{len(names)} folder(s) with images"
         raise UserError(f"{train or root} has {have}: a data set is a folder of class folders, two or more")
     listing = Listing(name, names, {"train": labelled(groups, names)})
+    if choose is None:
+        empty = sorted({path.name for path in visible(train or root) if not images_in(path)})
+        if empty:
+            listing.warnings.append(f"{train or root} has class folders without images, left out: {listed(empty)}")
     if train is None:
         split_off(listing, groups)
         return listing
@@ -184,15 +195,15 @@ def folders(
         raise UserError(
             f"{root} has {train.name}/, but none of {', '.join(test_names)}: rename the folder of the test images"
         )
+    unused = [root / other for other in test_names if (root / other).is_dir() and root / other != test]
+    if unused and test_names == TEST:
+        listing.warnings.append(f"{test} is the test set; {', '.join(map(str, unused))} is not used")
     test_groups = class_folders(test)
     if {group for group, _ in test_groups} & set(names):
         listing.splits["test"] = labelled(test_groups, names)
-        absent = sorted(set(names) - {group for group, _ in test_groups})
-        if absent:
-            listing.notes.append(f"{test} has no images of {', '.join(absent[:5])}")
         other = sorted({group for group, _ in test_groups} - set(names))
         if other and choose is None:
-            listing.notes.append(f"{test} has classes that {train} lacks; they are left out: {', '.join(other[:5])}")
+            listing.warnings.append(f"{test} has classes that {train} lacks; they are left out: {listed(other)}")
     else:
         labels = labels_of(test, root, *around)
         at = {wnid: label for label, wnid in enumerate(names)}
@@ -405,7 +416,11 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
                 missing = listing.class_names[int(counts.argmin())]
                 raise UserError(f"class {missing} of {listing.name} has no readable training image: use another copy")
     metadata = {"name": listing.name, "class_names": listing.class_names, "wnids": listing.wnids}
-    return writer.finish(labels, metadata | listing.constants | {"notes": listing.notes})
+    doubts = list(listing.warnings)
+    if not listing.constants:  # published splits are known, and some are large
+        arrays = {name: np.load(writer.partial / f"x_{name}.npy", mmap_mode="r") for name in listing.splits}
+        doubts += split_warnings(listing.class_names, arrays, labels["test"])
+    return writer.finish(labels, metadata | listing.constants | {"notes": listing.notes, "warnings": doubts})
 
 
 # --- archives ------------------------------------------------------------------------------------------------

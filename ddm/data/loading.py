@@ -8,6 +8,7 @@ of class folders.
 import contextlib
 import hashlib
 import os
+import sys
 from collections import ChainMap
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm import rng
+from ddm import rng, torchrun
 from ddm.data import layouts, store
 from ddm.data.catalogue import DATASETS, Arrays, Spec
+from ddm.data.checks import split_warnings
 from ddm.data.images import ImageData, Normalisation, by_class, subset
 from ddm.data.store import Mapped
 from ddm.errors import UserError, lookup
@@ -71,9 +73,22 @@ def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
 
     An .npz file contains x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test and optionally classes. `res`
     is the image side in pixels, for data sets with a choice. A folder is first converted into a store. Raises UserError
-    if the data are missing and can't be downloaded, and for unreadable files or wrong shapes.
+    if the data are missing and can't be downloaded, and for unreadable files or wrong shapes. Prints the warnings about
+    the data.
     """
-    data_path = Path(data_path)
+    data = _loaded(name, Path(data_path), res)
+    warn(data)
+    return data
+
+
+def warn(data: ImageData) -> None:
+    """Print the warnings about a data set on stderr, on one rank."""
+    if torchrun.rank_and_world()[0] == 0:
+        for line in data.warnings:
+            print(f"warning: {data.name}: {line}", file=sys.stderr)
+
+
+def _loaded(name: str, data_path: Path, res: int | None) -> ImageData:
     if is_path(name):
         return _user_data(Path(name), data_path, res)
     lookup(NAMES, name, "dataset")
@@ -110,9 +125,10 @@ def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
         raise UserError(
             f"{path} has images of {metadata['shape'][2]}x{metadata['shape'][1]} pixels: leave --res {res} out"
         )
-    return _image_data(
+    data = _image_data(
         name, metadata["class_names"], metadata["mean"], metadata["std"], arrays, str(path), metadata["digest"]
     )
+    return replace(data, warnings=tuple(metadata.get("warnings", ())))
 
 
 def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
@@ -155,7 +171,8 @@ def _user_data(path: Path, data_path: Path, res: int | None) -> ImageData:
         for note in listing.notes:
             print(f"note: {path}: {note}")
         layouts.fill(where, listing, str(path.resolve()), res)
-    return _stored(name, where)
+    data = _stored(name, where)
+    return replace(data, warnings=tuple(dict.fromkeys([*listing.warnings, *data.warnings])))
 
 
 def load_file(path: Path, name: str | None = None) -> ImageData:
@@ -270,7 +287,9 @@ def _tensors(name: str, spec: Spec, arrays: Arrays, source: str) -> ImageData:
     class_names = arrays.classes or spec.class_names
     if len(class_names) != num_classes:
         raise UserError(f"{source}: {len(class_names)} class names, {name} has {num_classes} classes")
-    return _image_data(name, list(class_names), spec.mean, spec.std, splits, source)
+    data = _image_data(name, list(class_names), spec.mean, spec.std, splits, source)
+    images = {split: getattr(arrays, f"x_{split}") for split in ("train", "test")}
+    return replace(data, warnings=tuple(split_warnings(class_names, images, splits["y_test"])))
 
 
 def _image_data(

@@ -17,6 +17,15 @@ class PathSettings(Settings):
     data_path: str = data(
         "data", "folder of stores, <NAME>.npz or torchvision's files, and of downloads", check=a_path, role=Role.PLACE
     )
+    imports: str | None = data(
+        None,
+        "Python files to run first, joined by commas: they register networks, data sets, ... (docs/extending.md)",
+        check=a_path,
+        metavar="FILES",
+        role=Role.PLACE,
+        spellings=("import",),
+        rare=True,
+    )
     res: int | None = data(None, "image side in pixels, for data sets with a choice", check=resolution, rare=True)
 
 

@@ -15,12 +15,17 @@ from torch.utils.data import Dataset
 
 from ddm import disk
 from ddm.data import layouts
+from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
+from ddm.data.loading import NAMES, is_path
 from ddm.errors import UserError
+from ddm.evaluation.plausibility import far_outside
 from ddm.evaluation.settings import SpaceSettings
+from ddm.networks import ARCHITECTURES, untapped
 from ddm.settings import declarations
 
 SPACES = declarations(SpaceSettings)["space"].choices  # auto; normalised; in [0, 1]; in 0 .. 255
+CLASSES = "classes.json"  # in an exported folder of pictures: the class of every folder
 # The types in pickles of numpy arrays and of numpy floats in published lists of accuracies; none of them runs code.
 SAFE = [
     *(
@@ -48,6 +53,7 @@ class Contents(NamedTuple):
     sets: list[tuple[Tensor, Tensor]]
     metadata: dict  # the other entries of the file; "args", if present, is a dict
     space: str | None  # one of SPACES; None: not recorded
+    notes: tuple[str, ...] = ()  # warnings about the labels
 
 
 def metadata(path: str | Path) -> dict:
@@ -68,7 +74,7 @@ def read(
     """
     path = Path(path)
     contents = _contents(path, data)
-    notes = []
+    notes = list(contents.notes)
     sets = list(enumerate(contents.sets))
     if experiments != "all":
         sets = [entry for entry in sets if str(entry[0]) == experiments]
@@ -83,10 +89,32 @@ def read(
         if note and note not in notes:
             notes.append(note)
         warning = None if contents.space else suspicious(normalised, data)
+        warning = warning or far_outside(normalised, data.normalisation)
         if warning:
             notes.append(f"warning: {name}: {warning}")
         synsets.append(Synset(name, normalised, labels.long().flatten()))
     return synsets, notes
+
+
+# Arguments of a run whose values users can register: argument -> whether this process has a value.
+REGISTERED = {
+    "dataset": lambda name: is_path(name) or name in NAMES,
+    "model": lambda name: untapped(name) in ARCHITECTURES,
+}
+
+
+def check_registered(path: str | Path, args: dict, *names: str) -> None:
+    """Raise UserError if an argument of a set's run, such as its model, was registered by a file of the user.
+
+    The message suggests --import. No file is run because a set names it.
+    """
+    for name in names:
+        if name in args and not REGISTERED[name](args[name]):
+            known = args.get("imports") or f"{args.get('recipe', 'its recipe')}.py"
+            raise UserError(
+                f"{path} was made with --{name} {args[name]}, which ddm does not have: give the file that registers it "
+                f"with --import (was {known})"
+            )
 
 
 def digest(synset: Synset) -> str:
@@ -192,7 +220,9 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         metadata = contents.metadata
         if not isinstance(metadata.get("args", {}), dict):
             metadata = metadata | {"args": {}}
-        return Contents(sets, metadata, contents.space if contents.space in SPACES[1:] else None)
+        return contents._replace(
+            sets=sets, metadata=metadata, space=contents.space if contents.space in SPACES[1:] else None
+        )
     except UserError:
         raise
     except Exception as error:  # damaged files raise many kinds of errors
@@ -254,31 +284,11 @@ def _safetensors(path: Path) -> Contents:
 
 
 def _pictures(path: Path, data: ImageData) -> Contents:
-    """Class folders of pictures, named by class name or number, or as many sorted folders as classes."""
+    """Class folders of pictures; `folder_labels` finds their classes."""
     groups = layouts.class_folders(path)
     if not groups:
         raise UserError(f"{path} has no class folders with pictures: name a folder that has")
-    parts = [name.partition("_") for name, _ in groups]
-    names = [
-        name if number.isdecimal() else folder for (number, _, name), (folder, _) in zip(parts, groups, strict=True)
-    ]
-    numbers = [int(number) if number.isdecimal() else data.num_classes for number, *_ in parts]
-    known = [layouts.file_name(name) for name in data.class_names]
-    by_name = {name: label for label, name in enumerate(known)}
-    if all(number < data.num_classes and known[number] == name for number, name in zip(numbers, names, strict=True)):
-        labels = numbers  # the format of `ddm export`: numbers separate classes of the same name
-    elif all(name in by_name for name in names):
-        twice = [name for name in names if known.count(name) > 1]
-        if twice:
-            raise UserError(f"{path}: {data.name} has several classes called {twice[0]!r}: name folders by number")
-        labels = [by_name[name] for name in names]
-    elif all(name.isdecimal() for name, _ in groups):
-        labels = [int(name) for name, _ in groups]
-    elif len(groups) == data.num_classes:
-        labels = list(range(len(groups)))
-    else:
-        unknown = next(name for name in names if name not in by_name)
-        raise UserError(f"{path}: {unknown!r} is no class of {data.name}, and there are not {data.num_classes} folders")
+    labels, guess = folder_labels(path, [name for name, _ in groups], data)
     images, of = [], []
     for label, (_, files) in zip(labels, groups, strict=True):
         for file in files:
@@ -289,7 +299,79 @@ def _pictures(path: Path, data: ImageData) -> Contents:
             of.append(label)
     if len({image.shape for image in images}) > 1:
         raise UserError(f"the pictures in {path} differ in size: resize them to one size")
-    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes")
+    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes", (guess,) if guess else ())
+
+
+def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:
+    """The labels of class folders, and a warning if a part of them is guessed.
+
+    Certain are the entries of classes.json, which `ddm export` writes, and the names <number>_<class>, <class> and
+    <number>. A single other name is guessed where a single class is left, other names by their number, and folders of
+    which none has the name of a class by sorted order. Raises UserError for all else.
+    """
+    known = [layouts.file_name(name) for name in data.class_names]
+    recorded = _recorded_labels(path, known, data)
+    labels = [_folder_label(path, name, known, recorded, data) for name in folders]
+    unknown = [name for name, label in zip(folders, labels, strict=True) if label is None]
+    numbers = [name.partition("_")[0] for name in folders]
+    if recorded and unknown:
+        raise UserError(f"{path}: {unknown[0]!r} is not in its {CLASSES}: give it its old name, or delete {CLASSES}")
+    if unknown and all(name.isdecimal() for name in folders):
+        labels, unknown = [int(name) for name in folders], []
+    guess = None
+    if unknown:
+        left = [label for label in range(data.num_classes) if label not in labels]
+        if all(number.isdecimal() for number in numbers):
+            found = [int(number) for number in numbers]
+            guess = [label if label is not None else number for label, number in zip(labels, found, strict=True)]
+        elif len(unknown) == len(left) and (len(left) == 1 or len(unknown) == len(folders)):
+            rest = iter(left)
+            guess = [next(rest) if label is None else label for label in labels]
+        if guess is None or max(guess) >= data.num_classes:
+            raise UserError(f"{path}: {unknown[0]!r} is no class of {data.name}: name folders by class or number")
+        labels = guess
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        of = [name for name, label in zip(folders, labels, strict=True) if label == twice]
+        raise UserError(f"{path}: {of[0]!r} and {of[1]!r} are both class {twice}: name folders by class or number")
+    if not unknown:
+        return labels, None
+    pairs = [
+        f"{name} = {label} {data.class_names[label]}"
+        for name, label in zip(folders, labels, strict=True)
+        if name in unknown
+    ]
+    return labels, f"warning: {path}: folders without the name of a class; guessed {listed(pairs, most=10)}"
+
+
+def _recorded_labels(path: Path, known: list[str], data: ImageData) -> dict[str, int]:
+    """Folder -> label in the classes.json of an export; {} without the file. Raises UserError for other classes."""
+    try:
+        content = json.loads((path / CLASSES).read_text())
+        labels = {str(folder): int(label) for folder, label in content["folders"].items()}
+        names = [layouts.file_name(name) for name in content["class_names"]]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / CLASSES} can't be read ({type(error).__name__}): restore or delete it") from None
+    if names != known:
+        raise UserError(f"{path / CLASSES} has other classes than {data.name}: give the --dataset that it is from")
+    return labels
+
+
+def _folder_label(path: Path, folder: str, known: list[str], recorded: dict[str, int], data: ImageData) -> int | None:
+    """The label of a class folder, if its name is that of a class."""
+    if recorded:
+        return recorded.get(folder)
+    number, _, name = folder.partition("_")
+    if number.isdecimal() and int(number) < len(known) and known[int(number)] == name:
+        return int(number)  # numbers separate classes of the same name
+    for spelt in (folder, name) if number.isdecimal() else (folder,):
+        if known.count(spelt) > 1:
+            raise UserError(f"{path}: {data.name} has several classes called {spelt!r}: name folders by number")
+        if spelt in known:
+            return known.index(spelt)
+    return None
 
 
 # --- for other code --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor
 
 from ddm import device, ranks, torchrun
@@ -17,7 +18,7 @@ from ddm.bars import bar
 from ddm.data import loading
 from ddm.data.images import ImageData, Normalised
 from ddm.errors import UserError
-from ddm.evaluation import protocol
+from ddm.evaluation import plausibility, protocol
 from ddm.interrupt import Interrupts, Stopped
 from ddm.maker import Diverged, Maker
 from ddm.networks import description
@@ -139,6 +140,7 @@ class Run:
         self.cost_printed = not self.ranks.first
         self.step_times: list[float] = []  # seconds of this process's steps; the first ones compile
         self.network_times: dict[str, list[float]] = {}  # architecture -> seconds of this process's networks
+        self.warned: set[tuple] = set()
 
     # --- experiments -----------------------------------------------------------------------------------------------
 
@@ -172,6 +174,7 @@ class Run:
             self.save_results()
             self.checkpoint()
         if self.ranks.first:
+            self.check_range(torch.cat(state.sets), "the sets")
             conclude(settings, files, state.evaluations, size, files.say)
             accs = next(iter(self.accuracies().values()))
             files.hyper_parameters(plain(maker.arguments()), protocol.summary(accs))
@@ -199,6 +202,8 @@ class Run:
         files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
         for line in self.maker.cautions():
             files.warn(line)
+        for line in data.warnings:  # loading printed them
+            files.log(f"warning: {line}")
 
     def one_experiment(self, experiment: int) -> Tensor:
         """Make and evaluate one set; return its images [N, C, H, W], normalised, in class order."""
@@ -353,6 +358,8 @@ class Run:
             images = maker.images()
             if state.iteration:
                 self.save_grid(state.iteration)
+            if 0 < state.iteration < maker.iterations:  # the last images are checked at the end
+                self.check_range(images, f"exp {state.experiment} iter {state.iteration}")
             self.evaluate(images, maker.kind, state.experiment, state.iteration)
 
     def evaluate_baseline(self, experiment: int) -> None:
@@ -390,7 +397,24 @@ class Run:
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {protocol.describe(accs)}")
                     values = {f"{model}, {kind}": protocol.summary(accs)["mean"]}
                     self.files.metrics("accuracy", experiment, iteration, values)
+                    line = plausibility.at_chance(accs, self.maker.data)
+                    self.warn_once("chance", experiment, line and f"exp {experiment} {kind}, {model}: {line}")
                 self.checkpoint()
+
+    def check_range(self, images: Tensor, name: str) -> None:
+        """Warn of images far outside the data's range; at the end, also of the cost of an export."""
+        normalisation = self.maker.data.normalisation
+        line = plausibility.far_outside(images.detach(), normalisation)
+        ended = len(self.state.sets) == self.settings.num_exp
+        self.warn_once("range at the end" if ended else "range", self.state.experiment, line and f"{name}: {line}")
+        cost = plausibility.clipping_cost(plausibility.clipped_share(images.detach(), normalisation))
+        if ended and cost and not line:
+            self.files.say(f"note: {cost}")
+
+    def warn_once(self, about: str, experiment: int, line: str | None) -> None:
+        if line and (about, experiment) not in self.warned:
+            self.warned.add((about, experiment))
+            self.files.warn(line)
 
     def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
         """The record of an evaluation; it is created if missing."""

@@ -155,7 +155,7 @@ class RunFolder:
             sys.stdout.flush()
 
     def warn(self, line: str) -> None:
-        """Write a warning to training.log and to stderr, above the progress bar."""
+        """Write 'warning: ...' to training.log and to stderr, above the progress bar."""
         self.log(f"warning: {line}")
         with contextlib.suppress(OSError):
             tqdm.write(f"warning: {line}", file=sys.stderr)

@@ -23,12 +23,15 @@ class Session:
         self.record: dict[str, Any] = {}
 
     def earlier(self, **more: Any) -> dict[str, Any] | None:
+        """The record of an earlier session with the same settings that change the result, and the same `more`."""
+        return self.record_of(self.settings.values(Role.RESULT) | more)
+
+    def record_of(self, key: dict[str, Any]) -> dict[str, Any] | None:
         """The record of an earlier session with the same key; None without results.json.
 
-        The key consists of all settings that change the result, and `more`. Raises UserError if results.json has
-        another key or can't be read.
+        Raises UserError if results.json has another key or can't be read.
         """
-        key = json.loads(json.dumps(self.settings.values(Role.RESULT) | more))
+        key = json.loads(json.dumps(key))
         self.record = {"key": key}
         path = self.files.results_path
         try:

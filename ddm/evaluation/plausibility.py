@@ -1,0 +1,63 @@
+"""Warnings about results that can't be right: pixels far outside the data's range, accuracy at chance."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddm.data.images import ImageData, Normalisation
+from ddm.evaluation.protocol import describe
+
+FAR = 3.0  # standard deviations of the data's pixels
+FAR_SHARE = 0.01  # the share of values beyond FAR from which on there is a warning
+CLIPPED_SHARE = 0.01  # the share of values outside [0, 1] from which on an export's cost is told
+NOISE = 2.0  # standard errors of an accuracy
+
+
+def beyond(images: Tensor, normalisation: Normalisation) -> Tensor | None:
+    """How far normalised images [N, C, H, W] leave the range of pixels, in standard deviations; None if whitened."""
+    if normalisation.whitened or not len(images):
+        return None
+    low, high = normalisation.bounds().to(images.device)
+    return torch.maximum(low - images, images - high).clamp(min=0)
+
+
+def clipped_share(images: Tensor, normalisation: Normalisation) -> float:
+    """The share of values outside [0, 1], which a picture can't store; 0 for whitened images, where it is unknown."""
+    distance = beyond(images, normalisation)
+    return 0.0 if distance is None else (distance > 1e-3).float().mean().item()
+
+
+def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
+    """A warning if many values of normalised images are far outside the range of pixels, else None."""
+    distance = beyond(images, normalisation)
+    share = 0.0 if distance is None else (distance > FAR).float().mean().item()
+    if share <= FAR_SHARE:
+        return None
+    low, high = images.min().item(), images.max().item()
+    return (
+        f"{100 * share:.0f} % of the values are more than {FAR:g} standard deviations outside the data's range "
+        f"(normalised {low:.0f} to {high:.0f}): these are no images; condense with --clip_pixels or a lower --lr_img"
+    )
+
+
+def clipping_cost(share: float) -> str | None:
+    """The cost of an export as pictures, if `share` of the values is outside [0, 1]; None if it is negligible."""
+    if share <= CLIPPED_SHARE:
+        return None
+    return (
+        f"{100 * share:.1f} % of the values are outside [0, 1]: an export as pictures clips them, which can lower "
+        "accuracy; --to safetensors keeps them, --clip_pixels avoids them when condensing"
+    )
+
+
+def at_chance(accuracies: list[float], data: ImageData) -> str | None:
+    """A warning if the mean accuracy of some networks is within noise of that of guessing, else None."""
+    chance, n = 1 / data.num_classes, len(data.y_test)
+    mean = math.fsum(accuracies) / len(accuracies)
+    if mean > chance + NOISE * math.sqrt(chance * (1 - chance) / n):
+        return None
+    return (
+        f"{describe(accuracies)} is no better than guessing ({100 * chance:.3g} %): check the epochs, the learning "
+        "rate, the labels and the range of the pixels"
+    )

@@ -1,0 +1,31 @@
+"""Runs the user's Python files of --import, which register networks, data sets, ... in the tables of ddm."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from ddm.errors import UserError
+
+
+def run_files(files: str) -> None:
+    """Run Python files, joined by commas, as modules; code under `if __name__ == "__main__"` does not run.
+
+    Modules beside a file can be imported by it. Raises UserError for a file that is missing or raises an error.
+    """
+    for file in files.split(","):
+        path = Path(file)
+        if path.suffix != ".py" or not path.is_file():
+            raise UserError(f"--import {file!r}: there is no such Python file: check the path")
+        name = path.stem if path.stem not in sys.modules else f"ddm_import_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        if str(path.parent.resolve()) not in sys.path:
+            sys.path.append(str(path.parent.resolve()))
+        try:
+            spec.loader.exec_module(module)
+        except SystemExit:
+            text = 'it ends the program: put its last lines under if __name__ == "__main__"'
+            raise UserError(f"--import {file!r}: {text}") from None
+        except Exception as error:  # it is any code
+            text = (str(error).strip().splitlines() or [""])[0][:120]
+            raise UserError(f"--import {file!r} raises {type(error).__name__}: {text}: correct the file") from None
