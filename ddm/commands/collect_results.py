@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 def names_of(text: str, flag: str, results: list[Result]) -> list[str]:
     """The settings in a list joined by commas. Raises UserError for a setting that no run has."""
-    known = dict.fromkeys(name for result in results for name in result.args)
+    known = dict.fromkeys(name for result in results for name in (*result.listed, *result.args))
     names = [name.strip().removeprefix("--") for name in text.split(",")]
     for name in names:
         if name not in known:
@@ -273,6 +273,9 @@ def plot_setting(rows: list[Row], name: str, names: list[str], path: str) -> Non
         positive = [at for points in lines.values() for at, _, _ in points if at > 0]
         if positive and max(positive) >= 10 * min(positive):
             axes.set_xscale("symlog", linthresh=min(positive))  # linear near 0, which a sweep of weights has
+            values = sorted({at for points in lines.values() for at, _, _ in points})
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
         axes.set(xlabel=name, ylabel="accuracy of fresh networks, % (bars: std over runs)")
         axes.legend(fontsize="small")
         drawing.save_figure(figure, path, "--plot")
