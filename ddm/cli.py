@@ -102,7 +102,7 @@ def parse(
     declared = declarations(cls)
     try:
         values = preset_values(cls, explicit.get("preset"))
-        if explicit.get("like"):
+        if explicit.get("like") is not None:
             values = arguments_of(explicit["like"], cls, explicit.keys(), recipe) | values
         found = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
         return cls(**{name: value for name, value in found.items() if name in declared})
