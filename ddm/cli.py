@@ -155,7 +155,7 @@ def parse(
         config = {} if path is None else read_config(path, cls)
         given = config | explicit
         values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
-        if given.get("like"):
+        if given.get("like") is not None:
             values = arguments_of(given["like"], cls, given.keys(), recipe) | values
         found = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
         missing = [name for name in declarations(cls) if name not in found and required(cls, name)]

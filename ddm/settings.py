@@ -104,7 +104,7 @@ def declarations(cls: type[Settings]) -> dict[str, Setting]:
 def preset_values(cls: type[Settings], names: str | None) -> dict[str, Any]:
     """The settings of presets, joined by commas; later presets override earlier ones. Raises UserError."""
     values: dict[str, Any] = {}
-    for name in names.split(",") if names else ():
+    for name in names.split(",") if names is not None else ():
         if name not in cls.PRESETS:
             raise UserError(f"argument --preset: {name!r} is none of {', '.join(cls.PRESETS)}")
         values |= cls.PRESETS[name]

@@ -95,6 +95,8 @@ ARGUMENTS = {
     "--checkpoint_every 0": "--checkpoint_every",
     "--preset fastest": "'fastest' is none of fast",
     "--preset fast,slow": "'slow'",
+    "--preset=": "--preset: ''",
+    "--like=": "--like: the path is empty",
     "--iterations 5": "'--Iteration'",
     "extra": "'extra'",
     "--save_path=": "--save_path",

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import parsed, run, tiny_arrays
+from conftest import command, parsed, run, tiny_arrays
 from PIL import Image
 
 from ddm import __main__ as entry
@@ -401,3 +401,13 @@ def test_numbers_of_classes_that_are_called_by_numbers(tmp_path):
     wanted = {str(c): c % 4 + 1 for c in range(12)}
     (tmp_path / "few.json").write_text(json.dumps(wanted))
     assert images_per_class(data, str(tmp_path / "few.json")) == [wanted[name] for name in names]
+
+
+@pytest.mark.parametrize("name", ["", "..", " "])
+def test_names_that_are_none(name, tmp_path, capsys):
+    """They made stores called .store and ...store."""
+    (tmp_path / "source").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        command("prepare", name, "--own", "--source", tmp_path / "source", "--data_path", tmp_path / "data")
+    assert stopped.value.code == 2 and "is no name of a data set" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()

@@ -78,6 +78,8 @@ def test_what_was_measured_before_stays(made, tmp_path, capsys):
     head, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert head == "| set | ConvNetW32 | LeNet |" and [row.count("(n 1)") for row in rows] == [2, 1]
     assert "lr_net 0.01 |" in rows[0] and "lr_net 0.1 |" in rows[1]
+    score(made, *argv, "--model", "MLP", "--epochs", "3", save_path=tmp_path)  # not in the row of 2 epochs
+    assert "epoch_eval_train 3, lr_net 0.01 |" in (tmp_path / "table.md").read_text()
     capsys.readouterr()
     score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)  # nothing is measured twice
     assert "Evaluate_" not in (tmp_path / "training.log").read_text().split("command:")[-1]

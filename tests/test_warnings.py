@@ -61,7 +61,7 @@ def test_test_images_that_are_training_images(data_path, tmp_path, capsys):
     np.savez(tmp_path / "CIFAR10.npz", **arrays)
     run("DM_KNearest", tmp_path, tmp_path / "out", "--eval_every", "0")
     assert "warning: CIFAR10: 15 of 15 test images are training images" in capsys.readouterr().err
-    assert "] warning: 15 of 15 test images are" in (tmp_path / "out" / "training.log").read_text()
+    assert "] warning: CIFAR10: 15 of 15 test images are" in (tmp_path / "out" / "training.log").read_text()
     load("CIFAR10", data_path)
     assert not capsys.readouterr().err
 

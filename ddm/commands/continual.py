@@ -76,7 +76,8 @@ def run(requested: ContinualSettings) -> None:
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         # Every step has new shapes and would be compiled again. So auto means off.
         machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
-        session.open(machine, requested, again=bool(accs), num_classes=data.num_classes, accuracies=accs)
+        content = {"num_classes": data.num_classes, "accuracies": accs}
+        session.open(machine, requested, again=bool(accs), printed=data.warning_lines, **content)
         session.save()  # before any memory, as results.json describes the memories
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
         for memory in memories:

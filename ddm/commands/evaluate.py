@@ -211,16 +211,14 @@ def run(requested: EvaluateSettings) -> None:
         data = data.to(settings.device)
         for model in models:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
-        notes = [f"warning: {line}" for line in data.warnings]
+        notes = data.warning_lines
         rows = rows_of(choice, data, notes)
         earlier = session.record_of({"command": "evaluate"})
         evaluations = earlier["evaluations"] if earlier else []
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data) for model in models}
-        session.open(machine, requested, again=bool(evaluations), evaluations=evaluations)
-        for note in notes:
-            session.files.log(note)
+        session.open(machine, requested, again=bool(evaluations), printed=notes, evaluations=evaluations)
         for line in dict.fromkeys(lines.values()):
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
@@ -269,18 +267,18 @@ def score(
 
 
 def table(evaluations: list[dict]) -> str:
-    """A Markdown table in %: one column per network, and one row per set and per value of the settings that differ.
+    """A Markdown table in %: one column per network, one row per set and settings.
 
-    Settings differ if one network has measured one set under several of their values.
+    Rows name the settings that differ in the table, and what differs between sets of one name.
     """
-    names = ("experiment", "iteration", *PROTOCOL, *MANNER, "dataset", *DIGESTS)
+    everywhere, of_one_set = (*PROTOCOL, *MANNER, "dataset"), ("experiment", "iteration", *DIGESTS)
     models = list(dict.fromkeys(entry["model"] for entry in evaluations))
     names_of_sets = list(dict.fromkeys(entry["set"] for entry in evaluations))
     rows: dict[str, dict[str, str]] = {}
     for entry in sorted(evaluations, key=lambda entry: names_of_sets.index(entry["set"])):
         rivals = [e for e in evaluations if e["set"] == entry["set"]]
-        pairs = [(a, b) for a in rivals for b in rivals if a["model"] == b["model"]]
-        differing = [name for name in names if any(a[name] != b[name] for a, b in pairs)]
+        differing = [name for name in everywhere if any(e[name] != entry[name] for e in evaluations)]
+        differing += [name for name in of_one_set if any(e[name] != entry[name] for e in rivals)]
         shown = (f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in differing)
         row = ", ".join([entry["set"], *shown])
         cell = f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})"

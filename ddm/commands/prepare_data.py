@@ -77,6 +77,8 @@ def prepare(args: PrepareSettings) -> None:
     source, data_path = Path(args.source), Path(args.data_path)
     if not source.exists():
         raise UserError(f"--source {args.source!r}: there is no such file or folder: check the path")
+    if not args.name.strip(". "):
+        raise UserError(f"{args.name!r} is no name of a data set: give a word, and the path as --source")
     if loading.is_path(args.name) and (Path(args.name).name != args.name or Path(args.name).suffix):
         raise UserError(f"{args.name!r} is a path: give a name, and the path as --source")
     prepared = layouts.PREPARED.get(args.name)

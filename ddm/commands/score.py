@@ -188,7 +188,7 @@ def run(requested: ScoreSettings) -> None:
         found = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
         ipc = len(labels) // data.num_classes
         score = make_scorer(settings, data, ipc) if len(found) < settings.num_eval else None
-        session.open(machine, requested, again=bool(found), ddranking=VERSION)
+        session.open(machine, requested, again=bool(found), printed=data.warning_lines, ddranking=VERSION)
 
         def save_scores() -> None:
             session.record["evaluations"] = [each._asdict() for each in found]

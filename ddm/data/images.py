@@ -99,6 +99,10 @@ class ImageData:
         return self.normalisation.std
 
     @property
+    def warning_lines(self) -> list[str]:
+        return [f"warning: {self.name}: {line}" for line in self.warnings]
+
+    @property
     def channel(self) -> int:
         return self.x_train.shape[1]
 

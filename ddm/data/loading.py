@@ -84,8 +84,8 @@ def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
 def warn(data: ImageData) -> None:
     """Print the warnings about a data set on stderr, on one rank."""
     if torchrun.rank_and_world()[0] == 0:
-        for line in data.warnings:
-            print(f"warning: {data.name}: {line}", file=sys.stderr)
+        for line in data.warning_lines:
+            print(line, file=sys.stderr)
 
 
 def _loaded(name: str, data_path: Path, res: int | None) -> ImageData:

@@ -202,8 +202,8 @@ class Run:
         files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
         for line in self.maker.cautions():
             files.warn(line)
-        for line in data.warnings:  # loading printed them
-            files.log(f"warning: {line}")
+        for line in data.warning_lines:  # loading printed them
+            files.log(line)
 
     def one_experiment(self, experiment: int) -> Tensor:
         """Make and evaluate one set; return its images [N, C, H, W], normalised, in class order."""

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddm.device import Machine
@@ -48,10 +48,13 @@ class Session:
             raise UserError(f"{path} is of other arguments: repeat them, or name another --save_path")
         return record
 
-    def open(self, machine: Machine, requested: Settings, again: bool, **content: Any) -> None:
+    def open(
+        self, machine: Machine, requested: Settings, again: bool, printed: Sequence[str] = (), **content: Any
+    ) -> None:
         """Open the folder. If `again`, the session resumes and its log continues.
 
-        Raises UserError if the folder has the checkpoint of a run, whose log would be lost.
+        The lines `printed` before are logged. Raises UserError if the folder has the checkpoint of a run, whose log
+        would be lost.
         """
         with self.files.refused():
             if (self.files.folder / progress.NAME).exists():
@@ -60,6 +63,8 @@ class Session:
             size = log.stat().st_size if again and log.exists() else None
         self.files.open(size)
         self.files.log(f"command: {' '.join(sys.argv)}")
+        for line in printed:
+            self.files.log(line)
         arguments = self.settings.values()
         arguments |= {name: getattr(machine, name) for name in ("precision", "compile") if name in arguments}
         self.record |= {"command": sys.argv, "args": plain(arguments), "asked": requested_values(requested)}

@@ -18,6 +18,7 @@ class LikeSettings(Settings):
         None,
         "reuse a run's arguments from its results.json or res_*.pt, except paths and device; explicit flags override",
         metavar="FILE",
+        check=a_path,
         role=Role.PLACE,
     )
 
