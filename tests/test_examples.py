@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, run
 
 EXAMPLE = ROOT / "examples" / "train_on_condensed.py"
+NOTEBOOK = json.loads(EXAMPLE.with_suffix(".ipynb").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -19,31 +20,60 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def without_windows(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+
+
 def test_the_script(digits, monkeypatch, capsys):
     path = next((digits / "result_digits").glob("res_*.pt"))
     monkeypatch.chdir(digits)  # any folder
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(path), str(digits)])
     capsys.readouterr()
     runpy.run_path(str(EXAMPLE))
-    out = capsys.readouterr().out
-    assert out.startswith("100 images: ")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "100 images of 10 classes, made from Digits" and out[1].startswith("100 images: ")
     told = json.loads((digits / "result_digits" / "results.json").read_text())
-    accuracy = float(out.split()[2]) / 100
+    accuracy = float(out[1].split()[2]) / 100
     assert told["mean"] > 0.7 and abs(accuracy - told["mean"]) < 0.1
+    assert f"a mean of {100 * told['mean']:.2f} % (n {told['n']})" in out[1]
 
 
-def test_the_notebook_is_the_script(digits, monkeypatch, capsys):
+def test_the_notebook_is_the_script():
     maker = runpy.run_path(str(ROOT / "scripts" / "notebook.py"))
-    assert EXAMPLE.with_suffix(".ipynb").read_text() == maker["notebook"](EXAMPLE.read_text())
-    path = next((digits / "result_digits").glob("res_*.pt"))
-    path.rename(path.with_name("res_DM_Digits_ConvNet_gram_1ipc.pt"))  # the name that the notebook reads
-    monkeypatch.chdir(digits)
-    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher"])
+    made = maker["cells"](EXAMPLE.read_text())
+    kept = ("cell_type", "id", "source")
+    assert [[cell[k] for k in kept] for cell in NOTEBOOK["cells"]] == [[cell[k] for k in kept] for cell in made]
+
+
+def test_the_notebook_runs_in_its_folder(monkeypatch, capsys):
+    """With a set of fewer iterations and networks; the clone is found without an installation."""
+    from ddm import library
+
+    monkeypatch.chdir(EXAMPLE.parent)
+    before = sorted(EXAMPLE.parent.iterdir())
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    condense = library.condense
+    monkeypatch.setattr("ddm.condense", lambda **given: condense(**given | {"Iteration": 5, "num_eval": 1}))
     state: dict = {}
-    for cell in json.loads(EXAMPLE.with_suffix(".ipynb").read_text())["cells"]:
+    for cell in NOTEBOOK["cells"]:
         if cell["cell_type"] == "code":
             exec(cell["source"], state)
-    assert state["accuracy"] > 0.7 and "results.json says" in capsys.readouterr().out
+    assert str(ROOT) in sys.path
+    assert state["accuracy"] > 0.7 and "ddm measured a mean of" in capsys.readouterr().out
+    assert sorted(EXAMPLE.parent.iterdir()) == before
+
+
+def test_the_notebook_stores_its_outputs():
+    outputs = [output for cell in NOTEBOOK["cells"] for output in cell.get("outputs", ())]
+    text = "".join("".join(output.get("text", "")) for output in outputs)
+    assert "100 images of 10 classes" in text and "% (n 3)" in text
+    (image,) = (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {}))
+    assert len(image) < 60_000
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data"}
+    stored = json.dumps(NOTEBOOK)
+    assert not any(word in stored for word in ("/work", "/root", "/home", "/tmp", "it/s", "Traceback", "iopub"))
 
 
 def lines_of(folder):
