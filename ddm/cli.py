@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable
@@ -289,6 +290,10 @@ def main(
         if imports:
             extensions.run_files(imports)
         run(settings)
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`; stdout must not be flushed again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         print(f"error: {f'rank {rank} of {world}: ' if world > 1 else ''}{error}", file=sys.stderr)
         sys.exit(2)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import run
+from conftest import command, run
 
 from ddm import bars
 from ddm.commands.settings import DDMSettings
@@ -80,3 +80,13 @@ def test_a_bar_in_a_log_file_writes_lines(monkeypatch):
     before = log.getvalue()
     assert list(bars.bar(range(3))) == [0, 1, 2] and log.getvalue() == before  # short work leaves no lines
     assert list(bars.bar(range(3), show=False)) == [0, 1, 2] and log.getvalue() == before
+
+
+def test_evaluate_says_once_what_it_takes(data_path, tmp_path, monkeypatch, capsys):
+    run("DM_KNearest", data_path, tmp_path / "run", "--eval_every", "0", "--num_eval", "1")
+    monkeypatch.setattr(cost, "AFTER_SECONDS", 0)
+    line = ("evaluate", tmp_path / "run", "--data_path", data_path, "--save_path", tmp_path / "scores", "--model")
+    command(*line, "MLP,ConvNetW32", "--num_eval", "2", "--epochs", "1")
+    assert re.findall(r"needs about \d+ s more for (\d+) networks", capsys.readouterr().out) == ["3"]
+    command(*line, "MLP,ConvNetW32", "--num_eval", "3", "--epochs", "1")  # two of six are missing
+    assert re.findall(r"for (\d+) networks", capsys.readouterr().out) == ["1"]

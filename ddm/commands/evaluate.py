@@ -19,6 +19,7 @@ from ddm.evaluation.sets import Synset
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.methods.sampling import initial_indices
 from ddm.networks import ARCHITECTURES, empty_network, untapped
+from ddm.runs import cost
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
 from ddm.settings import at_least, declarations, non_negative
@@ -223,35 +224,53 @@ def run(requested: EvaluateSettings) -> None:
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
             print(f"evaluation{which}: {line}")
-        for model in models:
-            for row in rows:
-                score(choice, data, digest, machine, row, model, session)
+        parts = [(model, row, key(choice, digest, row, model)) for model in models for row in rows]
+        done = [len((find(evaluations, where) or {"accuracies": ()})["accuracies"]) for *_, where in parts]
+        meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
+        for model, row, where in parts:
+            score(choice, data, machine, row, model, session, where, meter)
         text = table(evaluations)
         print(text)
         session.files.replace(session.files.folder / "table.md", text + "\n")
         print(f"results {session.files.results_path}")
 
 
-def score(
-    choice: Choice, data: ImageData, data_digest: str, machine: Machine, row: Row, model: str, session: Session
-) -> None:
-    """Train and test the remaining networks of one architecture on a set, and save after each network.
-
-    An earlier measurement of the same images under the same settings is extended; anything else is a new entry.
-    """
+def key(choice: Choice, data_digest: str, row: Row, model: str) -> dict:
+    """The set, network, settings and data of a measurement; measurements with the same key are one."""
     s, settings = choice.settings, choice.protocol(model, row.whole)
     where = {"set": row.set.name, "experiment": row.experiment, "iteration": row.iteration, "model": model}
     where |= {name: value for name, value in settings.values().items() if name in PROTOCOL}
     where |= {name: value for name, value in s.values().items() if name in MANNER}
-    where |= {"dataset": s.dataset, "data": data_digest, "digest": data_digest if row.whole else sets.digest(row.set)}
-    evaluations = session.record["evaluations"]
-    entry = next((entry for entry in evaluations if where.items() <= entry.items()), None)
+    digest = data_digest if row.whole else sets.digest(row.set)
+    return where | {"dataset": s.dataset, "data": data_digest, "digest": digest}
+
+
+def find(evaluations: list[dict], where: dict) -> dict | None:
+    """The record of an earlier measurement with a key."""
+    return next((entry for entry in evaluations if where.items() <= entry.items()), None)
+
+
+def score(
+    choice: Choice,
+    data: ImageData,
+    machine: Machine,
+    row: Row,
+    model: str,
+    session: Session,
+    where: dict,
+    meter: cost.Meter,
+) -> None:
+    """Train and test the remaining networks of one architecture on a set, and save after each network.
+
+    An earlier measurement with the key `where` is extended.
+    """
+    settings, evaluations = choice.protocol(model, row.whole), session.record["evaluations"]
+    entry = find(evaluations, where)
     if entry is None:
-        line = protocol.protocol(settings, machine, data)
-        entry = {**where, "protocol": line, "accuracies": [], "curves": []}
+        entry = {**where, "protocol": protocol.protocol(settings, machine, data), "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
-    for it_eval in range(len(entry["accuracies"]), s.num_eval):
+    for it_eval in range(len(entry["accuracies"]), choice.settings.num_eval):
         evaluator = evaluator or protocol.Evaluator(data, settings, machine)
         curve: list[list[float]] = []
         at = (row.experiment, row.iteration, it_eval)
@@ -260,6 +279,9 @@ def score(
         entry["curves"].append([[round(x, 5) for x in point] for point in curve])
         entry.update(protocol.summary(entry["accuracies"]))
         session.save()
+        line = meter.done()
+        if line:
+            session.files.say(line)
     session.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")
     warning = plausibility.at_chance(entry["accuracies"], data)
     if warning:

@@ -1,5 +1,6 @@
 """The expected duration of a run, as one line."""
 
+import time
 from typing import Any, NamedTuple
 
 AFTER_SECONDS = 60  # a run prints the line once, after its first minute
@@ -28,6 +29,24 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} day{'s' if days > 1 else ''}{f' {hours} h' if hours else ''}"
+
+
+class Meter:
+    """Counts the parts of a session's work; `done` returns a line once, after the first minute."""
+
+    def __init__(self, parts: int, name: str):
+        self.left, self.name = parts, name
+        self.began, self.finished, self.printed = time.perf_counter(), 0, False
+
+    def done(self) -> str | None:
+        """Count a finished part; the expected duration of the others, or None."""
+        self.left, self.finished = self.left - 1, self.finished + 1
+        passed = time.perf_counter() - self.began
+        if self.printed or not self.left or passed < AFTER_SECONDS:
+            return None
+        self.printed = True
+        each = passed / self.finished
+        return f"this command needs about {duration(self.left * each)} more for {self.left} {self.name}"
 
 
 def line(settings: Any, steps: Work, networks: Work) -> str:
