@@ -213,7 +213,7 @@ svg { display: block; height: auto; max-width: 100%; }
 .classes { display: grid; gap: 1.1rem 1.5rem; margin-top: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--block)), 1fr)); }
 .class { min-width: 0; } .pair { display: flex; gap: .25rem 1.5rem; }
-.pair > .tiles { flex: 0 1 auto; } .sets { flex: 1 1 calc(var(--tile) + 4px); min-width: var(--tile); }
+.pair > .tiles { flex: 0 1 auto; } .sets { flex: 1 1 calc(var(--tile) + 4px); min-width: max(var(--tile), 5rem); }
 .tiles + .tiles { margin-top: .4rem; }
 .tiles div { display: flex; flex-wrap: wrap; gap: 4px; max-width: calc(var(--columns, 999) * (var(--tile) + 4px)); }
 .tiles img { background: var(--panel); height: var(--tile); image-rendering: pixelated; }

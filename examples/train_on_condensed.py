@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
 
 # A clone that is not installed: the folders above the script or the notebook.
 sys.path.extend(map(str, Path(globals().get("__file__", "notebook")).resolve().parents[:2]))
@@ -38,12 +39,10 @@ print(f"{len(train)} images of {len(train.class_names)} classes, made from {args
 # One row per class, as pixels in [0, 1].
 
 # %%
-pixels, per_class = train.pixels(), min(10, len(train) // len(train.class_names))
-figure, axes = plt.subplots(len(train.class_names), per_class, figsize=(per_class / 2, len(train.class_names) / 2))
-for row, c in zip(axes.reshape(-1, per_class), range(len(train.class_names)), strict=True):
-    for ax, image in zip(row, pixels[train.labels == c][:per_class], strict=True):
-        ax.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
-        ax.axis("off")
+grid = make_grid(train.pixels(), nrow=len(train) // len(train.class_names), padding=1)
+plt.figure(figsize=(4, 4))
+plt.imshow(grid.permute(1, 2, 0).numpy())
+plt.axis("off")
 plt.show()
 
 # %% [markdown]

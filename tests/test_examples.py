@@ -55,7 +55,8 @@ def test_the_notebook_runs_in_its_folder(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
     condense = library.condense
-    monkeypatch.setattr("ddm.condense", lambda **given: condense(**given | {"Iteration": 5, "num_eval": 1}))
+    monkeypatch.setattr("ddm.condense", lambda **given: condense(**given | fewer))
+    fewer = {"Iteration": 5, "num_eval": 1, "epoch_eval_train": 60}
     state: dict = {}
     for cell in NOTEBOOK["cells"]:
         if cell["cell_type"] == "code":

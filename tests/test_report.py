@@ -273,6 +273,9 @@ def test_before_is_what_the_run_started_from(init, data_path, tmp_path):
 def test_what_is_no_run(tmp_path, data_path):
     with pytest.raises(UserError, match="no results"):
         report_data.RunFolder(tmp_path, str(data_path), None)
+    (tmp_path / "results.json").write_text('{"args": {"dataset": "CIFAR10"}}')  # of another command
+    with pytest.raises(UserError, match="not of a recipe or coreset"):
+        report_data.RunFolder(tmp_path, str(data_path), None)
 
 
 def test_tsne_and_other_data(folder, data_path, tmp_path):

@@ -153,11 +153,11 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
         if results["args"].get("subset_size"):
             print(f"note: {path} trained on a part of the training set: left out", file=sys.stderr)
         elif results["args"].get("method") == "full":
-            for model, summary in results["models"].items():
+            for model, summary in results.get("models", {}).items():
                 baselines.append(Baseline(name, whole_key(results["args"], model), summary))
         elif "files" in results.get("key", {}):  # of ddm evaluate
-            for entry in results["evaluations"]:
-                if entry["set"] == BASELINES["whole"] and entry["accuracies"]:
+            for entry in results.get("evaluations", []):
+                if entry.get("set") == BASELINES["whole"] and entry.get("accuracies"):
                     baselines.append(Baseline(name, whole_key(results["args"], entry["model"]), entry))
         else:
             runs.append(RunFolder(path, data_path, res, name))

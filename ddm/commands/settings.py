@@ -245,7 +245,9 @@ class ReportSettings(PathSettings):
 
     COMMAND: ClassVar = "ddm report"
 
-    folders: tuple[str, ...] = data(help="--save_path of a recipe or coreset", positional=True, metavar="DIR...")
+    folders: tuple[str, ...] = data(
+        help="--save_path of a recipe, coreset or `ddm evaluate --baselines whole`", positional=True, metavar="DIR..."
+    )
     embedding: str = output("pca", "2-D projection of embeddings", choices=("pca", "tsne"))
     out: str | None = output(None, "file of the page; unset: report.html in the first DIR", check=a_path)
 
