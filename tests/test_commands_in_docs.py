@@ -1,7 +1,8 @@
 """The commands of README and docs/ run as they stand, in the order they stand, on tiny data with tiny budgets.
 
 Each ```bash block is run in a folder of its page, and the ```python block of README. To commands that train, flags of
-a tiny budget are added. Commands in tables are only parsed. A ```text block and indented lines are synopses.
+a tiny budget are added. Commands in tables are only parsed. A ```text block and indented lines are synopses; those of
+docs/sweeps.md run in test_docs.py, those of docs/extending.md in test_extending.py.
 """
 
 import re
@@ -30,9 +31,9 @@ ELSEWHERE = {
     "pip": ".ci/run",
     "python3": ".ci/run: README's lines of installation",
     "torchrun": "tests/test_ranks.py",
-    "sbatch": "tests/test_sweeps.py runs the script",
+    "sbatch": "tests/test_docs.py runs the script",
     "python benchmarks": "programs that take minutes",
-    "scripts": "tests/test_docs.py, tests/test_sweeps.py",
+    "scripts": "tests/test_docs.py",
     "ddm score": "tests/test_score.py",
     "python my_recipe.py": "tests/test_extending.py",
     "python scripts": "draws README's pictures from runs of hours",
