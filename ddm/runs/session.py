@@ -53,7 +53,8 @@ class Session:
     ) -> None:
         """Open the folder. If `again`, the session resumes and its log continues.
 
-        The lines `printed` before are logged. Raises UserError if the folder has the checkpoint of a run, whose log would be lost.
+        The lines `printed` before are logged. Raises UserError if the folder has the checkpoint of a run, whose log
+        would be lost.
         """
         with self.files.refused():
             if (self.files.folder / progress.NAME).exists():
