@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ddm import networks
+from ddm import extensions, networks
 from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.catalogue import Arrays
@@ -64,6 +64,8 @@ def condense(
             if settings.res is not None:
                 raise UserError("res is for data sets by name: resize the arrays of `data` instead")
             settings = settings.but(dataset="Digits")  # a valid name; the data set is not read
+        if settings.imports:
+            extensions.run_files(settings.imports)
         settings = recipe.settled(settings)
         s = settings
         if data is None:

@@ -99,7 +99,7 @@ def run_line(line: str) -> str:
 def page_folder(tmp_path, monkeypatch):
     """A folder with tiny data sets, as a clone's root with its data."""
     (tmp_path / "data").mkdir()
-    arrays = tiny_arrays()
+    arrays = tiny_arrays(train=12)
     np.savez(tmp_path / "data" / "CIFAR10.npz", **arrays)
     hundred = {}
     for split in ("train", "test"):  # the same images ten times, as 100 classes

@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, parse
 
+import ddm
 from ddm import extensions
 from ddm.commands.condense import Recipe
 from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs
-from ddm.networks import get_network, initialise
+from ddm.networks import ARCHITECTURES, get_network, initialise
 
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
@@ -92,3 +93,12 @@ def test_the_statistic_of_the_documentation(data_path):
         for r, s in zip(net.embed(real[c])[1], net.embed(syn[c])[1], strict=True):
             expected = expected + (r.square().mean() - s.square().mean()).square()
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_file_is_imported_in_the_library_as_well(tmp_path, monkeypatch):
+    lines = "from functools import partial\nfrom ddm.networks import ARCHITECTURES, ConvNet\n"
+    (tmp_path / "own_net.py").write_text(lines + 'ARCHITECTURES["Own"] = partial(ConvNet, net_width=8, net_depth=1)\n')
+    monkeypatch.setitem(ARCHITECTURES, "Own", None)  # and removed after the test
+    few = {"Iteration": 1, "batch_real": 4, "num_eval": 1, "epoch_eval_train": 0, "ipc": 1}
+    made = ddm.condense(dataset="Digits", model="Own", imports=str(tmp_path / "own_net.py"), **few)
+    assert made.metadata["args"]["imports"] and made.accuracies.keys() == {"Own"}

@@ -96,10 +96,10 @@ def read(
     return synsets, notes
 
 
-# Arguments of a run whose values users can register: argument -> whether this process has a value.
+# Arguments of a run whose values users can register: argument -> whether this process has a value, another remedy.
 REGISTERED = {
-    "dataset": lambda name: is_path(name) or name in NAMES,
-    "model": lambda name: untapped(name) in ARCHITECTURES,
+    "dataset": (lambda name: is_path(name) or name in NAMES, ", or run the command where this path exists"),
+    "model": (lambda name: untapped(name) in ARCHITECTURES, ""),
 }
 
 
@@ -109,11 +109,12 @@ def check_registered(path: str | Path, args: dict, *names: str) -> None:
     The message suggests --import. No file is run because a set names it.
     """
     for name in names:
-        if name in args and not REGISTERED[name](args[name]):
-            known = args.get("imports") or f"{args.get('recipe', 'its recipe')}.py"
+        known, remedy = REGISTERED[name]
+        if name in args and not known(args[name]):
+            file = args.get("imports") or f"{args.get('recipe', 'its recipe')}.py"
             raise UserError(
                 f"{path} was made with --{name} {args[name]}, which ddm does not have: give the file that registers it "
-                f"with --import (was {known})"
+                f"with --import (was {file}){remedy}"
             )
 
 

@@ -140,7 +140,6 @@ class Run:
         self.cost_printed = not self.ranks.first
         self.step_times: list[float] = []  # seconds of this process's steps; the first ones compile
         self.network_times: dict[str, list[float]] = {}  # architecture -> seconds of this process's networks
-        self.warned: set[tuple] = set()
 
     # --- experiments -----------------------------------------------------------------------------------------------
 
@@ -174,7 +173,7 @@ class Run:
             self.save_results()
             self.checkpoint()
         if self.ranks.first:
-            self.check_range(torch.cat(state.sets), "the sets")
+            self.check_range()
             conclude(settings, files, state.evaluations, size, files.say)
             accs = next(iter(self.accuracies().values()))
             files.hyper_parameters(plain(maker.arguments()), protocol.summary(accs))
@@ -358,8 +357,6 @@ class Run:
             images = maker.images()
             if state.iteration:
                 self.save_grid(state.iteration)
-            if 0 < state.iteration < maker.iterations:  # the last images are checked at the end
-                self.check_range(images, f"exp {state.experiment} iter {state.iteration}")
             self.evaluate(images, maker.kind, state.experiment, state.iteration)
 
     def evaluate_baseline(self, experiment: int) -> None:
@@ -397,24 +394,29 @@ class Run:
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {protocol.describe(accs)}")
                     values = {f"{model}, {kind}": protocol.summary(accs)["mean"]}
                     self.files.metrics("accuracy", experiment, iteration, values)
-                    line = plausibility.at_chance(accs, self.maker.data)
-                    self.warn_once("chance", experiment, line and f"exp {experiment} {kind}, {model}: {line}")
+                    self.warn(entry, "chance", plausibility.at_chance(accs, self.maker.data))
+                    if iteration < self.maker.iterations:  # the last images are checked at the end
+                        self.warn(
+                            entry, "range", plausibility.far_outside(images.detach(), self.maker.data.normalisation)
+                        )
                 self.checkpoint()
 
-    def check_range(self, images: Tensor, name: str) -> None:
-        """Warn of images far outside the data's range; at the end, also of the cost of an export."""
-        normalisation = self.maker.data.normalisation
-        line = plausibility.far_outside(images.detach(), normalisation)
-        ended = len(self.state.sets) == self.settings.num_exp
-        self.warn_once("range at the end" if ended else "range", self.state.experiment, line and f"{name}: {line}")
-        cost = plausibility.clipping_cost(plausibility.clipped_share(images.detach(), normalisation))
-        if ended and cost and not line:
-            self.files.say(f"note: {cost}")
+    def warn(self, entry: dict, about: str, line: str | None) -> None:
+        """Warn once per experiment. The entry of the evaluation records it, so that a resumed run is silent."""
+        others = [e for e in self.state.evaluations if e["experiment"] == entry["experiment"]]
+        if line and not any(about in e.get("warnings", ()) for e in others):
+            entry["warnings"] = entry.get("warnings", {}) | {about: line}
+            self.files.warn(f"exp {entry['experiment']} iter {entry['iteration']} {entry['images']}: {line}")
 
-    def warn_once(self, about: str, experiment: int, line: str | None) -> None:
-        if line and (about, experiment) not in self.warned:
-            self.warned.add((about, experiment))
-            self.files.warn(line)
+    def check_range(self) -> None:
+        """Warn of sets far outside the data's range, or tell the cost of their export."""
+        images, normalisation = torch.cat(self.state.sets), self.maker.data.normalisation
+        line = plausibility.far_outside(images, normalisation)
+        cost = plausibility.clipping_cost(plausibility.clipped_share(images, normalisation))
+        if line:
+            self.files.warn(f"the sets: {line}")
+        elif cost:
+            self.files.say(f"note: {cost}")
 
     def entry(self, experiment: int, iteration: int, kind: str, model: str) -> dict:
         """The record of an evaluation; it is created if missing."""
