@@ -385,7 +385,7 @@ class Run:
                     training_set = training_set or self.maker.training_set(experiment, images)
                     if it_eval < settings.num_eval:
                         where, began = (experiment, iteration, it_eval), time.perf_counter()
-                        watch = self.watch(model, it_eval, experiment, len(images))
+                        watch = self.watch(model, it_eval, experiment, len(training_set[1]))
                         local = [self.evaluator.accuracy(model, *training_set, *where, self.files.log, watch=watch)]
                         self.network_times.setdefault(model, []).append(time.perf_counter() - began)
                     accs = [*accs, *(acc for part in self.ranks.gather(local) for acc in part)]
