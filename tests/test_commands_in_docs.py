@@ -21,9 +21,10 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TINY = "--num_eval 1 --epoch_eval_train 1 --num_exp 1 --compile off"
 BUDGETS = {  # command -> flags of a tiny budget
     "recipe": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0",
-    "condense": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0",
-    "coreset": f"{TINY} --proxy_epochs 1",
-    "continual": "--num_eval 1 --epoch_eval_train 1 --Iteration 1 --batch_real 4 --proxy_epochs 1 --seeds 1 --ipc 1",
+    "condense": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0 --model ConvNetW32",
+    "coreset": f"{TINY} --proxy_epochs 1 --model ConvNetW32",
+    "continual": "--num_eval 1 --epoch_eval_train 1 --Iteration 1 --batch_real 4 --proxy_epochs 1 --seeds 1 --ipc 1"
+    " --steps 2 --model ConvNetW32",
     "evaluate": "--num_eval 1 --epochs 1 --compile off",
 }
 # First words of commands that other tests or .ci/run execute, or that leave this machine.

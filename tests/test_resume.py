@@ -168,11 +168,11 @@ def test_a_finished_runs_damaged_file_is_named_and_written_again(damaged, whole,
 def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, monkeypatch):
     trained, original = [], protocol.Evaluator.accuracy
 
-    def counting(self, model, images, labels, experiment, iteration, it_eval, log):
+    def counting(self, model, images, labels, experiment, iteration, it_eval, log, **more):
         trained.append((iteration, it_eval))
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return original(self, model, images, labels, experiment, iteration, it_eval, log)
+        return original(self, model, images, labels, experiment, iteration, it_eval, log, **more)
 
     monkeypatch.setattr(protocol.Evaluator, "accuracy", counting)
     with pytest.raises(KeyboardInterrupt):

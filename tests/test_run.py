@@ -44,6 +44,9 @@ class Counting:
     def arguments(self):
         return self.plan.settings.values()
 
+    def cautions(self):
+        return ["a caution of the maker"]
+
     def prepare(self, remaining):
         self.remaining = remaining
 
@@ -97,6 +100,7 @@ def test_a_run_drives_any_maker(data_path, tmp_path, capsys):
     assert {entry["images"] for entry in results["evaluations"]} == {"counted"} and results["n"] == 4
     log = (tmp_path / "training.log").read_text()
     assert "exp 1 iter 4: loss 0.25 (L_TEST 0.25)" in log and "L_TEST of classes 0 to 1; the step is skipped" in log
+    assert log.count("warning: a caution of the maker") == 1
     assert "2 experiment(s) of 20 images" in capsys.readouterr().out
 
 

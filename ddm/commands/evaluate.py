@@ -24,6 +24,7 @@ from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
 from ddm.settings import at_least, declarations, non_negative
 
+SESSION_KEY = {"command": "evaluate"}  # `key` in its results.json
 BASELINES = {"random": "random real images", "whole": "whole training set"}  # flag -> name in tables
 
 # The arguments that determine the evaluation networks of a run. A file without them uses those of the other files, so
@@ -214,7 +215,7 @@ def run(requested: EvaluateSettings) -> None:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
         notes = data.warning_lines
         rows = rows_of(choice, data, notes)
-        earlier = session.record_of({"command": "evaluate"})
+        earlier = session.record_of(SESSION_KEY)
         evaluations = earlier["evaluations"] if earlier else []
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])

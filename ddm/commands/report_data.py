@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddm import rng
-from ddm.commands.evaluate import BASELINES
+from ddm.commands.evaluate import BASELINES, SESSION_KEY
 from ddm.data.loading import load_split, short_name
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -155,10 +155,10 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
         elif results["args"].get("method") == "full":
             for model, summary in results.get("models", {}).items():
                 baselines.append(Baseline(name, whole_key(results["args"], model), summary))
-        elif "files" in results.get("key", {}):  # of ddm evaluate
+        elif results.get("key") == SESSION_KEY:  # of ddm evaluate
             for entry in results.get("evaluations", []):
                 if entry.get("set") == BASELINES["whole"] and entry.get("accuracies"):
-                    baselines.append(Baseline(name, whole_key(results["args"], entry["model"]), entry))
+                    baselines.append(Baseline(name, whole_key(results["args"] | entry, entry["model"]), entry))
         else:
             runs.append(RunFolder(path, data_path, res, name))
     if not runs:
