@@ -27,7 +27,10 @@ Splits = tuple[Any, Any, Any, Any]
 
 
 def load(path: Any, experiment: int = 0, pixels: bool = False) -> CondensedDataset:
-    """Load a saved set: from ddm or the DC/DSA/DM family, .npz or .safetensors; see `CondensedDataset`."""
+    """Load a saved set: a file of ddm or the DC/DSA/DM family, .npz, .safetensors, or the folder of a run.
+
+    See `CondensedDataset`.
+    """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise UserError(f"{path!r} is no path: give the path of a saved set")
     return CondensedDataset(path, experiment, pixels)

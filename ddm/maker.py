@@ -40,7 +40,7 @@ class Maker(Protocol):
         """All settings with their final values, for results.json and the set's file."""
 
     def cautions(self) -> list[str]:
-        """Warnings, one line each, about settings that run but cannot do what they are for."""
+        """Warnings, one line each, about settings that are valid but have no effect or a doubtful one."""
 
     def prepare(self, remaining: int) -> None:
         """Compute everything that the `remaining` experiments share. May raise UserError; no file exists yet."""

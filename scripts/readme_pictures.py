@@ -4,7 +4,8 @@
     python scripts/readme_pictures.py curves best=RUN_OF_BEST dm=RUN_OF_DM
 
 `sets`: real, random and condensed CIFAR10 images side by side. `curves`: accuracy over seconds of condensing, from
-results.json. A RUN is the --save_path of a run on CIFAR10. docs/results.md has the commands of these runs.
+results.json. A RUN is the --save_path of a run on CIFAR10. With RUN,TIMED the seconds are those of another run of the
+same iterations, made while the machine was quiet. docs/speed.md has the commands of these runs.
 """
 
 import argparse
@@ -51,11 +52,14 @@ def draw_curves(runs: list[str]) -> None:
     """Accuracy over seconds of condensing; the band is one standard deviation over networks."""
     with drawing.axes(7, 4) as (figure, axes):
         for run in runs:
-            name, _, folder = run.partition("=")
+            name, _, folders = run.partition("=")
+            folder, _, timed = folders.partition(",")
             record = json.loads((Path(folder) / "results.json").read_text())
+            clock = json.loads((Path(timed or folder) / "results.json").read_text())
+            passed = {e["iteration"]: e["condensing_seconds"] for e in clock["evaluations"]}
             entries = [e for e in record["evaluations"] if e["images"] == "condensed"]
             first = next(e for e in record["evaluations"] if e["images"] == "random real")
-            seconds = [0.0] + [e["condensing_seconds"] for e in entries]
+            seconds = [0.0] + [passed[e["iteration"]] for e in entries]
             accs = [[100 * a for a in e["accuracies"]] for e in (first, *entries)]
             drawing.banded(axes, seconds, accs, f"{name} (n {len(accs[0])})")
         axes.axhline(48.9, color="grey", linestyle=":", label="DM, published: 48.9 %")

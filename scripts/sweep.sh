@@ -7,7 +7,7 @@
 # Each run has a folder, OUT/ipcN/SETTING_VALUE/seed_S. cpu: 300 iterations, 1 condensation and 3 networks per run. full:
 # the paper's 20,000 iterations, 5 condensations and 5 networks. FLAGS are added to every run, such as `-- --dataset
 # CIFAR100`. The table at the end has the mean over seeds. The same command resumes after a stop; more values or seeds
-# add to what is there.
+# extend the sweep.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/sweep experiments=1 rows="" collect_flags="--group_by auto"

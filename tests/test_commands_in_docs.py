@@ -1,8 +1,8 @@
 """The commands of README and docs/ run as they stand, in the order they stand, on tiny data with tiny budgets.
 
 Each ```bash block is run in a folder of its page, and the ```python block of README. To commands that train, flags of
-a tiny budget are added. Commands in tables are only parsed. A ```text block and indented lines are synopses; those of
-docs/sweeps.md run in test_docs.py, those of docs/extending.md in test_extending.py.
+a tiny budget are added. Commands in tables of docs/ are only parsed. A ```text block and indented lines are synopses.
+Those of docs/sweeps.md run in test_docs.py, those of docs/extending.md in test_extending.py.
 """
 
 import re
@@ -110,8 +110,8 @@ def page_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_commands_of_a_page(page, page_folder, capsys):
-    ran = 0
-    for line in (line for block in blocks(page) for line in commands(block)):
+    ran, tables = 0, in_tables(page) if page.name == "README.md" else []
+    for line in [line for block in blocks(page) for line in commands(block)] + tables:
         line = demo(line)
         if not elsewhere(line):
             run_line(line)

@@ -65,7 +65,7 @@ def names_of(text: str, flag: str, results: list[Result]) -> list[str]:
 
 
 def common_name(names: list[str]) -> str:
-    """The parts of the paths of averaged runs that all have in common, else the first name and the number of others."""
+    """The parts of the paths that all averaged runs share, else the first name and the number of others."""
     places = zip(*(name.split("/") for name in names), strict=False)
     shared = [parts[0] for parts in places if len(set(parts)) == 1]
     return "/".join(shared) or f"{names[0]} and {len(names) - 1} more"
@@ -190,7 +190,7 @@ def comma_separated(cells: Cells) -> str:
 
 
 def latex(cells: Cells) -> str:
-    """A table of a paper: the caption has what all rows share; the best accuracy of a data set and ipc is bold."""
+    """A LaTeX table. The caption states what all rows share; the best accuracy of a data set and ipc is bold."""
     names = list(cells[0])
     settings = names[len(LABELS) : names.index("accuracy %")]
     std, count = names[names.index("accuracy %") + 1 :][:2]

@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 # The settings that separate measurements of one set by one network. A new value adds a row to the table.
 PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
-MANNER = ("precision", "compile")  # the same, of the machine
+MANNER = ("precision", "compile")  # machine settings that also separate measurements
 DIGESTS = ("data", "digest")  # of the real images and of the set
 
 
@@ -237,7 +237,7 @@ def run(requested: EvaluateSettings) -> None:
 
 
 def key(choice: Choice, data_digest: str, row: Row, model: str) -> dict:
-    """The set, network, settings and data of a measurement; measurements with the same key are one."""
+    """The set, network, settings and data of a measurement. It extends an earlier measurement with the same key."""
     s, settings = choice.settings, choice.protocol(model, row.whole)
     where = {"set": row.set.name, "experiment": row.experiment, "iteration": row.iteration, "model": model}
     where |= {name: value for name, value in settings.values().items() if name in PROTOCOL}

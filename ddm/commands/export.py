@@ -179,7 +179,7 @@ def check_repository(name: str) -> None:
 
 def push(folder: Path, repo: str) -> str:
     """Upload an hf folder to a dataset repository of the Hub, which is made if it is missing; return its address."""
-    from huggingface_hub import HfApi  # there since `to_hf`
+    from huggingface_hub import HfApi  # optional; `check_repository` has imported the package
 
     try:
         api = HfApi()
@@ -275,7 +275,7 @@ FORMATS: dict[str, Callable[[Set, Path], None]] = {
 CLIPPED = ("png", "npz", "tensor", "hf")
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}
 PARQUET = "data/train-00000-of-00001.parquet"
-# The names that the Hub has for numbers of examples: upper limit, name.
+# The size categories of the Hugging Face Hub: upper limit, name.
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (math.inf, "n>1M"))
 
 

@@ -33,7 +33,7 @@ def percent(found: dict) -> str:
 
 
 def without_empty(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """A table without the columns that no row has a value for."""
+    """A table without its empty columns."""
     kept = [k for k in range(len(head)) if any(row[k] != UNKNOWN for row in rows)]
     return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
@@ -70,7 +70,7 @@ def overview(runs: Sequence[RunFolder], baselines: Sequence[Baseline]) -> str:
 
 
 def differences(runs: Sequence[RunFolder]) -> str:
-    """The settings that differ between runs, without those of places; folded: those that only some runs have."""
+    """The settings that differ between runs, except paths and device. Settings that only some runs have are folded."""
     not_shown = {name for name, role in roles().items() if role is Role.PLACE} - {"preset"}
     different, partial = [], []
     for name in sorted({name for run in runs for name in run.args} - not_shown):

@@ -41,7 +41,7 @@ class Baseline(NamedTuple):
 
 
 def whole_key(args: dict, model: str) -> tuple:
-    """The values that a run shares with the accuracy of its whole training set."""
+    """The settings that determine the accuracy of the whole training set."""
     split, zca = args.get("eval_split", "test"), bool(args.get("zca"))
     return short_name(args["dataset"]), args.get("res"), zca, split, untapped(model)
 
@@ -94,13 +94,13 @@ class RunFolder:
 
     @property
     def data_key(self) -> tuple:
-        """The values that runs share whose real images are the same."""
+        """The settings that determine the real images."""
         a = self.args
         return a["dataset"], self.data.im_size, bool(a.get("zca")), a.get("eval_split", "test")
 
     @property
     def random_key(self) -> tuple:
-        """The values that runs share whose random real images have the same accuracy, but for the seed."""
+        """The settings, except the seed, that determine the accuracy of random real images."""
         return *whole_key(self.args, self.model), self.args["ipc"], self.results["protocol"]
 
     @cached_property
@@ -185,7 +185,7 @@ def whole_baseline(run: RunFolder, baselines: Sequence[Baseline]) -> Baseline | 
 
 
 def headline(run: RunFolder, random: Baseline | None, whole: Baseline | None) -> str:
-    """Such as '+8.1 points over random real images; 89 % of whole-set accuracy', as far as it is known."""
+    """A line such as '+8.1 points over random real images; 89 % of whole-set accuracy', from the known baselines."""
     accuracy, parts = run.results["mean"], []
     if random:
         gain = round(100 * (accuracy - random.summary["mean"]), 1)

@@ -1,4 +1,4 @@
-"""Reads the results.json files of many runs; names the runs by what differs, and merges experiments run apart."""
+"""Reads the results.json files of many runs, names the runs by their paths, and merges experiments run apart."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
 NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
 NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # keys of a record or of its arguments
 ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
-# Weights of the terms that recipes add to L_MMD; style_ratio is that of the scripts of the root.
+# Weights of the terms that recipes add to L_MMD; style_ratio is the weight in the recipes at the root.
 TERMS = {name for name in declarations(WeightSettings) if name.endswith("_ratio")} - {"mmd_ratio"} | {"style_ratio"}
 SHARED = ("dataset", "ipc", "seed", "model", "res")  # equal in all comparable runs, as is the protocol
 BUDGET = ("Iteration", "batch_real", "real_sampling", "init")  # must be equal between recipes; coresets have none

@@ -66,8 +66,8 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
 
         ddm continual --dataset CIFAR100 --steps 5 --ipc 20 --memory random,herding,dm,ddm --seeds 5 --save_path DIR
 
-    At each step the memory of the new classes is made from their training images only. random, herding and kmeans
-    select real images; dm condenses with L_MMD; ddm condenses with the objective's flags (such as --preset best). A
+    At each step the memory of the new classes is made from their training images only. The memories random, herding and
+    kmeans are real images. dm is condensed with L_MMD, and ddm with the objective's flags, such as --preset best. A
     fresh network is trained on all memories so far (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of
     all classes so far. The class order is numpy's RandomState(seed).permutation. The command writes results.json,
     curves.png and all memories into --save_path. The same command resumes.
@@ -101,14 +101,15 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
 
         ddm evaluate result/res_DM_CIFAR10_ConvNet_10ipc.pt --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 5
 
-    A file is one of ddm, of the DC/DSA/DM family ({'data': [[images, labels], ...]}), a pair [images, labels], an .npz
-    with x_train and y_train, .safetensors, or a folder of class folders with pictures. The command prints a table with
-    one row per set, one column per network, and mean, (population) standard deviation and n. It writes table.md,
-    results.json (all accuracies and learning curves) and training.log into --save_path, by default result_evaluate. The
-    same command resumes. Other networks, sets and settings are added to the table; nothing is overwritten.
+    FILE is a set of ddm or the folder of its run; a file of the DC/DSA/DM family ({'data': [[images, labels], ...]}); a
+    pair [images, labels]; an .npz with x_train and y_train; .safetensors; or a folder of class folders with pictures.
+    The command prints a table with one row per set and one column per network: mean, (population) standard deviation
+    and n. It writes table.md, results.json (all accuracies and learning curves) and training.log into --save_path, by
+    default result_evaluate. The same command resumes. Other networks, sets and settings are added to the table; nothing
+    is overwritten.
 
-    By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...), and
-    so gets the same accuracies again. Explicit flags override these settings.
+    By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...). So it
+    gets the same accuracies again. Explicit flags override these settings.
     """
 
     COMMAND: ClassVar = "ddm evaluate"
@@ -179,7 +180,7 @@ class ExportSettings(SavedSetSettings):
     out: str = output(help="file or folder to write, see above", check=a_path)
     push: str | None = output(
         None,
-        "with --to hf: upload the folder to this dataset repository of the Hugging Face Hub; log in before with `hf "
+        "with --to hf: upload the folder to this dataset repository of the Hugging Face Hub; first log in with `hf "
         "auth login`",
         metavar="USER/NAME",
     )
@@ -280,7 +281,7 @@ class CollectSettings(Settings):
         metavar="NAMES",
     )
     columns: str = output(
-        "auto", "settings with a column, joined by commas; auto: those that differ; none: no column", metavar="NAMES"
+        "auto", "settings shown as columns, joined by commas; auto: those that differ; none: none", metavar="NAMES"
     )
     format: str | None = output(
         None,
@@ -288,7 +289,7 @@ class CollectSettings(Settings):
         choices=("markdown", "csv", "latex"),
     )
     out: str | None = output(None, "file for the table; unset: print it", check=a_path)
-    csv: str | None = output(None, "file for the same table as CSV, beside the other")
+    csv: str | None = output(None, "file for the same table as CSV, besides --out")
     plot: str | None = output(
         None,
         "file for a plot (.png, .pdf, .svg): accuracy over iterations; with --group_by, over the numeric setting that "

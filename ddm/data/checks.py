@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-SHARED = 0.01  # the share of test images among the training images from which on there is a warning
+SHARED = 0.01  # a larger share of test images that are also training images gives a warning
 
 
 def split_warnings(class_names: Sequence[str], splits: dict[str, Iterable[Any]], y_test: Any) -> list[str]:
-    """One line for each doubt about a data set, [] without doubts.
+    """One warning line for each problem of a data set, [] without problems.
 
     `splits` has the images of "train" and "test", uint8 [N, ...], as arrays or tensors; `y_test` the labels [N].
     """

@@ -9,13 +9,13 @@ from ddm.data.images import ImageData, Normalisation
 from ddm.evaluation.protocol import describe
 
 FAR = 3.0  # standard deviations of the data's pixels
-FAR_SHARE = 0.01  # the share of values beyond FAR from which on there is a warning
-CLIPPED_SHARE = 0.01  # the share of values outside [0, 1] from which on an export's cost is told
+FAR_SHARE = 0.01  # a larger share of values beyond FAR gives a warning
+CLIPPED_SHARE = 0.01  # a larger share of values outside [0, 1] gives a note on the cost of an export
 NOISE = 2.0  # standard errors of an accuracy
 
 
 def beyond(images: Tensor, normalisation: Normalisation) -> Tensor | None:
-    """How far normalised images [N, C, H, W] leave the range of pixels, in standard deviations; None if whitened."""
+    """The distance of normalised images [N, C, H, W] to the pixels' range, in standard deviations; None if whitened."""
     if normalisation.whitened or not len(images):
         return None
     low, high = normalisation.bounds().to(images.device)

@@ -306,9 +306,9 @@ def _pictures(path: Path, data: ImageData) -> Contents:
 def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:
     """The labels of class folders, and a warning if a part of them is guessed.
 
-    Certain are the entries of classes.json, which `ddm export` writes, and the names <number>_<class>, <class> and
-    <number>. A single other name is guessed where a single class is left, other names by their number, and folders of
-    which none has the name of a class by sorted order. Raises UserError for all else.
+    The entries of classes.json, which `ddm export` writes, are certain, and so are the names <number>_<class>, <class>
+    and <number>. Guessed are names that begin with a number, and one unknown name if one class is left. If no folder
+    has the name of a class, they are guessed in sorted order. Raises UserError for all other names.
     """
     known = [layouts.file_name(name) for name in data.class_names]
     recorded = _recorded_labels(path, known, data)

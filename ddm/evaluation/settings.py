@@ -20,7 +20,7 @@ class ProtocolSettings(ScoringSettings):
     """The evaluation of DC/DSA/DM: networks and their training."""
 
     model: str = grouped("optimisation")(
-        "ConvNet", "network whose features are matched; published _gram names are accepted"
+        "ConvNet", "network that makes and evaluates the set; published _gram names are accepted"
     )
     eval_mode: str = evaluation(
         "SS", "SS: the model itself; S: without BatchNorm; M B W D A P N: pools of networks", rare=True

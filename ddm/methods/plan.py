@@ -20,7 +20,7 @@ from ddm.methods.settings import CondensingSettings, SetSettings
 from ddm.networks import ARCHITECTURES, Network, empty_network
 from ddm.ranks import Ranks
 
-LARGE_LR = 100  # lr_img that is warned of at up to 10 images per class
+LARGE_LR = 100  # with at most 10 images per class, a larger lr_img gives a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def settle(settings: SetSettings) -> SetSettings:
 
 
 def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
-    """One line for each setting that runs but cannot do what it is for."""
+    """One warning line for each setting that is valid but has no effect or a doubtful one."""
     values, lines = settings.values(), []
     if settings.lr_img == 0:
         lines.append("--lr_img 0 changes no pixel: the set stays at its first images")

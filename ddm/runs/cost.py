@@ -39,7 +39,7 @@ class Meter:
         self.began, self.finished, self.printed = time.perf_counter(), 0, False
 
     def done(self) -> str | None:
-        """Count a finished part; the expected duration of the others, or None."""
+        """Count a finished part. Return the line on the expected duration of the others, or None."""
         self.left, self.finished = self.left - 1, self.finished + 1
         passed = time.perf_counter() - self.began
         if self.printed or not self.left or passed < AFTER_SECONDS:

@@ -250,7 +250,7 @@ class Run:
     # --- the expected duration -----------------------------------------------------------------------------------
 
     def print_cost(self, experiment: int, training: tuple[str, float] | None = None) -> None:
-        """After the first minute, print once what the command will take.
+        """After the first minute, print once how long the rest of the command will take.
 
         `training` is the network in training and its expected seconds, if there is one.
         """
@@ -269,7 +269,7 @@ class Run:
         self.files.say(cost.line(settings, steps, networks))
 
     def seconds_per_step(self, experiment: int) -> float:
-        """Measured on this process's steps; before the first ones on a trial, which starts the experiment again."""
+        """Measured on this process's steps; before the first, on a trial that leaves the experiment at its start."""
         if len(self.step_times) < 3 and self.state.iteration == 0 and self.ranks.world == 1:
             self.maker.start(experiment, None)
             for iteration in range(1, min(4, self.maker.iterations) + 1):
@@ -283,7 +283,7 @@ class Run:
         return statistics.fmean(times) if times else earlier
 
     def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
-        """Measured on this process's networks; before the first ones on two epochs of training."""
+        """Measured on this process's networks; before the first network, on two epochs of training."""
         if training and training[0] == model:
             return training[1]
         times = self.network_times.get(model)
@@ -409,7 +409,7 @@ class Run:
             self.files.warn(f"exp {entry['experiment']} iter {entry['iteration']} {entry['images']}: {line}")
 
     def check_range(self) -> None:
-        """Warn of sets far outside the data's range, or tell the cost of their export."""
+        """Warn of sets far outside the data's range, else print a note if an export would clip them."""
         images, normalisation = torch.cat(self.state.sets), self.maker.data.normalisation
         line = plausibility.far_outside(images, normalisation)
         cost = plausibility.clipping_cost(plausibility.clipped_share(images, normalisation))

@@ -38,7 +38,7 @@ class RunSettings(OutputSettings, LikeSettings):
         rare=True,
     )
     tensorboard: bool = output(False, "write losses, accuracies and images for TensorBoard", role=Role.MANNER)
-    wandb: bool = output(False, "write them for Weights & Biases, too (package wandb)", role=Role.MANNER)
+    wandb: bool = output(False, "write losses, accuracies and images for Weights & Biases", role=Role.MANNER)
 
 
 class StepSettings(RunSettings):
