@@ -17,7 +17,7 @@ def split_warnings(class_names: Sequence[str], splits: dict[str, Iterable[Any]],
     counts = np.bincount(np.asarray(y_test), minlength=len(class_names))
     absent = [name for name, count in zip(class_names, counts, strict=False) if not count]
     if absent:
-        found.append(f"the test set has no images of {listed(absent)}: accuracy says nothing about this")
+        found.append(f"the test set has no images of {listed(absent)}: accuracy does not cover them")
     shared, n = shared_images(splits["train"], splits["test"]), len(y_test)
     if shared > SHARED * n:
         found.append(

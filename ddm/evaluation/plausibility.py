@@ -37,7 +37,7 @@ def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
     low, high = images.min().item(), images.max().item()
     return (
         f"{100 * share:.0f} % of the values are more than {FAR:g} standard deviations outside the data's range "
-        f"(normalised {low:.0f} to {high:.0f}): these are no images; condense with --clip_pixels or a lower --lr_img"
+        f"(normalised {low:.0f} to {high:.0f}): lower --lr_img, or condense with --clip_pixels"
     )
 
 

@@ -59,20 +59,18 @@ def line(settings: Any, steps: Work, networks: Work) -> str:
         of = f"{networks.number:,} evaluation network{'s' if networks.number > 1 else ''} of {epochs:,} epochs"
         parts.append(f"{duration(networks.total)} for {of}")
     text = f"this command needs about {duration(steps.total + networks.total)} more: {' and '.join(parts)}"
-    flags = shorter(settings, evaluating=networks.total > steps.total)
-    return f"{text}; shorter with {', '.join(flags)}" if flags else text
+    return text + shorter(settings, evaluating=networks.total > steps.total)
 
 
-def shorter(settings: Any, evaluating: bool) -> list[str]:
-    """Flags that shorten the evaluation, or the condensation."""
+def shorter(settings: Any, evaluating: bool) -> str:
+    """The flags that shorten the evaluation, or the condensation, with a leading semicolon; '' if there are none."""
     values = settings.values()
-    flags = []
     if evaluating:
-        flags += ["--eval_every 0"] if values.get("eval_every") else []
-        flags += ["fewer --num_eval"] if settings.num_eval > 1 else []
-        flags += ["fewer --epoch_eval_train"] if settings.epoch_eval_train > 1 else []
-    elif "Iteration" in values:
-        fast = "fast" in (values["preset"] or "").split(",")
-        flags += ["fewer --Iteration"] if fast else ["--preset fast", "fewer --Iteration"]
-        flags += ["smaller --batch_real"]
-    return flags + (["fewer --num_exp"] if settings.num_exp > 1 else [])
+        use = ["--eval_every 0"] if values.get("eval_every") else []
+        lower = [name for name in ("num_eval", "epoch_eval_train") if values[name] > 1]
+    else:
+        use = [] if "fast" in (values["preset"] or "").split(",") else ["--preset fast"]
+        lower = ["Iteration", "batch_real"]
+    lower += ["num_exp"] if settings.num_exp > 1 else []
+    ways = [*use, *([f"a smaller {', '.join(f'--{name}' for name in lower)}"] if lower else [])]
+    return f"; shorten it with {' or '.join(ways)}" if ways else ""

@@ -14,7 +14,7 @@ class OutputSettings(Settings):
 class LikeSettings(Settings):
     """The repetition of an earlier run."""
 
-    like: str | None = grouped("data")(
+    like: str | None = output(
         None,
         "reuse a run's arguments from its results.json or res_*.pt, except paths and device; explicit flags override",
         metavar="FILE",
