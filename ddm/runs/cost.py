@@ -69,7 +69,7 @@ def shorter(settings: Any, evaluating: bool) -> str:
         use = ["--eval_every 0"] if values.get("eval_every") else []
         lower = [name for name in ("num_eval", "epoch_eval_train") if values[name] > 1]
     else:
-        use = [] if "fast" in (values["preset"] or "").split(",") else ["--preset fast"]
+        use = [] if "fast" in (values.get("preset") or "").split(",") else ["--preset fast"]
         lower = ["Iteration", "batch_real"]
     lower += ["num_exp"] if settings.num_exp > 1 else []
     ways = [*use, *([f"a smaller {', '.join(f'--{name}' for name in lower)}"] if lower else [])]

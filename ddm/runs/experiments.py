@@ -3,6 +3,7 @@
 `carry_out` runs a command from its settings to its last line of output. `Run` is the loop.
 """
 
+import contextlib
 import copy
 import statistics
 import sys
@@ -272,11 +273,12 @@ class Run:
         """Measured on this process's steps; before the first, on a trial that leaves the experiment at its start."""
         if len(self.step_times) < 3 and self.state.iteration == 0 and self.ranks.world == 1:
             self.maker.start(experiment, None)
-            for iteration in range(1, min(4, self.maker.iterations) + 1):
-                began = time.perf_counter()
-                self.maker.step(iteration)
-                self.maker.check()  # waits for the device
-                self.step_times.append(time.perf_counter() - began)
+            with contextlib.suppress(Diverged):  # the experiment itself will report it
+                for iteration in range(1, min(4, self.maker.iterations) + 1):
+                    began = time.perf_counter()
+                    self.maker.step(iteration)
+                    self.maker.check()  # waits for the device
+                    self.step_times.append(time.perf_counter() - began)
             self.maker.start(experiment, None)
         times = self.step_times[2:] or self.step_times  # the first two may compile
         earlier = self.state.step_seconds / self.state.steps if self.state.steps else 0.0
@@ -401,11 +403,11 @@ class Run:
                         )
                 self.checkpoint()
 
-    def warn(self, entry: dict, about: str, line: str | None) -> None:
+    def warn(self, entry: dict, kind: str, line: str | None) -> None:
         """Warn once per experiment. The entry of the evaluation records it, so that a resumed run is silent."""
         others = [e for e in self.state.evaluations if e["experiment"] == entry["experiment"]]
-        if line and not any(about in e.get("warnings", ()) for e in others):
-            entry["warnings"] = entry.get("warnings", {}) | {about: line}
+        if line and not any(kind in e.get("warnings", ()) for e in others):
+            entry["warnings"] = entry.get("warnings", {}) | {kind: line}
             self.files.warn(f"exp {entry['experiment']} iter {entry['iteration']} {entry['images']}: {line}")
 
     def check_range(self) -> None:
