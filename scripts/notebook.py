@@ -5,6 +5,7 @@ The notebook is executed in its own folder, and its outputs are stored. This nee
     python scripts/notebook.py
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -46,4 +47,5 @@ def executed(script: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     EXAMPLE.with_suffix(".ipynb").write_text(executed(EXAMPLE.read_text(), EXAMPLE.parent))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddm import rng
 from ddm.commands.evaluate import BASELINES, SESSION_KEY
+from ddm.commands.run_records import short_names
 from ddm.data.loading import load_split, short_name
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -144,9 +145,7 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
     Those accuracies come from the folders of `ddm coreset --method full` and `ddm evaluate --baselines whole`.
     """
     paths = [Path(folder) for folder in folders]
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({k})" for k, name in enumerate(names, 1)]
+    names = short_names([path.resolve() / "results.json" for path in paths])
     runs, baselines = [], []
     for path, name in zip(paths, names, strict=True):
         results = read_results(path)
