@@ -9,9 +9,14 @@ Names are imported when first used, so that `ddm --help` needs no torch.
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.2.0"
+
+# Torch's threads wait for each other in a busy loop. On a machine with other work that wastes most of the time, as the
+# awaited thread may not be running. GNU OpenMP reads this once, when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # name -> its module
 _EXPORTS = {

@@ -28,5 +28,7 @@ def bar(iterable: Iterable | None = None, show: bool = True, **options: Any) -> 
     """tqdm on stderr; `options` are tqdm's. In a log file it writes a line every 30 seconds, and none before."""
     if sys.stderr.isatty():
         return tqdm(iterable, disable=not show, dynamic_ncols=True, **options)
-    pace = {"mininterval": LOG_SECONDS, "delay": LOG_SECONDS, "miniters": 1, "ncols": 100, "ascii": True}
-    return tqdm(iterable, disable=not show, file=Lines(sys.stderr), **pace, **options)
+    pace = {"mininterval": LOG_SECONDS, "delay": LOG_SECONDS, "miniters": 1}
+    text = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    # Position 0: a bar within another one would move the cursor.
+    return tqdm(iterable, disable=not show, file=Lines(sys.stderr), position=0, bar_format=text, **pace, **options)

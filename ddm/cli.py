@@ -4,7 +4,9 @@ import argparse
 import inspect
 import json
 import os
+import shutil
 import sys
+import textwrap
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field
@@ -31,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             usage=" ".join(["%(prog)s", *words, "[--flag value ..]"]),
-            description=inspect.cleandoc(description or cls.__doc__ or ""),
+            description=wrapped(inspect.cleandoc(description or cls.__doc__ or "")),
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28),
             allow_abbrev=False,
             argument_default=SUPPRESS,  # return explicit values only; the class has the defaults
@@ -63,6 +65,13 @@ class Parser(argparse.ArgumentParser):
             wrong = (rest.split() or [rest])[0]
             message = f"unknown argument {wrong!r}{hint(self.cls, wrong)}"
         self.exit(2, f"error: {message} (see --help)\n")
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs wrapped to the terminal, as argparse wraps the flags; indented lines and tables as they are."""
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    parts = text.split("\n\n")
+    return "\n\n".join(part if part[:1] in (" ", "|") else textwrap.fill(part, width) for part in parts)
 
 
 class HelpAll(argparse.Action):

@@ -85,6 +85,8 @@ def condense(
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
     arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
     metadata = set_metadata(arguments, settings, loaded, settings.seed) | {"accs_all_exps": accs}
+    if objective is not None:  # the weights of DDM's terms say nothing about it
+        metadata["args"]["objective"] = metadata["asked"]["objective"] = getattr(objective, "__name__", "a function")
     if data is not None:
         del metadata["args"]["dataset"], metadata["asked"]["dataset"]
     return CondensedDataset.from_tensors(images.cpu(), maker.labels.cpu(), metadata)

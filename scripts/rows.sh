@@ -46,7 +46,7 @@ run_rows() {
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
     for row in $rows; do
         command=$(flags_of "$row")
-        echo "== $row: $command"
+        echo "== $row: $command${*:+ $*}"
         status=0
         # Split into words on purpose, one per flag.
         # shellcheck disable=SC2086

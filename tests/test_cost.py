@@ -24,8 +24,8 @@ def test_durations_and_the_line():
     text = cost.line(settings, cost.Work(100_000, 0.5), cost.Work(1100, 60.0))
     assert text == (
         "this command needs about 1 day 8 h more: 13 h 53 min for 100,000 iterations of condensing and 18 h 20 min for "
-        "1,100 evaluation networks of 1,001 epochs; shorten it with --eval_every 0 or a smaller --num_eval, "
-        "--epoch_eval_train, --num_exp"
+        "1,100 evaluation networks of 1,001 epochs; shorten it with --preset fast or --eval_every 0 or a smaller "
+        "--Iteration, --batch_real, --num_eval, --epoch_eval_train, --num_exp"
     )
     slow = cost.line(settings.but(num_exp=1), cost.Work(10, 60.0), cost.Work(1, 1.0))
     assert slow.endswith("; shorten it with --preset fast or a smaller --Iteration, --batch_real")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import command, command_line, parse, parsed, run, tiny_arrays
 
+import ddm
 from ddm import __main__ as entry
 from ddm.commands import evaluate, export
 from ddm.data.loading import load
@@ -503,3 +504,43 @@ def test_a_runs_folder_or_results_stand_for_its_set(made, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(UserError, match=r"x\.npy can't be read as a condensed set \(no torch file, or one that"):
         sets.metadata(tmp_path / "x.npy")
+
+
+def test_an_exported_folder_is_evaluated_like_its_set(data_path, tmp_path, capsys):
+    run("DM_KNearest", data_path, tmp_path / "run", "--eval_every", "0", "--lr_net", "0.02", "--clip_pixels")
+    command("export", tmp_path / "run", "--to", "png", "--out", tmp_path / "pictures", "--data_path", data_path)
+    for name, path in (("a", tmp_path / "run"), ("b", tmp_path / "pictures")):
+        command("evaluate", path, "--data_path", data_path, "--save_path", tmp_path / name, "--num_eval", "1")
+    first, second = (json.loads((tmp_path / name / "results.json").read_text())["evaluations"][0] for name in "ab")
+    same = ("model", "epoch_eval_train", "lr_net", "seed", "experiment", "iteration", "dataset")
+    assert {key: first[key] for key in same} == {key: second[key] for key in same} and first["lr_net"] == 0.02
+    (tmp_path / "pictures" / "classes.json").unlink()
+    with pytest.raises(SystemExit):
+        command("evaluate", tmp_path / "pictures", "--data_path", data_path, "--save_path", tmp_path / "c")
+    assert "no file says which data set it is of: give --dataset" in capsys.readouterr().err
+
+
+def test_the_card_of_a_set_with_the_users_objective_names_it(tmp_path):
+    def l1(real, syn, settings):
+        return {"L_1": (real.embedding.mean(1) - syn.embedding.mean(1)).abs().sum(1)}
+
+    quick = {"Iteration": 1, "batch_real": 4, "num_eval": 1, "epoch_eval_train": 0, "compile": "off"}
+    made = ddm.condense(dataset="Digits", ipc=1, model="ConvNetW32", objective=l1, **quick)
+    assert repr(made).startswith("CondensedDataset(10 images of 1x8x8, normalised, ")
+    made.save(tmp_path / "l1.pt")
+    command("export", tmp_path / "l1.pt", "--to", "card", "--out", tmp_path / "card")
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "ddm.condense with the objective `l1`" in card and "Made with" not in card and "mm_ratio" not in card
+    assert "Malakshan" in card and "Loo et al." not in card
+
+
+def test_the_hint_of_an_unknown_network_names_no_file_of_ddm(data_path, tmp_path, capsys):
+    saved, _ = run("DM_KNearest", data_path, tmp_path, "--eval_every", "0", "--num_eval", "1")
+    for recipe, was in (("DM_KNearest", ""), ("library", ""), ("my_recipe", " (was my_recipe.py)")):
+        saved["args"] |= {"model": "Mine", "recipe": recipe}
+        torch.save(saved, tmp_path / "mine.pt")
+        with pytest.raises(SystemExit):
+            command("evaluate", tmp_path / "mine.pt", "--data_path", data_path, "--save_path", tmp_path / "x")
+        assert capsys.readouterr().err.endswith(
+            "give another --model, or the file that registers it with --import" + was + "\n"
+        )

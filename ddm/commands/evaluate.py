@@ -99,7 +99,8 @@ def settle(requested: EvaluateSettings) -> Choice:
     if requested.dataset is None:
         names = {a["dataset"] for a in arguments if "dataset" in a}
         if len(names) != 1:
-            raise UserError("the files name no data set, or different ones: give --dataset")
+            found = f"the files are of different data sets ({', '.join(sorted(names))})" if names else ""
+            raise UserError(f"{found or 'no file says which data set it is of'}: give --dataset")
         values["dataset"] = names.pop()
         values["res"] = requested.res or next((a["res"] for a in arguments if a.get("res")), None)
         values["zca"] = requested.zca or any(a.get("zca") for a in arguments)

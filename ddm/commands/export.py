@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddm import disk, drawing
-from ddm.commands.settings import ExportSettings, roles
+from ddm.commands.evaluate import ORIGIN
+from ddm.commands.settings import EvaluateSettings, ExportSettings, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
 from ddm.data.loading import check_name, load, short_name
@@ -21,7 +22,7 @@ from ddm.evaluation import sets
 from ddm.evaluation.plausibility import clipped_share, clipping_cost
 from ddm.evaluation.protocol import describe
 from ddm.evaluation.sets import CondensedDataset, set_accuracies
-from ddm.settings import Role
+from ddm.settings import Role, declarations
 
 
 class Set(NamedTuple):
@@ -71,6 +72,11 @@ def load_set(settings: ExportSettings) -> Set:
     return Set(found.images, pixels, found.labels, data.class_names, own, metadata, data.name, s.experiment)
 
 
+# The arguments of a set's run that `ddm evaluate` reads.
+FOLLOWED = {own.follows for own in declarations(EvaluateSettings).values() if own.follows}
+EVALUATED = sorted({*FOLLOWED, *ORIGIN, "dataset", "res", "zca", "model", "recipe"})
+
+
 # --- formats: (set, new path to write) ---------------------------------------------------------------------
 
 
@@ -86,7 +92,9 @@ def to_png(synset: Set, out: Path) -> None:
         k = counts[label] = counts.get(label, -1) + 1
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
         folders[folder.name] = label
-    classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders}
+    args = sets.single_experiment(synset.metadata.get("args", {}), synset.experiment)
+    kept = {name: args[name] for name in EVALUATED if name in args}  # `ddm evaluate` trains as the run did
+    classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders, "args": kept}
     (out / sets.CLASSES).write_text(json.dumps(classes, indent=2) + "\n")
 
 
@@ -225,6 +233,8 @@ def to_card(synset: Set, out: Path) -> None:
     if args:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
         made_by = " ".join(str(args[key]) for key in ("recipe", "method") if key in args) or "?"
+        if "objective" in args:  # a function of the user
+            made_by, weights = f"ddm.condense with the objective `{args['objective']}`", ""
         lines += [f"| made by | {made_by}{f' ({weights})' if weights else ''} |", f"| seed | {args.get('seed')} |"]
         how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
     lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in synset.accuracies.items()]
@@ -232,10 +242,12 @@ def to_card(synset: Set, out: Path) -> None:
     cost = clipping_cost(clipped_share(synset.images, own))
     lines += [f"| pixels | {cost} |"] if cost else []
     lines += [f"| normalisation | {'ZCA-whitened; the .pt file has the inverse' if own.whitened else constants} |", ""]
-    if args:
+    if args and "objective" not in args:
         lines += ["## Made with", "", f"    {command(synset)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(synset.class_names)), ""]
     starts = "" if args.get("init") == "noise" else " and start from real images of it"
+    papers = [CITED[name] for name in ("ddm", *(["rfad"] if args.get("rr_ratio") else []))]
+    lines += ["## Citation", "", *(f"- {paper}" for paper in papers), ""]
     lines += ["## Licence", "", LICENCE.format(dataset=synset.dataset, starts=starts), ""]
     (out / "README.md").write_text("\n".join(lines))
 
@@ -256,6 +268,10 @@ def command(synset: Set) -> str:
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 
 
+CITED = {
+    "ddm": "Malakshan et al., Decomposed Distribution Matching in Dataset Condensation, WACV 2025, arXiv 2412.04748",
+    "rfad": "L_RR: Loo et al., Efficient Dataset Distillation using Random Feature Approximation, NeurIPS 2022",
+}
 LICENCE = (
     "These images were computed from {dataset}{starts}. The terms of {dataset} apply to sharing them. The code that "
     "made them is under the MIT licence."

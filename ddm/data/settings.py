@@ -33,7 +33,10 @@ class DataSettings(PathSettings):
     """A data set and the normalisation of its pixels."""
 
     dataset: str = data(
-        "CIFAR10", f"{NAMED}; or the path of a store, an .npz file or a folder of class folders", check=a_path
+        "CIFAR10",
+        f"{NAMED}; or the path of a store, an .npz file or a folder of class folders",
+        check=a_path,
+        metavar="NAME_OR_PATH",
     )
     zca: bool = data(False, "whiten images (ZCA, eps 0.1) instead of normalising them", rare=True)
 

@@ -98,9 +98,11 @@ def read(
 
 # Arguments of a run whose values users can register: argument -> whether this process has a value, another remedy.
 REGISTERED = {
-    "dataset": (lambda name: is_path(name) or name in NAMES, ", or run the command where this path exists"),
-    "model": (lambda name: untapped(name) in ARCHITECTURES, ""),
+    "dataset": (lambda name: is_path(name) or name in NAMES, "its path with --dataset"),
+    "model": (lambda name: untapped(name) in ARCHITECTURES, "another --model"),
 }
+# The recipes of this project; other names in results.json are those of users' files.
+OURS = ("DM_DDM", "DM_GramMatching", "DM_MeanStd_Matching", "DM_KNearest", "coreset", "library")
 
 
 def check_registered(path: str | Path, args: dict, *names: str) -> None:
@@ -111,10 +113,12 @@ def check_registered(path: str | Path, args: dict, *names: str) -> None:
     for name in names:
         known, remedy = REGISTERED[name]
         if name in args and not known(args[name]):
-            file = args.get("imports") or f"{args.get('recipe', 'its recipe')}.py"
+            recipe = args.get("recipe", "library")
+            file = args.get("imports") or (f"{recipe}.py" if recipe not in OURS else None)
+            was = f" (was {file})" if file else ""
             raise UserError(
-                f"{path} was made with --{name} {args[name]}, which ddm does not have: give the file that registers it "
-                f"with --import (was {file}){remedy}"
+                f"{path} was made with --{name} {args[name]}, which ddm does not have: give {remedy}, or the file that "
+                f"registers it with --import{was}"
             )
 
 
@@ -211,7 +215,7 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         raise UserError(f"{str(path)!r}: there is no such file or folder: check the path")
     path = _set_of_run(path)
     if path.is_dir():
-        return _pictures(path, data) if data is not None else Contents([], {}, "unit")
+        return _pictures(path, data) if data is not None else Contents([], _recorded_arguments(path), "unit")
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
     try:
         contents = reader(path)
@@ -360,6 +364,15 @@ def _recorded_labels(path: Path, known: list[str], data: ImageData) -> dict[str,
     return labels
 
 
+def _recorded_arguments(path: Path) -> dict:
+    """The metadata of an exported folder of pictures: the arguments in its classes.json, if any."""
+    try:
+        content = json.loads((path / CLASSES).read_text())
+        return {"args": {"dataset": content["dataset"], **content.get("args", {})}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _folder_label(path: Path, folder: str, known: list[str], recorded: dict[str, int], data: ImageData) -> int | None:
     """The label of a class folder, if its name is that of a class."""
     if recorded:
@@ -420,6 +433,11 @@ class CondensedDataset(Dataset):
         self.metadata, self.space, self.name = metadata, space, name
         if metadata.get("args"):
             self.metadata = metadata | {"args": single_experiment(metadata["args"], experiment)}
+
+    def __repr__(self) -> str:
+        accs = ", ".join(f"{100 * sum(a) / len(a):.2f} % on {model}" for model, a in self.accuracies.items() if a)
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"CondensedDataset({len(self)} images of {shape}, {self.space}{', ' if accs else ''}{accs})"
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""

@@ -13,6 +13,7 @@ from ddm.settings import (
     Role,
     Settings,
     a_path,
+    altered,
     at_least,
     below_one,
     grouped,
@@ -50,7 +51,9 @@ class CondensingSettings(SetSettings):
     }
 
     preset: str | None = optimisation(
-        None, "named settings, joined by commas; explicit flags override presets", role=Role.PLACE
+        None,
+        "named settings, joined by commas; explicit flags override presets; fast: a short run",
+        role=Role.PLACE,
     )
     init: str = optimisation(
         "real", "start from random real images or Gaussian noise", choices=("real", "noise"), rare=True
@@ -172,6 +175,14 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         # Chosen on CIFAR10's validation split, see docs/results.md.
         "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # rr_ratio depends on ipc
     }
+
+    preset: str | None = altered(
+        CondensingSettings,
+        "preset",
+        help="named settings, joined by commas; explicit flags override presets. fast: a short run; dm: plain DM; "
+        "published: the published code's terms; paper: all terms; style: the authors' later style terms; best: L_MMD "
+        "and L_RR, not of the paper",
+    )
 
 
 class ProxySettings(Settings):

@@ -274,7 +274,7 @@ class Run:
         if len(self.step_times) < 3 and self.state.iteration == 0 and self.ranks.world == 1:
             self.maker.start(experiment, None)
             with contextlib.suppress(Diverged):  # the experiment itself will report it
-                for iteration in range(1, min(4, self.maker.iterations) + 1):
+                for iteration in range(1, min(3, self.maker.iterations) + 1):
                     began = time.perf_counter()
                     self.maker.step(iteration)
                     self.maker.check()  # waits for the device

@@ -46,8 +46,8 @@ class StepSettings(RunSettings):
 
     eval_every: int | None = grouped("evaluation")(
         None,
-        "steps between evaluations of the set, with random real images at the start; 0: only at the end; unset: 2000 "
-        "in modes S and SS, else 0",
+        "steps between evaluations of the set, with random real images at the start; 0: only at the end; unset: 2000, "
+        "or 0 for pools of networks (--eval_mode)",
         check=at_least(0),
     )
     checkpoint_every: int = output(
