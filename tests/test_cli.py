@@ -141,4 +141,4 @@ def test_settings_without_effect_are_warned_of_once_and_logged(data_path, tmp_pa
     for line in ("warning: --lr_img 0 changes no pixel", "warning: --icd_ratio has no effect with 1 image per class"):
         assert err.count(line) == 1 and log.count(line) == 1
     run("DM_KNearest", data_path, tmp_path / "large", *quick, "--lr_img", "1000")
-    assert "warning: --lr_img 1000 is far above" in capsys.readouterr().err
+    assert "warning: --lr_img 1000 is very large for sgd" in capsys.readouterr().err

@@ -15,12 +15,14 @@ from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation.protocol import EVAL_MODES, check_networks
 from ddm.methods.matching import Needs, has_batch_norm, pass_pixels
+from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.settings import CondensingSettings, SetSettings
 from ddm.networks import ARCHITECTURES, Network, empty_network
 from ddm.ranks import Ranks
 
-LARGE_LR = 100  # with at most 10 images per class, a larger lr_img gives a warning
+LARGE_LR = 100  # lr_img of SGD that is warned of at up to 10 images per class
+LARGE_STEP = 0.5  # lr_img of other optimizers that is warned of, in standard deviations of the pixels per step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def settle(settings: SetSettings) -> SetSettings:
     if isinstance(settings, CondensingSettings):
         lookup(SAMPLERS, settings.real_sampling, "real_sampling")
         if settings.lr_img is None and isinstance(settings.ipc, int):  # a .json file needs the classes: see the plan
-            settings = settings.but(lr_img=lr_of(settings.ipc))
+            settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(settings.ipc))
     return settings.but(device=ranks.local_device(device.find_device(settings.device)))
 
 
@@ -96,16 +98,12 @@ def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
     values, lines = settings.values(), []
     if settings.lr_img == 0:
         lines.append("--lr_img 0 changes no pixel: the set stays at its first images")
-    if settings.lr_img is not None and settings.lr_img > LARGE_LR * max(1, max(counts) / 10):
-        lines.append(f"--lr_img {settings.lr_img:g} is far above the published 1.0: watch the pixels' range")
+    large = LARGE_LR * max(1, max(counts) / 10) if settings.optimizer == "sgd" else LARGE_STEP
+    if settings.lr_img is not None and settings.lr_img > large:
+        lines.append(f"--lr_img {settings.lr_img:g} is very large for {settings.optimizer}: watch the pixels' range")
     if values.get("icd_ratio") and max(counts) == 1:
         lines.append("--icd_ratio has no effect with 1 image per class: L_ICD compares an image with its neighbours")
     return lines
-
-
-def lr_of(ipc: float) -> float:
-    """lr_img if it is unset. The gradient of one image is 1 / ipc of the mean's, so the step grows with ipc."""
-    return 0.5 * ipc
 
 
 def condensing_plan(
@@ -122,7 +120,7 @@ def condensing_plan(
         raise UserError("--clip_pixels: whitened images have no range [0, 1]: leave it or --zca out")
     counts = images_per_class(data, settings.ipc)
     if settings.lr_img is None:
-        settings = settings.but(lr_img=lr_of(sum(counts) / len(counts)))
+        settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(sum(counts) / len(counts)))
     settings = settings.but(batch_real=min(settings.batch_real, max(map(len, data.indices))))
     net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, settings.device)
     check_networks(settings, data)

@@ -59,6 +59,12 @@ class CondensingSettings(SetSettings):
         "real", "start from random real images or Gaussian noise", choices=("real", "noise"), rare=True
     )
     Iteration: int = optimisation(20000, "steps of condensation, each with a fresh network", check=at_least(1))
+    optimizer: str = optimisation(
+        "sgd",
+        "optimizer of the pixels; adam, and normalised (SGD on gradients divided by each image's root mean square), do "
+        "not depend on the scale of the losses",
+        choices=("sgd", "normalised", "adam"),
+    )
     lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
     lr_schedule: str = optimisation(
         "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True

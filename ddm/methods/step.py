@@ -16,6 +16,7 @@ from ddm import rng
 from ddm.augment import augment_classes
 from ddm.data.images import ImageData
 from ddm.methods.matching import Matcher
+from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
 from ddm.methods.sampling import Random, initial_indices
 from ddm.networks import initialise
@@ -48,7 +49,7 @@ class Synthetic:
 
     images: Tensor  # [N, C, H, W], normalised, in class order, requires grad
     optimizer: torch.optim.Optimizer
-    velocity: Tensor  # the optimizer's momentum buffer, with the shape of the images
+    velocity: Tensor  # the optimizer's buffers: [N, C, H, W] for one buffer, [N, buffers, C, H, W] for several
     finite: Tensor  # boolean scalar: whether the last step was finite
     bounds: Tensor | None = None  # [2, C, 1, 1]: the images are clipped to these after each step
 
@@ -58,10 +59,10 @@ class Synthetic:
     ) -> "Synthetic":
         """Start from images [N, C, H, W] and, when resuming, their momentum."""
         images.requires_grad_(True)
-        velocity = torch.zeros_like(images) if velocity is None else velocity
-        optimizer = torch.optim.SGD([images], lr=plan.settings.lr_img, momentum=plan.settings.momentum_img)
-        if plan.settings.momentum_img:
-            optimizer.state[images]["momentum_buffer"] = velocity
+        rule = OPTIMIZERS[plan.settings.optimizer]
+        velocity = rule.empty(images) if velocity is None else velocity
+        optimizer = rule.make(images, plan.settings)
+        optimizer.state[images] = rule.state(velocity)
         return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
 
 
@@ -77,7 +78,7 @@ class Step(NamedTuple):
 def condensation_step(
     matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, plan: Plan
 ) -> Step:
-    """Take one SGD step on a rank's synthetic pixels with one fresh network, without a host sync.
+    """Take one step on a rank's synthetic pixels with one fresh network, without a host sync.
 
     If a term, gradient or updated pixel is not finite, images and momentum stay unchanged. They also stay unchanged in
     all later steps, unless --on_nonfinite is 'skip'. If a forward or backward pass runs out of memory, raises the
@@ -107,6 +108,10 @@ def condensation_step(
     terms = {name: torch.stack(values) for name, values in parts.items()}
     gradient_finite = image_syn.grad.isfinite().flatten(1).all(1)
     before, velocity_before = image_syn.detach().clone(), velocity.clone()
+    rule = OPTIMIZERS[settings.optimizer]
+    if rule.normalised:
+        image_syn.grad.div_(image_syn.grad.square().mean((1, 2, 3), keepdim=True).sqrt().add_(1e-12))
+    syn_set.optimizer.state[image_syn]["step"].fill_(iteration - 1)  # Adam's; a function of the iteration on resume
     syn_set.optimizer.step()
     with torch.no_grad():
         good = torch.stack(list(terms.values())).isfinite().all() & gradient_finite.all() & image_syn.isfinite().all()

@@ -99,7 +99,7 @@ def check_data(state: Progress | None, digest: str, data: ImageData, counts: Any
         raise UserError("the .json file of --ipc is not what it was for the checkpoint: restore it")
     shape = (sum(counts), *data.shape)
     for images in (state.images, state.velocity, *state.sets):
-        if images is not None and images.shape != shape:
+        if images is not None and (len(images), *images.shape[-3:]) != shape:
             raise UserError(
                 f"the checkpoint's images are {list(images.shape)}, {data.name} needs {list(shape)}: name another "
                 "--save_path"
