@@ -78,6 +78,7 @@ class CondensingSettings(SetSettings):
         "random",
         "random, or balanced: picks real images whose mean embedding is close to the class mean, by herding from 4x as "
         "many random candidates",
+        rare=True,
     )
     dis_metric: str = optimisation(
         "ours", "accepted as published; only gradient matching (match_loss) reads it", rare=True
