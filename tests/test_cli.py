@@ -69,7 +69,7 @@ def test_help_names_the_presets_and_samplers(capsys):
         ("coreset", ("kcenter",)),
     ):
         with pytest.raises(SystemExit):
-            command(name, "--help")
+            command(name, "--help-all")
         text = " ".join(capsys.readouterr().out.split())
         assert all(word in text for word in words)
 

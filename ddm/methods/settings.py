@@ -61,8 +61,7 @@ class CondensingSettings(SetSettings):
     Iteration: int = optimisation(20000, "steps of condensation, each with a fresh network", check=at_least(1))
     optimizer: str = optimisation(
         "sgd",
-        "optimizer of the pixels; adam, and normalised (SGD on gradients divided by each image's root mean square), do "
-        "not depend on the scale of the losses",
+        "optimizer of the pixels; normalised and adam ignore the scale of the losses",
         choices=("sgd", "normalised", "adam"),
     )
     lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
