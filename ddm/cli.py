@@ -1,6 +1,7 @@
 """Command lines of settings classes: flags, presets, --config, --like, and one-line errors."""
 
 import argparse
+import errno
 import inspect
 import json
 import os
@@ -163,6 +164,7 @@ def parse(
     path, show = explicit.pop("config", None), explicit.pop("print_config", False)
     try:
         config = {} if path is None else read_config(path, cls)
+        config = without_rivals(config, explicit, cls)
         given = config | explicit
         values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
         if given.get("like") is not None:
@@ -178,6 +180,19 @@ def parse(
         print(config_text(settings, parser.prog), end="")
         parser.exit()
     return settings
+
+
+def without_rivals(config: dict[str, Any], explicit: dict[str, Any], cls: type[Settings]) -> dict[str, Any]:
+    """The settings of a file without those that an explicit flag excludes. Raises UserError for rivals in the file."""
+    declared = declarations(cls)
+    words = {declared[name].exclusive for name in explicit if name in declared} - {None}
+    kept = {name: value for name, value in config.items() if declared[name].exclusive not in words}
+    for name, value in kept.items():
+        word = declared[name].exclusive
+        rivals = [other for other in kept if other != name and word and declared[other].exclusive == word]
+        if value is not None and any(kept[other] is not None for other in rivals):
+            raise UserError(f"argument --config: it has both {name} and {rivals[0]}: leave one out")
+    return kept
 
 
 def required(cls: type[Settings], name: str) -> bool:
@@ -211,6 +226,8 @@ def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
             raise UserError(f"{shown} has the unknown setting {str(word)!r}{hint(cls, str(word))}")
         if declared[name].positional:
             raise UserError(f"{shown} has {name!r}: give it on the command line instead")
+        if isinstance(value, str):  # YAML leaves the two halves of JSON's \\u escapes apart
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         try:
             values[name] = checked(cls, name, value)
         except UserError as error:
@@ -305,6 +322,11 @@ def main(
         sys.exit(141)
     except UserError as error:
         print(f"error: {f'rank {rank} of {world}: ' if world > 1 else ''}{error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:60]!r}... is too long for a file name: shorten it", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {stopped}; run the same command again to resume", file=sys.stderr)

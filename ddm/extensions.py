@@ -16,7 +16,7 @@ def run_files(files: str) -> None:
         path = Path(file)
         if path.suffix != ".py" or not path.is_file():
             raise UserError(f"--import {file!r}: there is no such Python file: check the path")
-        name = path.stem if path.stem not in sys.modules else f"ddm_import_{path.stem}"
+        name = f"ddm_import_{path.stem}"  # not that of a package, such as datasets
         spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         if str(path.parent.resolve()) not in sys.path:

@@ -207,6 +207,8 @@ def a_path(text: str) -> str:
     """A check for a path; an empty path would mean the working folder."""
     if not text.strip():
         raise UserError("the path is empty")
+    if "\0" in text:
+        raise UserError("the path has a NUL character")
     return text
 
 

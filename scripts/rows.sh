@@ -48,9 +48,9 @@ run_rows() {
         command=$(flags_of "$row")
         echo "== $row: $command${*:+ $*}"
         status=0
-        # Split into words on purpose, one per flag.
+        # Split into words on purpose, one per flag. A row's own flags come last: they override the budget's.
         # shellcheck disable=SC2086
-        "${PYTHON:-python}" -m ddm $command $evaluation --ipc "$ipc" --save_path "$out/ipc$ipc/$row" "$@" || status=$?
+        "${PYTHON:-python}" -m ddm ${command%% *} $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" || status=$?
         ((status < 128)) || return "$status" # stopped by a signal
         ((status == 0)) || failed+=" $row"
     done

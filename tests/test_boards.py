@@ -46,6 +46,21 @@ def test_wandb(data_path, tmp_path, monkeypatch):
     assert not {"loss/L_MMD/exp0"} & {name for point in api.runs[1].logged for name in point}
 
 
+def test_wandb_that_can_not_start_is_one_line(data_path, tmp_path, monkeypatch):
+    api = WandBStandIn()
+
+    def init(**options):
+        raise RuntimeError("No API key configured.\nUse `wandb login`.")
+
+    api.init = init
+    monkeypatch.setitem(sys.modules, "wandb", api)
+    with pytest.raises(
+        UserError, match=r"--wandb can't start \(RuntimeError: No API key configured.\): run `wandb login`"
+    ):
+        run("DM_KNearest", data_path, tmp_path, "--wandb", "--Iteration", "1", "--eval_every", "0", "--num_eval", "1")
+    assert not (tmp_path / "wandb" / "id.txt").exists()
+
+
 def test_wandb_offline(data_path, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

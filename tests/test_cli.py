@@ -142,3 +142,18 @@ def test_settings_without_effect_are_warned_of_once_and_logged(data_path, tmp_pa
         assert err.count(line) == 1 and log.count(line) == 1
     run("DM_KNearest", data_path, tmp_path / "large", *quick, "--lr_img", "1000")
     assert "warning: --lr_img 1000 is very large for sgd" in capsys.readouterr().err
+
+
+def test_config_and_exclusive_flags_paths_and_long_names(tmp_path, capsys):
+    pytest.importorskip("yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text("model: MLP\n")
+    settings = parsed("evaluate", "x.pt", "--config", path, "--eval_mode", "N")
+    assert (settings.model, settings.eval_mode) == (None, "N")
+    path.write_text("model: MLP\neval_mode: N\n")
+    assert "it has both model and eval_mode" in refused(capsys, "evaluate", "x.pt", "--config", str(path))
+    odd = "\N{GRINNING FACE} \u00fc,x"
+    path.write_text(output_of(capsys, "condense", "--save_path", odd, "--print_config"))
+    assert parsed("condense", "--config", path).save_path == odd
+    assert "is too long for a file name" in refused(capsys, "evaluate", "x" * 300)
+    assert "is too long for a file name" in refused(capsys, "collect", "x" * 300)

@@ -159,3 +159,14 @@ def test_the_commands_of_docs_sweeps_run_as_they_stand(tmp_path, monkeypatch, ca
             out, err = capsys.readouterr()
             assert err == "" and ("--out" in line or "minus DM" in out), err
     assert (tmp_path / "table.tex").exists() and (tmp_path / "table.csv").exists()
+
+
+def test_a_sweep_may_be_over_a_flag_of_the_budget(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ran $*\n")
+    python.chmod(0o755)
+    line = [str(ROOT / "scripts" / "sweep.sh"), "--setting", "ipc", "--values", "1 3", "--seeds", "0", "--out"]
+    line.append(str(tmp_path))
+    done = subprocess.run(line, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
+    ran = [text.split() for text in done.stdout.splitlines() if "condense" in text and text.startswith("ran")]
+    assert [[b for a, b in zip(words, words[1:], strict=False) if a == "--ipc"][-1] for words in ran] == ["1", "3"]

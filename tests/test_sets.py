@@ -514,6 +514,13 @@ def test_an_exported_folder_is_evaluated_like_its_set(data_path, tmp_path, capsy
     first, second = (json.loads((tmp_path / name / "results.json").read_text())["evaluations"][0] for name in "ab")
     same = ("model", "epoch_eval_train", "lr_net", "seed", "experiment", "iteration", "dataset")
     assert {key: first[key] for key in same} == {key: second[key] for key in same} and first["lr_net"] == 0.02
+    for picture in (tmp_path / "pictures" / "3_cat").iterdir():
+        picture.unlink()
+    capsys.readouterr()
+    command(
+        "evaluate", tmp_path / "pictures", "--data_path", data_path, "--save_path", tmp_path / "d", "--num_eval", "1"
+    )
+    assert "pictures has no pictures of cat" in capsys.readouterr().err
     (tmp_path / "pictures" / "classes.json").unlink()
     with pytest.raises(SystemExit):
         command("evaluate", tmp_path / "pictures", "--data_path", data_path, "--save_path", tmp_path / "c")

@@ -18,6 +18,7 @@ from ddm.settings import Role, declarations
 TEXT = {"protocol": str, "dataset": str, "model": str, "recipe": str}
 NUMBERS = {"mean": float | int, "std": float | int, "n": int, "seed": int, "Iteration": int}
 NEEDED = TEXT | NUMBERS | {"ipc": int | str, "evaluations": list}  # keys of a record or of its arguments
+OF_RECORD = {"protocol", "mean", "std", "n", "evaluations"}  # the others are among the arguments
 ENTRY = {"model": str, "images": str, "iteration": int, "experiment": int}
 # Weights of the terms that recipes add to L_MMD; style_ratio is the weight in the recipes at the root.
 TERMS = {name for name in declarations(WeightSettings) if name.endswith("_ratio")} - {"mmd_ratio"} | {"style_ratio"}
@@ -141,12 +142,12 @@ def read(path: Path) -> dict:
     """The record in a results.json; raises UserError if it is not from a recipe or coreset."""
     try:
         record = json.loads(path.read_text())
-        values = dict(record["args"]) | record
-        missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
+        places = {name: record if name in OF_RECORD else dict(record["args"]) for name in NEEDED}
+        missing = [name for name, kind in NEEDED.items() if not isinstance(places[name].get(name), kind)]
         entries = record.get("evaluations")
         if not missing and not all(isinstance(e.get(name), kind) for e in entries for name, kind in ENTRY.items()):
             missing = ["valid evaluations"]
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
     if missing:
         raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")

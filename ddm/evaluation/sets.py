@@ -304,7 +304,11 @@ def _pictures(path: Path, data: ImageData) -> Contents:
             of.append(label)
     if len({image.shape for image in images}) > 1:
         raise UserError(f"the pictures in {path} differ in size: resize them to one size")
-    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes", (guess,) if guess else ())
+    notes = [guess] if guess else []
+    absent = [name for label, name in enumerate(data.class_names) if label not in of]
+    if absent:
+        notes.append(f"warning: {path} has no pictures of {listed(absent)}")
+    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes", tuple(notes))
 
 
 def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:

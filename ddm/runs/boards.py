@@ -87,10 +87,17 @@ class WandB(Lazy):
 
     def _start(self) -> Any:
         path = self.folder / "wandb" / "id.txt"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(secrets.token_hex(4))
-        started = self.wandb.init(name=self.folder.name, dir=str(self.folder), id=path.read_text(), resume="allow")
+        earlier = path.read_text().strip() if path.exists() else ""
+        identity = earlier or secrets.token_hex(4)
+        try:
+            started = self.wandb.init(name=self.folder.name, dir=str(self.folder), id=identity, resume="allow")
+        except Exception as error:  # no login, no network, an unknown mode, ...
+            reason = (str(error).strip().splitlines() or [""])[0][:120]
+            raise UserError(
+                f"--wandb can't start ({type(error).__name__}: {reason}): run `wandb login`, or set WANDB_MODE=offline"
+            ) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(identity)
         started.define_metric("*", step_metric="iteration")  # each experiment starts at 0 again
         return started
 

@@ -236,8 +236,9 @@ class Run:
                         steps.set_postfix_str(text, refresh=False)
                 now = time.perf_counter()
                 self.step_times.append(now - last)
-                last = now
                 self.print_cost(experiment)
+                last = time.perf_counter()
+                began += last - now  # the estimate is no condensing
                 if due or save or stop:
                     state.step_seconds += time.perf_counter() - began
                     self.checkpoint()
@@ -257,8 +258,10 @@ class Run:
         """
         if self.cost_printed or time.perf_counter() - self.started < cost.AFTER_SECONDS:
             return
-        self.cost_printed = True
         settings, state, maker = self.settings, self.state, self.maker
+        if self.ranks.world > 1 and maker.iterations and not (self.step_times or state.steps):
+            return  # ranks step together, so that one of them can't make a trial: wait for the first steps
+        self.cost_printed = True
         left = settings.num_exp * maker.iterations - len(state.sets) * maker.iterations - state.iteration
         steps = cost.Work(left, self.seconds_per_step(experiment) if left else 0)
         models = self.evaluator.models
@@ -300,11 +303,13 @@ class Run:
         text = f"exp {experiment} {model} {it_eval + 1}/{settings.num_eval}"
 
         def watched(epochs: Iterable[int]) -> Iterator[int]:
-            began = time.perf_counter()
+            began = 0.0
             for epoch in bar(epochs, desc=text, unit="epoch", leave=False, show=self.ranks.first):
                 yield epoch
-                passed = (time.perf_counter() - began) / (epoch + 1)
-                self.print_cost(experiment, (model, self.evaluator.from_epochs(passed, n)))
+                began = began or time.perf_counter()  # after the first epoch, which may compile
+                if epoch:
+                    passed = (time.perf_counter() - began) / epoch
+                    self.print_cost(experiment, (model, self.evaluator.from_epochs(passed, n)))
 
         return watched
 
