@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from conftest import ROOT, command, parsed
@@ -169,4 +170,4 @@ def test_a_sweep_may_be_over_a_flag_of_the_budget(tmp_path):
     line.append(str(tmp_path))
     done = subprocess.run(line, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
     ran = [text.split() for text in done.stdout.splitlines() if "condense" in text and text.startswith("ran")]
-    assert [[b for a, b in zip(words, words[1:], strict=False) if a == "--ipc"][-1] for words in ran] == ["1", "3"]
+    assert [[b for a, b in pairwise(words) if a == "--ipc"][-1] for words in ran] == ["1", "3"]
