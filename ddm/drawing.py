@@ -17,7 +17,7 @@ SMALLEST_TILE = 32  # pixels; smaller images are enlarged in grids
 
 def markdown(rows: Sequence[Iterable[object]]) -> str:
     """A Markdown table; the first row is the header."""
-    head, *body = [[str(cell) for cell in row] for row in rows]
+    head, *body = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -37,7 +37,9 @@ def latex(rows: Sequence[Sequence[str]], blocks: Sequence[object], texts: int, c
     The cells are LaTeX; the first row is the header, and the first `texts` columns are aligned left. `blocks` has one
     value per further row: a rule separates rows with different values.
     """
-    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    lines = [" & ".join(row) + r" \\" for row in rows]
+    # After a line end, LaTeX takes [ and * for arguments of it.
+    head, *body = [f"{{}}{line}" if line[:1] in ("[", "*") else line for line in lines]
     lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(rows[0]) - texts)}}}", r"\toprule", head, r"\midrule"]
     for number, line in enumerate(body):

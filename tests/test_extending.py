@@ -58,7 +58,7 @@ def test_the_recipe_and_its_commands(tmp_path):
     assert "| ConvNetSlim |" in (tmp_path / "result_scores" / "table.md").read_text()
     assert (tmp_path / "mine.html").exists() and (tmp_path / "mine.npz").exists()
     without = start(tmp_path, "-m", "ddm", "evaluate", "result_mine", status=2)
-    assert "--dataset Blobs, which ddm does not have" in without and "with --import (was my_recipe.py)" in without
+    assert "--dataset Blobs, which ddm does not have" in without and "with --import (its recipe: my_recipe)" in without
 
 
 def test_files_that_can_not_be_imported(tmp_path):

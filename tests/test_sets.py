@@ -541,13 +541,12 @@ def test_the_card_of_a_set_with_the_users_objective_names_it(tmp_path):
     assert "Malakshan" in card and "Loo et al." not in card
 
 
-def test_the_hint_of_an_unknown_network_names_no_file_of_ddm(data_path, tmp_path, capsys):
+def test_the_hint_of_an_unknown_network(data_path, tmp_path, capsys):
     saved, _ = run("DM_KNearest", data_path, tmp_path, "--eval_every", "0", "--num_eval", "1")
-    for recipe, was in (("DM_KNearest", ""), ("library", ""), ("my_recipe", " (was my_recipe.py)")):
-        saved["args"] |= {"model": "Mine", "recipe": recipe}
+    for more, where in (({}, "its recipe: DM_KNearest"), ({"imports": "mine.py"}, "it was mine.py")):
+        saved["args"] |= {"model": "Mine", **more}
         torch.save(saved, tmp_path / "mine.pt")
         with pytest.raises(SystemExit):
             command("evaluate", tmp_path / "mine.pt", "--data_path", data_path, "--save_path", tmp_path / "x")
-        assert capsys.readouterr().err.endswith(
-            "give another --model, or the file that registers it with --import" + was + "\n"
-        )
+        hint = f"give another --model, or the file that registers it with --import ({where})\n"
+        assert capsys.readouterr().err.endswith(hint)

@@ -289,11 +289,12 @@ class CollectSettings(Settings):
         choices=("markdown", "csv", "latex"),
     )
     out: str | None = output(None, "file for the table; unset: print it", check=a_path)
-    csv: str | None = output(None, "file for the same table as CSV, besides --out")
+    csv: str | None = output(None, "file for the same table as CSV, besides --out", check=a_path)
     plot: str | None = output(
         None,
         "file for a plot (.png, .pdf, .svg): accuracy over iterations; with --group_by, over the numeric setting that "
         "differs",
+        check=a_path,
     )
 
 

@@ -101,8 +101,6 @@ REGISTERED = {
     "dataset": (lambda name: is_path(name) or name in NAMES, "its path with --dataset"),
     "model": (lambda name: untapped(name) in ARCHITECTURES, "another --model"),
 }
-# The recipes of this project; other names in results.json are those of users' files.
-OURS = ("DM_DDM", "DM_GramMatching", "DM_MeanStd_Matching", "DM_KNearest", "coreset", "library")
 
 
 def check_registered(path: str | Path, args: dict, *names: str) -> None:
@@ -113,12 +111,10 @@ def check_registered(path: str | Path, args: dict, *names: str) -> None:
     for name in names:
         known, remedy = REGISTERED[name]
         if name in args and not known(args[name]):
-            recipe = args.get("recipe", "library")
-            file = args.get("imports") or (f"{recipe}.py" if recipe not in OURS else None)
-            was = f" (was {file})" if file else ""
+            imports = f"it was {args['imports']}" if args.get("imports") else f"its recipe: {args.get('recipe', '?')}"
             raise UserError(
                 f"{path} was made with --{name} {args[name]}, which ddm does not have: give {remedy}, or the file that "
-                f"registers it with --import{was}"
+                f"registers it with --import ({imports})"
             )
 
 

@@ -39,9 +39,9 @@ def adam(images: Tensor, settings: CondensingSettings) -> torch.optim.Optimizer:
 
 
 # Of adam and normalised, the step does not depend on the scale of the losses.
-OPTIMIZERS = {
+OPTIMIZERS = {  # lr of the last two: CIFAR10's validation split at ipc 10, see docs/results.md
     # The gradient of one image is 1 / ipc of the mean's, so the step of SGD grows with ipc.
     "sgd": Rule(sgd, ("momentum_buffer",), lambda ipc: 0.5 * ipc),
-    "normalised": Rule(sgd, ("momentum_buffer",), lambda ipc: 0.1, normalised=True),
+    "normalised": Rule(sgd, ("momentum_buffer",), lambda ipc: 0.03, normalised=True),
     "adam": Rule(adam, ("exp_avg", "exp_avg_sq"), lambda ipc: 0.1),
 }

@@ -234,11 +234,12 @@ class Run:
                     text = self.check()
                     if regular:
                         steps.set_postfix_str(text, refresh=False)
-                now = time.perf_counter()
-                self.step_times.append(now - last)
-                self.print_cost(experiment)
-                last = time.perf_counter()
-                began += last - now  # the estimate is no condensing
+                if not self.cost_printed:
+                    now = time.perf_counter()
+                    self.step_times.append(now - last)
+                    self.print_cost(experiment)
+                    last = time.perf_counter()
+                    began += last - now  # the estimate is no condensing
                 if due or save or stop:
                     state.step_seconds += time.perf_counter() - began
                     self.checkpoint()
