@@ -39,6 +39,8 @@ ELSEWHERE = {
     "python my_recipe.py": "tests/test_extending.py",
     "python scripts": "draws README's pictures from runs of hours",
 }
+# Words of a command -> the optional package that it needs; .ci/run installs them.
+OPTIONAL = {"--config": "yaml", "--to safetensors": "safetensors", "--to hf": "datasets"}
 
 
 def commands(text: str) -> list[str]:
@@ -111,7 +113,11 @@ def page_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_commands_of_a_page(page, page_folder, capsys):
     ran, tables = 0, in_tables(page) if page.name == "README.md" else []
-    for line in [line for block in blocks(page) for line in commands(block)] + tables:
+    lines = [line for block in blocks(page) for line in commands(block)] + tables
+    for words, package in OPTIONAL.items():
+        if any(words in line for line in lines):
+            pytest.importorskip(package)
+    for line in lines:
         line = demo(line)
         if not elsewhere(line):
             run_line(line)
