@@ -155,6 +155,40 @@ def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
     return ((sd_S - sd_R) / sd_R).square().mean(1)
 
 
+PER_IMAGE = (-3, -2, -1)  # of maps [N, C, H, W]
+PER_CLASS = (1, 2)  # of embeddings [classes, n, D]
+
+
+class _Balance(torch.autograd.Function):
+    """Hands on a tensor several times; see `balanced`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.weights, ctx.dims = weights, dims
+        return tuple(x.view_as(x) for _ in range(1 + len(weights)))
+
+    @staticmethod
+    def backward(ctx, reference: Tensor, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total, size = reference, _size(reference, ctx.dims)
+        for weight, gradient in zip(ctx.weights, gradients, strict=True):
+            total = total + (weight * size / _size(gradient, ctx.dims).clamp(min=1e-30)).to(total.dtype) * gradient
+        return total, None, None
+
+
+def _size(gradient: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(gradient, dim=dims, keepdim=True, dtype=torch.float32)
+
+
+def balanced(x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """`x` for a reference loss, and once per weight for another loss, whose gradient is scaled to the reference's.
+
+    In the backward pass the gradient of each other loss gets `weight` times the norm of the reference's gradient, so
+    that the scale of the losses has no effect. Norms run over `dims`. Not of the DDM paper; source: the adaptive weight
+    of VQGAN (Esser et al., CVPR 2021, eq. 7).
+    """
+    return _Balance.apply(x, tuple(weights), tuple(dims))
+
+
 def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
     """L_RR [classes]: squared error on real embeddings of the ridge regression fitted to synthetic embeddings.
 

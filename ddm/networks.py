@@ -9,6 +9,7 @@ published AlexNet, VGG and ResNet accept 32x32 only.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ from ddm.rng import to_device
 # --- the network -----------------------------------------------------------------------------------------
 
 
+Split = Callable[[Tensor], tuple[Tensor, Any]]
+
+
 class Network(nn.Module):
     """A feature stack and a linear classifier: `net(x)` returns logits [n, num_classes].
 
     `embed(x)` returns the embedding phi(x) [n, D]. If `taps` is not empty, it returns `(embedding, maps)`: maps is a
-    list over layers of [n, C, H, W], in forward order. `sites` are the layers that taps can read, by kind (see `tap`).
+    list over layers of [n, C, H, W], in forward order. With `split` the next layer reads the first, and `maps` has the
+    second value of split(map). `sites` are the layers that taps can read, by kind (see `tap`).
     """
 
     def __init__(
@@ -53,20 +58,22 @@ class Network(nn.Module):
             raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")
         self.taps = sites if layers is None or kind == "none" else tuple(sites[layer] for layer in layers)
 
-    def _features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _features(self, x: Tensor, split: Split | None = None) -> tuple[Tensor, list]:
         maps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.taps:
-                overwritten = i + 1 < len(self.features) and getattr(self.features[i + 1], "inplace", False)
-                maps.append(x.clone() if overwritten else x)
+                x, tapped = split(x) if split else (x, x)
+                maps.append(tapped)
+                if i + 1 < len(self.features) and getattr(self.features[i + 1], "inplace", False):
+                    x = x.clone()  # which the next layer overwrites
         return x.flatten(1), maps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self._features(x)[0])
 
-    def embed(self, x: Tensor) -> Tensor | tuple[Tensor, list[Tensor]]:
-        embedding, maps = self._features(x)
+    def embed(self, x: Tensor, split: Split | None = None) -> Tensor | tuple[Tensor, list]:
+        embedding, maps = self._features(x, split)
         return (embedding, maps) if self.taps else embedding
 
     @property

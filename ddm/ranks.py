@@ -93,13 +93,19 @@ class Ranks:
         return minimum.bool()
 
     def gathered(self, part: Tensor, sizes: list[int]) -> Tensor:
-        """The tensors [sizes[r], ...] of all ranks, concatenated in rank order, on every rank."""
+        """The tensors [sizes[r], ...] of all ranks, concatenated in rank order, on every rank.
+
+        This rank's part keeps its gradient.
+        """
         if self.world == 1:
             return part
-        parts = [part if r == self.rank else part.new_empty(size, *part.shape[1:]) for r, size in enumerate(sizes)]
+        parts = [
+            part.detach().contiguous() if r == self.rank else part.new_empty(size, *part.shape[1:])
+            for r, size in enumerate(sizes)
+        ]
         for r, x in enumerate(parts):
-            dist.broadcast(x.contiguous() if r == self.rank else x, src=r)
-        return torch.cat(parts)
+            dist.broadcast(x, src=r)
+        return torch.cat([*parts[: self.rank], part, *parts[self.rank + 1 :]])
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class Condensation:
     ):
         """Make the plan; `data` is on the CPU. Raises UserError if the settings do not fit the data."""
         self.plan, net = condensing_plan(settings, data, needs, group)
-        self.matcher = Matcher(net, objective, needs, self.plan.settings, self.plan.machine)
+        self.matcher = Matcher(net, objective, needs, self.plan.settings, self.plan.machine, self.plan.ranks)
         self.iterations, self.say = settings.Iteration, say
         self.data = data
         self.syn_set: Synthetic | None = None

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ddm.device import Machine
 from ddm.errors import UserError
+from ddm.losses import PER_IMAGE, balanced
 from ddm.networks import Network
+from ddm.ranks import Ranks
 
 
 def pass_pixels(device: str | torch.device) -> int:
@@ -24,11 +26,17 @@ def pass_pixels(device: str | torch.device) -> int:
     return 2**16 if torch.device(device).type == "cpu" else 2**20
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class Features(NamedTuple):
     """The features of the images of several classes."""
 
     embedding: Tensor  # phi(x): [classes, n, D]
     style: dict[str, list[Tensor]]  # statistic -> list over tapped layers of [classes, ...]
+    # [this rank's classes, ...] -> [all classes, ...], in which this rank's part keeps its gradient
+    gather: Callable[[Tensor], Tensor] = _same
 
 
 # (real, syn, settings) -> weighted terms by name, each [classes].
@@ -44,7 +52,10 @@ class Needs(NamedTuple):
     tap: str = "published"  # the kind of layers to read, see Network.tap
     layers: tuple[int, ...] | None = None  # numbers among these layers; None: all
     all_classes: bool = False  # all classes in one pass, for a term that depends on several classes
+    gathers: bool = False  # such a term reads all embeddings by Features.gather, so classes can be split over ranks
     accumulated: bool = False  # weight the style terms of classes by `accumulator_weights`
+    # Statistic -> the norm of its terms' gradient at a map, relative to the gradient of all else; None: not balanced.
+    balance: Mapping[str, float] | None = None
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}
@@ -59,13 +70,27 @@ def accumulator_weights(num_classes: int, layers: int) -> list[float]:
     return [sum(layers**-j for j in range(num_classes - c)) for c in range(num_classes)]
 
 
-def features(net: Network, images: Tensor, statistics: Statistics, machine: Machine) -> Features:
-    """Embed images [classes, n, C, H, W] in one forward pass."""
+def features(
+    net: Network,
+    images: Tensor,
+    statistics: Statistics,
+    machine: Machine,
+    balance: Mapping[str, float] | None = None,
+) -> Features:
+    """Embed images [classes, n, C, H, W] in one forward pass; `balance` is that of Needs."""
+
+    def split(m: Tensor) -> tuple[Tensor, list[Tensor]]:
+        onward, *copies = balanced(m, [balance[name] for name in statistics], PER_IMAGE)
+        return onward, copies
+
     with machine.autocast():
-        out = net.embed(images.flatten(0, 1))
+        out = net.embed(images.flatten(0, 1), split if balance else None)
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]
-    style = {name: [mean(m.unflatten(0, shape)) for m in maps] for name, mean in statistics.items()}
+    style = {
+        name: [mean((m[i] if balance else m).unflatten(0, shape)) for m in maps]
+        for i, (name, mean) in enumerate(statistics.items())
+    }
     return Features(embedding.float().unflatten(0, shape), style)
 
 
@@ -95,10 +120,21 @@ def stacked(groups: list[Features]) -> Features:
 class Matcher:
     """An objective on the features of one network."""
 
-    def __init__(self, net: Network, objective: Objective, needs: Needs, settings: Any, machine: Machine):
-        self.net, self.objective, self.statistics = net, objective, needs.statistics
+    def __init__(
+        self,
+        net: Network,
+        objective: Objective,
+        needs: Needs,
+        settings: Any,
+        machine: Machine,
+        ranks: Ranks | None = None,
+    ):
+        self.net, self.objective, self.needs, self.statistics = net, objective, needs, needs.statistics
         self.settings, self.machine = settings, machine
-        self._features, self._syn_terms = machine.compiled(features), machine.compiled(self._eager_syn_terms)
+        # What a rank gathers is not compiled.
+        self.ranks = ranks if ranks and ranks.world > 1 and needs.all_classes else None
+        self._features = machine.compiled(features)
+        self._syn_terms = self._eager_syn_terms if self.ranks else machine.compiled(self._eager_syn_terms)
         self._style_weights = None
         if needs.statistics and needs.accumulated:
             weights = accumulator_weights(net.classifier.out_features, len(net.taps))
@@ -107,7 +143,13 @@ class Matcher:
     def _eager_syn_terms(
         self, net: Network, syn: Tensor, real: Features, style_weights: Tensor | None
     ) -> dict[str, Tensor]:
-        weighted = self.objective(real, features(net, syn, self.statistics, self.machine), self.settings)
+        embed = self._features if self.ranks else features
+        syn_features = embed(net, syn, self.statistics, self.machine, self.needs.balance)
+        if self.ranks:
+            real, syn_features = (x._replace(gather=self._gather) for x in (real, syn_features))
+        weighted = self.objective(real, syn_features, self.settings)
+        if self.ranks:
+            weighted = {name: self._own(value) for name, value in weighted.items()}
         check_terms(weighted, len(syn))
         if style_weights is not None:
             for name in STYLE_TERMS & weighted.keys():
@@ -132,6 +174,20 @@ class Matcher:
         if syn.requires_grad and not any(value.requires_grad for value in terms.values()):
             raise UserError("no term of the objective depends on the synthetic images: nothing can be learnt")
         return terms
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """The tensor [all classes, ...] of all ranks, in which this rank's part keeps its gradient."""
+        classes = self.net.classifier.out_features
+        return self.ranks.gathered(x, [len(self.ranks.share(classes, rank)) for rank in range(self.ranks.world)])
+
+    def _own(self, term: Tensor) -> Tensor:
+        """This rank's classes of a term [all classes]; the others add their gradient, but not their value."""
+        classes = self.net.classifier.out_features
+        share = self.ranks.share(classes)
+        if term.shape != (classes,):
+            return term
+        others = term.sum() - term[share].sum()
+        return term[share] + (others - others.detach()) / len(share)
 
     @torch.no_grad()
     def real_features(self, real: Tensor) -> Features:

@@ -9,12 +9,13 @@ of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
 
 from dataclasses import replace
 
-import numpy as np
 from torch import Tensor
 
 from ddm.errors import UserError
 from ddm.losses import (
     MOMENTS,
+    PER_CLASS,
+    balanced,
     gram_distance,
     intra_class_diversity,
     mean_gram,
@@ -24,53 +25,50 @@ from ddm.losses import (
     spread_matching,
 )
 from ddm.methods.matching import Features, Needs
-from ddm.methods.settings import CompleteSettings, CondensingSettings, DiversitySettings, StyleSettings
-
-RR_RATIOS = {1: 1000.0, 10: 30.0, 50: 5.0}  # by ipc, chosen on CIFAR10's validation split
+from ddm.methods.settings import CompleteSettings, CondensingSettings, DiversitySettings, StyleSettings, WeightSettings
 
 
 def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict[str, Tensor]:
     """The weighted terms of L_total by name, each [classes]; terms of weight 0 are left out."""
-    s, weighted = settings, {}
+    s, terms, syn_icd, syn_rr = settings, {}, syn, syn
+    if s.weights == "balanced":  # the style terms are balanced at the feature maps, see `needs`
+        copies = balanced(syn.embedding, (s.icd_ratio, s.rr_ratio), PER_CLASS)
+        syn, syn_icd, syn_rr = (syn._replace(embedding=copy) for copy in copies)
     if s.mmd_ratio:
-        weighted["L_MMD"] = s.mmd_ratio * mean_matching(real.embedding, syn.embedding)
+        terms["L_MMD"] = s.mmd_ratio * mean_matching(real.embedding, syn.embedding)
     if s.icd_ratio:
-        weighted["L_ICD"] = s.icd_ratio * diversity(real, syn, s)  # beta
+        terms["L_ICD"] = factor(s, s.icd_ratio) * diversity(real, syn_icd, s)  # beta
     if s.mm_ratio:
-        weighted["L_MM"] = s.mm_ratio * moments(real, syn, s)  # lambda * alpha
+        terms["L_MM"] = factor(s, s.mm_ratio) * moments(real, syn, s)  # lambda * alpha
     if s.cm_ratio:
-        weighted["L_CM"] = s.cm_ratio * grams(real, syn, s)  # lambda
+        terms["L_CM"] = factor(s, s.cm_ratio) * grams(real, syn, s)  # lambda
     if s.rr_ratio:  # not of the DDM paper
-        weighted["L_RR"] = s.rr_ratio * readout_matching(real.embedding, syn.embedding, s.rr_ridge)
-    return weighted
+        terms["L_RR"] = factor(s, s.rr_ratio) * readout(real, syn_rr, s)
+    return terms
+
+
+def factor(settings: WeightSettings, weight: float) -> float:
+    """The factor of a loss: its weight, or 1 if the weight is that of its gradient."""
+    return 1.0 if settings.weights == "balanced" else weight
 
 
 def needs(settings: CompleteSettings) -> Needs:
     """The feature maps that the objective reads, and whether it needs all classes in one pass."""
     needed = style_needs(settings, mm=settings.mm_ratio, cm=settings.cm_ratio)
-    return needed._replace(all_classes=bool(settings.rr_ratio))
+    balance = {"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio} if settings.weights == "balanced" else None
+    return needed._replace(all_classes=bool(settings.rr_ratio), gathers=True, balance=balance)
 
 
 def settle(settings: CompleteSettings) -> CompleteSettings:
-    """Fill in rr_ratio and k, which depend on ipc. Raises UserError if all weights are 0 or k is too large."""
-    if settings.rr_ratio is None:
-        if isinstance(settings.ipc, str):
-            raise UserError(
-                f"--preset best derives rr_ratio from a number --ipc, not from {settings.ipc}: give --rr_ratio"
-            )
-        settings = replace(settings, rr_ratio=rr_ratio_of(settings.ipc))
+    """Fill in k, which depends on ipc. Raises UserError if all weights are 0 or k is too large."""
     s = settings
+    if s.weights == "balanced" and not s.mmd_ratio:
+        raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
     alone = s.ipc == 1  # its L_ICD is 0
     if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"
         raise UserError(f"{why} weight is 0, so there is nothing to match: set --mmd_ratio or another weight")
     return settle_neighbours(settings, settings.icd_ratio)
-
-
-def rr_ratio_of(ipc: int) -> float:
-    """The weight of L_RR in preset best: RR_RATIOS, interpolated linearly in log(ipc) and log(weight)."""
-    weight = np.exp(np.interp(np.log(ipc), *(np.log(list(x)) for x in (RR_RATIOS.keys(), RR_RATIOS.values()))))
-    return float(f"{weight:.3g}")
 
 
 # --- terms configured by settings, unweighted, each [classes] -------------------------------------------------
@@ -104,6 +102,11 @@ ICD_FORMS = {"kl": kl, "spread": spread}
 def diversity(real: Features, syn: Features, settings: DiversitySettings) -> Tensor:
     """L_ICD [classes] in the form of --icd_form."""
     return ICD_FORMS[settings.icd_form](real, syn, settings)
+
+
+def readout(real: Features, syn: Features, settings: WeightSettings) -> Tensor:
+    """L_RR [all classes]; the classes of other ranks are gathered. Not of the DDM paper."""
+    return readout_matching(real.gather(real.embedding), syn.gather(syn.embedding), settings.rr_ridge)
 
 
 def style_needs(settings: StyleSettings, mm: float = 0, cm: float = 0) -> Needs:

@@ -146,11 +146,17 @@ class DiversitySettings(Settings):
 class WeightSettings(StyleSettings, DiversitySettings):
     """The weights of the terms of the complete objective."""
 
+    weights: str = objective(
+        "absolute",
+        "absolute: a weight multiplies its loss, as published; balanced: a weight is the norm of its loss's gradient, "
+        "relative to that of L_MMD (not of the DDM paper)",
+        choices=("absolute", "balanced"),
+    )
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
     mm_ratio: float = objective(10000.0, "weight of L_MM, channel moments", check=non_negative)
     cm_ratio: float = objective(10000.0, "weight of L_CM, Gram matrices", check=non_negative)
     icd_ratio: float = objective(10.0, "weight of L_ICD, intra-class diversity", check=non_negative)
-    rr_ratio: float | None = objective(
+    rr_ratio: float = objective(
         0.0,
         "weight of L_RR: error on real images of the ridge regression fitted to the set (not of the DDM paper: RFAD, "
         "Loo et al. 2022, of the family of KIP and FRePo)",
@@ -179,7 +185,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
             **{"mm_ratio": 180.0, "cm_ratio": 700.0},
         },
         # Chosen on CIFAR10's validation split, see docs/results.md.
-        "best": DM | {"rr_ratio": None, "rr_ridge": 0.1},  # rr_ratio depends on ipc
+        "best": DM | {"weights": "balanced", "rr_ratio": 1.0, "rr_ridge": 0.1},
     }
 
     preset: str | None = altered(
