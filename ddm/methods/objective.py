@@ -64,6 +64,8 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
     s = settings
     if s.weights == "balanced" and not s.mmd_ratio:
         raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
+    if s.weights == "balanced" and s.published_accumulator:
+        raise UserError("--published_accumulator weights losses, which --weights balanced ignores: leave one out")
     alone = s.ipc == 1  # its L_ICD is 0
     if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"
