@@ -44,7 +44,8 @@ class CondensingSettings(SetSettings):
         "fast": {
             "real_sampling": "balanced",
             "batch_real": 32,
-            "lr_img": None,  # depends on ipc
+            "optimizer": "normalised",
+            "lr_img": None,  # 0.03, see OPTIMIZERS
             "lr_schedule": "cosine",
             "Iteration": 1000,
         },

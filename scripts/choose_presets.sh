@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# How the settings of presets best and fast were chosen, on validation splits: the table of docs/results.md.
+#
+#   scripts/choose_presets.sh [--sets "Digits/10 CIFAR10/1"] [--rows "dm best"] [--budget cpu|full] [--out DIR] [-- FLAGS]
+#
+# A set is DATASET/IPC. Rows: PRESET or PRESET-OPTIMIZER-LR; then _WEIGHT for another rr_ratio; then +clip for
+# --clip_pixels. Each row has one condensation and two networks. The last table has the mean rank of each row over the sets.
+# The same command resumes.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+default_out=results/choose experiments=1 networks=2
+rows="dm best_1 best_3 best_3+clip"
+sets="Digits/1 Digits/10 Digits/50 FashionMNIST/1 FashionMNIST/10 FashionMNIST/50 CIFAR10/1 CIFAR10/10 CIFAR10/50 CIFAR100/1 CIFAR100/10"
+source "$here/scripts/rows.sh"
+
+flags_of() { # the command of a row
+    local row=${1%+clip} more=""
+    if [[ $1 == *+clip ]]; then more=" --clip_pixels"; fi
+    if [[ $row == *_* ]]; then more+=" --rr_ratio ${row#*_}"; fi
+    local preset optimizer lr
+    IFS=- read -r preset optimizer lr <<<"${row%%_*}"
+    case $preset in
+        dm | style | paper | best) ;;
+        *) echo "error: unknown row $1" >&2 && return 2 ;;
+    esac
+    echo "condense ${method/PRESET/$preset} --eval_split val ${optimizer:+--optimizer $optimizer} ${lr:+--lr_img $lr}$more"
+}
+
+for own in "$@"; do if show_help "$own"; then exit; fi; done
+arguments=() out=$default_out
+while (($#)) && [[ $1 != -- ]]; do
+    case $1 in
+        --sets) sets=$2 ;;
+        --out) out=$2 ;;
+        *) arguments+=("$1" "${2:-}") ;;
+    esac
+    shift $(($# > 1 ? 2 : 1))
+done
+if (($#)); then shift; fi
+for set in $sets; do
+    run_rows --ipc "${set#*/}" --out "$out/${set%/*}" "${arguments[@]}" -- --dataset "${set%/*}" "$@"
+done
+"${PYTHON:-python}" "$here/scripts/mean_rank.py" "$out"
