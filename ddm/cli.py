@@ -280,10 +280,13 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
     repeated = {name for name, own in declared.items() if name not in known and not own.hidden}
     values = {}
     for name in (name for name in declared if name in repeated & found.keys() - explicit):
-        if found[name] is None and not optional(cls, name):  # another command may leave it unset
+        value = found[name]
+        if value is None and not optional(cls, name):  # another command, or rr_ratio before 0.3.0, can be unset
+            value = ran.get(name)
+        if value is None and not optional(cls, name):
             continue
         try:
-            values[name] = checked(cls, name, found[name])
+            values[name] = checked(cls, name, value)
         except UserError as error:
             raise UserError(f"argument --like: {shown} has {error}") from None
     for names, what in (

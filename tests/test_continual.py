@@ -85,7 +85,8 @@ def test_mistakes(argv, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_is_printed_with_the_values_that_follow_ipc(tmp_path, capsys):
+def test_a_preset_is_printed_with_the_values_that_it_chose(tmp_path, capsys):
     """Defect U19: it printed --rr_ratio None."""
-    command("continual", *arguments(tmp_path, "--preset", "best", "--ipc", "10", "--memory", "random", "--seeds", "1"))
-    assert "preset best: --mmd_ratio 1.0" in (out := capsys.readouterr().out) and "--rr_ratio 30.0" in out
+    command("continual", *arguments(tmp_path, "--preset", "fast,best", "--memory", "random", "--seeds", "1"))
+    out = capsys.readouterr().out
+    assert "preset fast,best: " in out and "--lr_img 1.0" in out and "None" not in out

@@ -77,6 +77,6 @@ def test_the_command_resumes_and_another_optimizer_is_refused(data_path, tmp_pat
 
 
 def test_an_unset_lr_img_follows_the_optimizer():
-    assert parse("DM_DDM", "--preset", "fast", "--ipc", "4").lr_img == 2.0
-    for name, lr in (("adam", 0.1), ("normalised", 0.03)):
+    assert parse("DM_DDM", "--preset", "fast", "--ipc", "4").optimizer == "normalised"
+    for name, lr in (("sgd", 2.0), ("adam", 0.1), ("normalised", 0.03)):
         assert parse("DM_DDM", "--preset", "fast", "--ipc", "4", "--optimizer", name).lr_img == lr

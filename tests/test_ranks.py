@@ -13,6 +13,9 @@ from conftest import QUICK, ROOT, maker, parse, run
 
 from ddm.data.loading import load
 from ddm.errors import UserError
+from ddm.methods.condensation import Condensation
+from ddm.methods.matching import Needs
+from ddm.methods.objective import objective
 from ddm.ranks import Ranks
 from ddm.runs import progress
 
@@ -31,8 +34,8 @@ def read(folder):
 
 @pytest.mark.parametrize("preset", ["paper", "best"])
 def test_two_processes_give_what_one_gives_and_one_resumes(preset, data_path, tmp_path):
-    line = [*LINE, "--preset", preset]  # L_RR of `best` gathers the embeddings of all classes
-    two = command("DM_DDM", data_path, tmp_path / "two", "--preset", preset)
+    line = [*LINE, "--preset", preset, "--optimizer", "normalised"]
+    two = command("DM_DDM", data_path, tmp_path / "two", *line[len(LINE) :])  # L_RR of `best` gathers embeddings
     done = subprocess.run(two, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("===") == 2 and "2 ranks" in done.stdout  # only the first rank prints
@@ -97,3 +100,10 @@ def test_what_runs_over_all_classes_is_refused(recipe, argv, world, message, dat
     data, settings = load("CIFAR10", data_path), parse(recipe, *QUICK, *argv)
     with pytest.raises(UserError, match=message):
         maker(recipe, settings, data, group=Ranks(0, world))
+
+
+def test_a_users_term_over_all_classes_must_gather(data_path):
+    data, settings = load("CIFAR10", data_path), parse("DM_DDM", *QUICK)
+    with pytest.raises(UserError, match="the objective runs over all classes at once and can't be split over ranks"):
+        Condensation(data, settings, objective, Needs(all_classes=True), Ranks(0, 2))
+    Condensation(data, settings, objective, Needs(all_classes=True, gathers=True), Ranks(0, 2))

@@ -145,20 +145,23 @@ def test_k_is_a_fifth_of_ipc(ipc, k):
     assert parse("DM_KNearest", "--ipc", ipc).k == (k or None)  # at ipc 1 the term is 0, and k stays unset
 
 
-@pytest.mark.parametrize(
-    ("ipc", "lr_img", "rr_ratio"), [(1, 0.5, 1000), (10, 5, 30), (22, 11, 12.5), (50, 25, 5), (100, 50, 5)]
-)
-def test_presets_leave_the_step_and_the_readout_to_ipc(ipc, lr_img, rr_ratio):
-    argv = ("--preset", "fast,best", "--ipc", str(ipc))
-    for more, expected in (((), (lr_img, rr_ratio, True)), (("--lr_img", "2", "--rr_ratio", "0"), (2, 0, False))):
-        settings = parse("DM_DDM", *argv, *more)
-        all_classes = recipe_of("DM_DDM").needed(settings).all_classes
-        assert (settings.lr_img, settings.rr_ratio, all_classes) == expected
+@pytest.mark.parametrize("dataset", ["Digits", "CIFAR100"])
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_best_and_fast_have_one_set_of_numbers(dataset, ipc):
+    argv = ("--preset", "fast,best", "--dataset", dataset, "--ipc", str(ipc))
+    settings = parse("DM_DDM", *argv)
+    found = (settings.optimizer, settings.lr_img, settings.weights, settings.rr_ratio)
+    assert found == ("normalised", 0.03, "balanced", RR_RATIO)
+    assert recipe_of("DM_DDM").needed(settings).all_classes
+    settings = parse("DM_DDM", *argv, "--lr_img", "2", "--rr_ratio", "0")
+    assert settings.lr_img == 2 and not recipe_of("DM_DDM").needed(settings).all_classes
+    assert parse("DM_DDM", *argv, "--optimizer", "sgd").lr_img == 0.5 * ipc
 
 
 def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path, tmp_path, capsys):
     (tmp_path / "ipc.json").write_text('{"3": 3, "*": 1}')
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--preset", "dm,fast", "--Iteration", "1"]
+    argv += ["--optimizer", "sgd"]
     for ipc, lr_img in (("2", 1.0), (str(tmp_path / "ipc.json"), 0.6)):
         done = command_line("DM_DDM", *argv, "--ipc", ipc, "--save_path", str(tmp_path / f"{lr_img}"))
         assert done.returncode == 0, done.stderr
@@ -166,8 +169,6 @@ def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path,
         assert ("--lr_img 1.0" in done.stdout) == (ipc == "2")
     like = ["--like", str(tmp_path / "1.0" / "results.json"), "--ipc", "4"]
     assert parse("DM_DDM", *like).lr_img == 2.0
-    with pytest.raises(UserError, match="give --rr_ratio"):
-        parse("DM_DDM", "--preset", "best", "--ipc", "some.json")
 
 
 def test_a_users_error_in_a_process_of_its_own(tmp_path):
@@ -228,14 +229,14 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
 
 def test_like_takes_what_a_command_can_repeat_of_another_commands_file(tmp_path):
     path = tmp_path / "results.json"
-    given = {"model": "ConvNetW32", "eval_mode": "S", "rr_ratio": None, "seed": None}
+    given = {"model": "ConvNetW32", "eval_mode": "S", "rr_ratio": None, "seed": None}  # rr_ratio of 0.2.0's preset best
     path.write_text(json.dumps({"args": given | {"rr_ratio": 3.0, "seed": 1}, "asked": given}))
     own = parsed("evaluate", "set.pt", "--like", path)
     assert (own.model, own.eval_mode) == (None, "S")  # they exclude each other
     own = parsed("evaluate", "set.pt", "--like", path, "--model", "AlexNet")
     assert (own.model, own.eval_mode) == ("AlexNet", None)
     own = parsed("DM_DDM", "--like", path)
-    assert (own.model, own.eval_mode, own.rr_ratio, own.seed) == ("ConvNetW32", "S", None, 0)  # a seed can't be unset
+    assert (own.model, own.eval_mode, own.rr_ratio, own.seed) == ("ConvNetW32", "S", 3.0, 1)  # which can't be unset
 
 
 @pytest.mark.parametrize(

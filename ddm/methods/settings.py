@@ -62,7 +62,7 @@ class CondensingSettings(SetSettings):
     Iteration: int = optimisation(20000, "steps of condensation, each with a fresh network", check=at_least(1))
     optimizer: str = optimisation(
         "sgd",
-        "optimizer of the pixels; normalised and adam ignore the scale of the losses",
+        "optimizer of the pixels; normalised and adam ignore the scale of losses",
         choices=("sgd", "normalised", "adam"),
     )
     lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
@@ -149,8 +149,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
     weights: str = objective(
         "absolute",
-        "absolute: a weight multiplies its loss, as published; balanced: a weight is the norm of its loss's gradient, "
-        "relative to that of L_MMD (not of the DDM paper)",
+        "factors of losses, as published; or norms of gradients, relative to L_MMD's",
         choices=("absolute", "balanced"),
     )
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
@@ -159,8 +158,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
     icd_ratio: float = objective(10.0, "weight of L_ICD, intra-class diversity", check=non_negative)
     rr_ratio: float = objective(
         0.0,
-        "weight of L_RR: error on real images of the ridge regression fitted to the set (not of the DDM paper: RFAD, "
-        "Loo et al. 2022, of the family of KIP and FRePo)",
+        "weight of L_RR, the error of a ridge regression fitted to the set; not of DDM",
         check=non_negative,
     )
     rr_ridge: float = objective(0.1, "L_RR: ridge, relative to the kernel's diagonal", check=non_negative, rare=True)
