@@ -155,28 +155,8 @@ def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
     return ((sd_S - sd_R) / sd_R).square().mean(1)
 
 
-PER_IMAGE = (-3, -2, -1)  # of maps [N, C, H, W]
-PER_CLASS = (1, 2)  # of embeddings [classes, n, D]
-
-
-class _Balance(torch.autograd.Function):
-    """Hands on a tensor several times; see `balanced`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
-        ctx.weights, ctx.dims = weights, dims
-        return tuple(x.view_as(x) for _ in range(1 + len(weights)))
-
-    @staticmethod
-    def backward(ctx, reference: Tensor, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        total, size = reference, _size(reference, ctx.dims)
-        for weight, gradient in zip(ctx.weights, gradients, strict=True):
-            total = total + (weight * size / _size(gradient, ctx.dims).clamp(min=1e-30)).to(total.dtype) * gradient
-        return total, None, None
-
-
-def _size(gradient: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(gradient, dim=dims, keepdim=True, dtype=torch.float32)
+PER_IMAGE = (1, 2, 3)  # the dimensions of an image's map, of [N, C, H, W]
+PER_CLASS = (1, 2)  # the dimensions of a class's embeddings, of [classes, n, D]
 
 
 def balanced(x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -187,6 +167,26 @@ def balanced(x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tu
     of VQGAN (Esser et al., CVPR 2021, eq. 7).
     """
     return _Balance.apply(x, tuple(weights), tuple(dims))
+
+
+class _Balance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.weights, ctx.dims = weights, dims
+        return tuple(x.view_as(x) for _ in range(1 + len(weights)))
+
+    @staticmethod
+    def backward(ctx, reference: Tensor, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total, size = reference, _size(reference, ctx.dims)
+        for weight, gradient in zip(ctx.weights, gradients, strict=True):
+            factor = weight * size / _size(gradient, ctx.dims).clamp(min=1e-20)  # a gradient of 0 stays 0
+            total = total + factor.to(total.dtype) * gradient
+        return total, None, None
+
+
+def _size(gradient: Tensor, dims: tuple[int, ...]) -> Tensor:
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient, dim=dims, keepdim=True, dtype=wide)
 
 
 def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:

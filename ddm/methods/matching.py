@@ -84,7 +84,7 @@ def features(
         return onward, copies
 
     with machine.autocast():
-        out = net.embed(images.flatten(0, 1), split if balance else None)
+        out = net.embed(images.flatten(0, 1), split) if balance else net.embed(images.flatten(0, 1))
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]
     style = {

@@ -130,7 +130,7 @@ def condensing_plan(
         raise UserError(f"--model {settings.model} {error}") from None
     whole = has_batch_norm(net) or needs.all_classes
     if whole:
-        what = "BatchNorm" if has_batch_norm(net) else "the objective"
+        what = "BatchNorm" if has_batch_norm(net) else "the objective (such as L_RR, --rr_ratio)"
         if group.world > 1 and (has_batch_norm(net) or not needs.gathers):
             raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
         if len(set(counts)) > 1:
