@@ -104,6 +104,8 @@ def test_what_runs_over_all_classes_is_refused(recipe, argv, world, message, dat
 
 def test_a_users_term_over_all_classes_must_gather(data_path):
     data, settings = load("CIFAR10", data_path), parse("DM_DDM", *QUICK)
-    with pytest.raises(UserError, match="the objective .* runs over all classes at once and can't be split over ranks"):
+    with pytest.raises(
+        UserError, match=r"the objective .* runs over all classes at once and can't be split over ranks"
+    ):
         Condensation(data, settings, objective, Needs(all_classes=True), Ranks(0, 2))
     Condensation(data, settings, objective, Needs(all_classes=True, gathers=True), Ranks(0, 2))

@@ -151,7 +151,7 @@ def test_best_and_fast_have_one_set_of_numbers(dataset, ipc):
     argv = ("--preset", "fast,best", "--dataset", dataset, "--ipc", str(ipc))
     settings = parse("DM_DDM", *argv)
     found = (settings.optimizer, settings.lr_img, settings.weights, settings.rr_ratio)
-    assert found == ("normalised", 0.03, "balanced", RR_RATIO)
+    assert found == ("normalised", 0.03, "balanced", 3.0)
     assert recipe_of("DM_DDM").needed(settings).all_classes
     settings = parse("DM_DDM", *argv, "--lr_img", "2", "--rr_ratio", "0")
     assert settings.lr_img == 2 and not recipe_of("DM_DDM").needed(settings).all_classes

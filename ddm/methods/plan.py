@@ -117,7 +117,10 @@ def condensing_plan(
     if group.world > data.num_classes:
         raise UserError(f"{group.world} ranks for {data.num_classes} classes: start as many or fewer")
     if settings.clip_pixels and data.normalisation.whitened:
-        raise UserError("--clip_pixels: whitened images have no range [0, 1]: leave it or --zca out")
+        raise UserError(
+            "--clip_pixels (also in --preset best): whitened images have no range [0, 1]: add --no-clip_pixels or "
+            "leave --zca out"
+        )
     counts = images_per_class(data, settings.ipc)
     if settings.lr_img is None:
         settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(sum(counts) / len(counts)))
