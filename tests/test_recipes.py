@@ -227,6 +227,13 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
 
 
+def test_like_repeats_best_of_earlier_versions(capsys):
+    """Their preset had other values, which their files have kept."""
+    own = parse("DM_DDM", "--like", ROOT / "docs/results/ablation/ipc10/best/results.json")
+    found = (own.optimizer, own.lr_img, own.lr_schedule, own.weights, own.rr_ratio, own.clip_pixels)
+    assert found == ("sgd", 5.0, "cosine", "absolute", 30.0, False)
+
+
 def test_like_takes_what_a_command_can_repeat_of_another_commands_file(tmp_path):
     path = tmp_path / "results.json"
     given = {"model": "ConvNetW32", "eval_mode": "S", "rr_ratio": None, "seed": None}  # rr_ratio of 0.2.0's preset best
