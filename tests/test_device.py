@@ -15,11 +15,17 @@ EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "
     "--published_accumulator"
 )
+BALANCED = "--weights balanced --rr_ratio 1 --icd_ratio 1 --style_tap norm --optimizer adam"
 
 
 @pytest.mark.parametrize(
     ("recipe", "argv", "terms"),
-    [*((recipe, "", 4 if recipe == "DM_DDM" else 2) for recipe in RECIPES), ("DM_DDM", EVERY_CHOICE, 5)],
+    [
+        *((recipe, "", 4 if recipe == "DM_DDM" else 2) for recipe in RECIPES),
+        ("DM_DDM", EVERY_CHOICE, 5),
+        ("DM_DDM", BALANCED, 5),
+        ("DM_DDM", "--preset fast,best --real_sampling random", 2),
+    ],
 )
 def test_a_condensation_step(recipe, argv, terms, data_path):
     settings = parse(recipe, *QUICK, "--data_path", data_path, "--ipc", "6", "--class_chunk", "4", *argv.split())
@@ -28,7 +34,7 @@ def test_a_condensation_step(recipe, argv, terms, data_path):
     made.start(0, None)
     image_syn = made.syn_set.images
     assert image_syn.device.type == "meta" and next(made.matcher.net.parameters()).device.type == "meta"
-    for iteration in range(12):  # every operation of the strategy gets its turn
+    for iteration in range(1, 13):  # every operation of the strategy gets its turn
         step = condensation_step(made.matcher, made.syn_set, made.sampler, 0, iteration, made.plan)
         assert len(step.terms) == terms and all(
             value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]]
