@@ -3,19 +3,19 @@
 #
 #   scripts/choose_presets.sh [--sets "Digits/10 CIFAR10/1"] [--rows "dm best"] [--budget cpu|full] [--out DIR] [-- FLAGS]
 #
-# A set is DATASET/IPC. Rows: PRESET or PRESET-OPTIMIZER-LR; then _WEIGHT for another rr_ratio; then +clip for
-# --clip_pixels. Each row has one condensation and two networks. The last table has the mean rank of each row over the sets.
+# A set is DATASET/IPC. Rows: PRESET or PRESET-OPTIMIZER-LR; then _WEIGHT for another rr_ratio; then +noclip for
+# --no-clip_pixels. Each row has one condensation and two networks. The last table has the mean rank of each row over the sets.
 # The same command resumes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/choose experiments=1 networks=2
-rows="dm best_1 best_3 best_3+clip"
+rows="dm best_3 best_3+noclip best_1+noclip"
 sets="Digits/1 Digits/10 Digits/50 FashionMNIST/1 FashionMNIST/10 FashionMNIST/50 CIFAR10/1 CIFAR10/10 CIFAR10/50 CIFAR100/1 CIFAR100/10"
 source "$here/scripts/rows.sh"
 
 flags_of() { # the command of a row
-    local row=${1%+clip} more=""
-    if [[ $1 == *+clip ]]; then more=" --clip_pixels"; fi
+    local row=${1%+noclip} more=""
+    if [[ $1 == *+noclip ]]; then more=" --no-clip_pixels"; fi
     if [[ $row == *_* ]]; then more+=" --rr_ratio ${row#*_}"; fi
     local preset optimizer lr
     IFS=- read -r preset optimizer lr <<<"${row%%_*}"

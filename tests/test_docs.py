@@ -1,5 +1,6 @@
 """The scripts of the documentation run their rows."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -76,6 +77,35 @@ def test_the_sweep_resumes_and_ends_with_its_table(tmp_path):
         ("cm_ratio_1000", "1000", "2"),
     ]
     assert [row["pairs"] for row in table] == ["", "2 experiments"] and table[1]["DM run"] == "cm_ratio_0"
+
+
+def test_presets_are_chosen_on_validation_splits(tmp_path):
+    sets = ["--sets", "Digits/1 CIFAR10/10", "--out", "o", "--rows"]
+    rows = ["dm best_1+noclip dm-adam-0.1", "--", "--seed", "3"]
+    done = script("choose_presets.sh", *sets, *rows, cwd=tmp_path, PYTHON="echo")
+    assert done.returncode == 0, done.stderr
+    ran = [line for line in done.stdout.splitlines() if line.startswith("-m ddm condense")]
+    assert len(ran) == 6 and all("--eval_split val" in line and line.endswith("--seed 3") for line in ran)
+    assert "--preset fast,best" in ran[1] and "--no-clip_pixels --rr_ratio 1 --save_path" in ran[1]
+    assert "--ipc 10 " in ran[5] and "--optimizer adam --lr_img 0.1" in ran[5] and "--dataset CIFAR10" in ran[5]
+    done = script("choose_presets.sh", *sets, "x", cwd=tmp_path, PYTHON="echo")
+    assert (done.returncode, done.stderr) == (2, "error: unknown row x\n")
+
+
+def test_the_ranks_of_presets(tmp_path):
+    for where, mean in {
+        "A/ipc1/dm": 0.5,
+        "A/ipc1/x": 0.6,
+        "B/ipc1/dm": 0.5,
+        "B/ipc1/x": 0.45,
+        "C/ipc1/dm": 0.3,
+    }.items():
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / where / "results.json").write_text(json.dumps({"mean": mean}))
+    line = [sys.executable, ROOT / "scripts" / "mean_rank.py", tmp_path]
+    table = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert table[0] == "| row | A/1 | B/1 | C/1 | mean rank over 2 sets | least gain over dm |"
+    assert table[2:] == ["| dm | 50.00 | 50.00 | 30.00 | 1.50 | +0.00 |", "| x | 60.00 | 45.00 |  | 1.50 | -5.00 |"]
 
 
 def test_the_sweep_runs_its_grid(tmp_path):
