@@ -31,7 +31,7 @@ if named:
     train = ddm.load(named[0])
 else:
     training = {"num_eval": 3, "epoch_eval_train": 150, "lr_net": 0.05}
-    train = ddm.condense(dataset="Digits", ipc=10, preset="fast,dm", Iteration=200, **training)
+    train = ddm.condense(dataset="Digits", ipc=10, preset="fast,best", Iteration=200, **training)
 args = train.metadata["args"]
 print(f"{len(train)} images of {len(train.class_names)} classes, made from {args['dataset']}")
 
