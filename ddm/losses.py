@@ -160,16 +160,18 @@ PER_CLASS = (1, 2)  # the dimensions of a class's embeddings, of [classes, n, D]
 
 
 def balanced(x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """`x` for a reference loss, and once per weight for another loss, whose gradient is scaled to the reference's.
+    """Copies of x, of its shape: one for a reference loss, and one per weight for another loss.
 
     In the backward pass the gradient of each other loss gets `weight` times the norm of the reference's gradient, so
-    that the scale of the losses has no effect. Norms run over `dims`. Not of the DDM paper; source: the adaptive weight
-    of VQGAN (Esser et al., CVPR 2021, eq. 7).
+    that the scale of the losses has no effect. Norms run over the dimensions `dims`, as PER_CLASS or PER_IMAGE. Not of
+    the DDM paper; source: the adaptive weight of VQGAN (Esser et al., CVPR 2021, eq. 7).
     """
     return _Balance.apply(x, tuple(weights), tuple(dims))
 
 
 class _Balance(torch.autograd.Function):
+    """See `balanced`."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tuple[Tensor, ...]:
         ctx.weights, ctx.dims = weights, dims

@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/choose experiments=1 networks=2
 rows="dm best_3 best_3+noclip best_1+noclip"
-sets="Digits/1 Digits/10 Digits/50 FashionMNIST/1 FashionMNIST/10 FashionMNIST/50 CIFAR10/1 CIFAR10/10 CIFAR10/50 CIFAR100/1 CIFAR100/10"
+sets="Digits/1 Digits/10 Digits/50 FashionMNIST/1 FashionMNIST/10 CIFAR10/1 CIFAR10/10 CIFAR10/50 CIFAR100/1"
 source "$here/scripts/rows.sh"
 
 flags_of() { # the command of a row
@@ -29,12 +29,13 @@ flags_of() { # the command of a row
 for own in "$@"; do if show_help "$own"; then exit; fi; done
 arguments=() out=$default_out
 while (($#)) && [[ $1 != -- ]]; do
+    if [[ -z ${2:-} ]]; then echo "error: $1 needs a value" >&2 && exit 2; fi
     case $1 in
         --sets) sets=$2 ;;
         --out) out=$2 ;;
-        *) arguments+=("$1" "${2:-}") ;;
+        *) arguments+=("$1" "$2") ;;
     esac
-    shift $(($# > 1 ? 2 : 1))
+    shift 2
 done
 if (($#)); then shift; fi
 for set in $sets; do

@@ -27,7 +27,10 @@ def accuracies(folder: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    found = accuracies(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    found = accuracies(folder)
+    if not found:
+        parser.error(f"{folder} has no DATASET/ipcN/ROW/results.json: name the --out of choose_presets.sh")
     rows = sorted({row for by_row in found.values() for row in by_row})
     whole = {name: by_row for name, by_row in found.items() if by_row.keys() == set(rows)}
     ranks = [rankdata([-by_row[row] for row in rows]) for by_row in whole.values()]

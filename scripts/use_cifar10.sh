@@ -14,7 +14,7 @@ cd "$here"
 out=${1:-results/use} python=${PYTHON:-python} ddm="${PYTHON:-python} -m ddm"
 set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
 
-$ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
+$ddm condense --preset fast,best --no-clip_pixels --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
     --save_path "$out/set"
 
 $ddm evaluate "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_path "$out/networks"

@@ -90,6 +90,8 @@ def test_presets_are_chosen_on_validation_splits(tmp_path):
     assert "--ipc 10 " in ran[5] and "--optimizer adam --lr_img 0.1" in ran[5] and "--dataset CIFAR10" in ran[5]
     done = script("choose_presets.sh", *sets, "x", cwd=tmp_path, PYTHON="echo")
     assert (done.returncode, done.stderr) == (2, "error: unknown row x\n")
+    done = script("choose_presets.sh", "--sets", cwd=tmp_path, PYTHON="echo")
+    assert (done.returncode, done.stderr) == (2, "error: --sets needs a value\n")
 
 
 def test_the_ranks_of_presets(tmp_path):
@@ -103,6 +105,7 @@ def test_the_ranks_of_presets(tmp_path):
         (tmp_path / where).mkdir(parents=True)
         (tmp_path / where / "results.json").write_text(json.dumps({"mean": mean}))
     line = [sys.executable, ROOT / "scripts" / "mean_rank.py", tmp_path]
+    assert subprocess.run([*line[:2], tmp_path / "A"], capture_output=True).returncode == 2
     table = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
     assert table[0] == "| row | A/1 | B/1 | C/1 | mean rank over 2 sets | least gain over dm |"
     assert table[2:] == ["| dm | 50.00 | 50.00 | 30.00 | 1.50 | +0.00 |", "| x | 60.00 | 45.00 |  | 1.50 | -5.00 |"]

@@ -227,9 +227,10 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
 
 
-def test_like_repeats_best_of_earlier_versions(capsys):
+@pytest.mark.parametrize("run", ["ablation/ipc10/best", "curve/best"])  # of 0.1.0 and 0.2.0
+def test_like_repeats_best_of_earlier_versions(run):
     """Their preset had other values, which their files have kept."""
-    own = parse("DM_DDM", "--like", ROOT / "docs/results/ablation/ipc10/best/results.json")
+    own = parse("DM_DDM", "--like", ROOT / "docs/results" / run / "results.json")
     found = (own.optimizer, own.lr_img, own.lr_schedule, own.weights, own.rr_ratio, own.clip_pixels)
     assert found == ("sgd", 5.0, "cosine", "absolute", 30.0, False)
 

@@ -84,6 +84,7 @@ def features(
         return onward, copies
 
     with machine.autocast():
+        # Networks of users may have an `embed` without `split`.
         out = net.embed(images.flatten(0, 1), split) if balance else net.embed(images.flatten(0, 1))
     embedding, maps = out if isinstance(out, tuple) else (out, [])
     shape = images.shape[:2]

@@ -3,8 +3,10 @@
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
 
 In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term and
-its cost. L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., NeurIPS 2022), of the family
-of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
+its cost. With --weights balanced a weight is a norm of gradients (not of the DDM paper), see ddm.losses.balanced.
+
+L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., NeurIPS 2022), of the family of KIP
+(Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
 """
 
 from dataclasses import replace
@@ -29,7 +31,10 @@ from ddm.methods.settings import CompleteSettings, CondensingSettings, Diversity
 
 
 def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict[str, Tensor]:
-    """The weighted terms of L_total by name, each [classes]; terms of weight 0 are left out."""
+    """The weighted terms of L_total by name, each [classes]; terms of weight 0 are left out.
+
+    With --weights balanced they are the losses themselves, and their gradients carry the weights.
+    """
     s, terms, syn_icd, syn_rr = settings, {}, syn, syn
     if s.weights == "balanced":  # the style terms are balanced at the feature maps, see `needs`
         copies = balanced(syn.embedding, (s.icd_ratio, s.rr_ratio), PER_CLASS)

@@ -184,7 +184,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
             **{"style_tap": "conv", "style_stats": "image", "style_scale": "relative"},
             **{"mm_ratio": 180.0, "cm_ratio": 700.0},
         },
-        # Chosen on the validation splits of four data sets by scripts/choose_presets.sh, see docs/results.md.
+        # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
         "best": DM | {"weights": "balanced", "rr_ratio": 3.0, "rr_ridge": 0.1, "clip_pixels": True} | SCALE_FREE,
     }
 
