@@ -9,13 +9,14 @@ from torch import Tensor
 from ddm import device
 from ddm.bars import bar
 from ddm.data.images import ImageData
+from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods.matching import Matcher, Needs, Objective
 from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.settings import CondensingSettings
-from ddm.methods.step import INITS, Step, Synthetic, condensation_step
+from ddm.methods.step import Step, Synthetic, condensation_step, first_images
 from ddm.ranks import Ranks
 
 
@@ -120,7 +121,8 @@ class Condensation:
             return f"{', '.join(bad)} of classes {classes.start} to {classes.stop - 1}"
         rows = (~step.gradient_finite).nonzero().flatten()
         if len(rows):
-            classes = self.labels[rows + self.plan.rows(self.plan.classes).start].tolist()
+            stored = rows + self.plan.rows(self.plan.classes).start
+            classes = self.labels[stored * self.plan.factor**2].tolist()
             return f"the gradient of classes {classes[0]} to {classes[-1]}"
         return ""
 
@@ -138,18 +140,19 @@ class Condensation:
         return images.to("cpu", copy=True), velocity.to("cpu", copy=True)
 
     def training_set(self, experiment: int, images: Tensor) -> tuple[Tensor, Tensor]:
-        return images.to(self.plan.machine.device), self.labels
+        return decoded(images.to(self.plan.machine.device), self.plan.factor), self.labels
 
     def baseline(self, experiment: int) -> Tensor:
         """The initial images of --init real."""
         return self._first_images("real", experiment)
 
     def _first_images(self, init: str, experiment: int) -> Tensor:
-        return INITS[init](self.data, self.plan.counts, self.plan.settings.seed, experiment)
+        plan = self.plan
+        return first_images(init, self.data, plan.counts, plan.factor, plan.settings.seed, experiment)
 
 
 def condensed(maker: Condensation, experiment: int, show: bool = True) -> Tensor:
-    """Condense one set without evaluations and checkpoints; return the images [N, C, H, W], normalised.
+    """Condense one set without evaluations and checkpoints; return the stored images [N, C, H, W], normalised.
 
     With `show`, a progress bar is on stderr. Raises UserError if a loss, gradient or pixel is not finite.
     """

@@ -71,7 +71,7 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
         raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
     if s.weights == "balanced" and s.published_accumulator:
         raise UserError("--published_accumulator weights losses, which --weights balanced ignores: leave one out")
-    alone = s.ipc == 1  # its L_ICD is 0
+    alone = s.ipc == 1 and s.factor == 1  # its L_ICD is 0
     if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"
         raise UserError(f"{why} weight is 0, so there is nothing to match: set --mmd_ratio or another weight")
@@ -128,18 +128,19 @@ def style_needs(settings: StyleSettings, mm: float = 0, cm: float = 0) -> Needs:
     return Needs(statistics, settings.style_tap, layers, accumulated=settings.published_accumulator)
 
 
-def neighbours_of(ipc: int) -> int:
-    """The paper's k of L_ICD: 0.2 * ipc, at least 1, at most ipc - 1 (0 at ipc 1, as the term is 0 there)."""
-    return min(max(round(0.2 * ipc), 1), ipc - 1)
+def neighbours_of(n: int) -> int:
+    """The paper's k of L_ICD for n images per class: 0.2 * n, at least 1, at most n - 1 (0 at 1: the term is 0)."""
+    return min(max(round(0.2 * n), 1), n - 1)
 
 
 def settle_neighbours(settings: CondensingSettings, weight: float) -> CondensingSettings:
     """Fill in k of L_ICD; it stays None if ipc differs between classes. Raises UserError if k is too large."""
     if isinstance(settings.ipc, str):
         return settings
-    k, ipc = settings.k, settings.ipc
+    k, n = settings.k, settings.ipc * settings.factor**2
     if k is None:
-        return replace(settings, k=neighbours_of(ipc)) if ipc > 1 else settings
-    if k >= ipc > 1 and weight and settings.icd_form == "kl":
-        raise UserError(f"--k {k}: an image has only {ipc - 1} others in its class at --ipc {ipc}: lower --k")
+        return replace(settings, k=neighbours_of(n)) if n > 1 else settings
+    if k >= n > 1 and weight and settings.icd_form == "kl":
+        ipc = f"--ipc {settings.ipc}" + (f" --factor {settings.factor}" if settings.factor > 1 else "")
+        raise UserError(f"--k {k}: an image has only {n - 1} others in its class at {ipc}: lower --k")
     return settings

@@ -11,6 +11,7 @@ from ddm import device, ranks, torchrun
 from ddm.augment import operations_of
 from ddm.data.images import ImageData
 from ddm.data.loading import check_name
+from ddm.data.partition import check_factor, decoded_labels
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation.protocol import EVAL_MODES, check_networks
@@ -34,10 +35,11 @@ class Plan:
     """
 
     settings: Any  # of the maker's settings class
-    counts: tuple[int, ...]  # images of each class
+    counts: tuple[int, ...]  # stored images of each class
     machine: Machine
     ranks: Ranks
     whole: bool = False  # all classes go through the network in one pass
+    factor: int = 1  # a stored image holds factor x factor images, see data/partition.py
 
     @property
     def classes(self) -> range:
@@ -45,7 +47,7 @@ class Plan:
         return self.ranks.share(len(self.counts))
 
     def rows(self, classes: range) -> slice:
-        """The rows of some classes' images in a whole set."""
+        """The rows of some classes' stored images in a whole set."""
         return slice(sum(self.counts[: classes.start]), sum(self.counts[: classes.stop]))
 
     def chunks(self) -> Iterator[range]:
@@ -59,9 +61,9 @@ class Plan:
             first = last
 
     def labels(self) -> torch.Tensor:
-        """The labels [N] of a whole set, on the device."""
+        """The labels [N] of a whole set, decoded, on the device."""
         labels = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
-        return labels.to(self.machine.device)
+        return decoded_labels(labels, self.factor).to(self.machine.device)
 
     def halved(self) -> "Plan":
         """The same plan with half as many classes at a time, after running out of memory.
@@ -101,7 +103,7 @@ def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
     large = LARGE_LR * max(1, max(counts) / 10) if settings.optimizer == "sgd" else LARGE_STEP
     if settings.lr_img is not None and settings.lr_img > large:
         lines.append(f"--lr_img {settings.lr_img:g} is very large for {settings.optimizer}: watch the pixels' range")
-    if values.get("icd_ratio") and max(counts) == 1:
+    if values.get("icd_ratio") and max(counts) * settings.factor**2 == 1:
         lines.append("--icd_ratio has no effect with 1 image per class: L_ICD compares an image with its neighbours")
     return lines
 
@@ -121,7 +123,10 @@ def condensing_plan(
             "--clip_pixels (also in --preset best): whitened images have no range [0, 1]: add --no-clip_pixels or "
             "leave --zca out"
         )
-    counts = images_per_class(data, settings.ipc)
+    if settings.factor > 1 and data.normalisation.whitened:
+        raise UserError(f"--factor {settings.factor}: whitened images can't be scaled: leave --zca out")
+    check_factor(settings.factor, data.im_size)
+    counts = images_per_class(data, settings.ipc, settings.factor**2)
     if settings.lr_img is None:
         settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(sum(counts) / len(counts)))
     settings = settings.but(batch_real=min(settings.batch_real, max(map(len, data.indices))))
@@ -144,7 +149,9 @@ def condensing_plan(
     machine = device.choose(settings, settings.device, condensing_pixels(settings, data, counts))
     classes = len(group.share(len(counts)))
     settings = settings.but(class_chunk=min(chunk, classes), precision=machine.precision, compile=machine.compile)
-    plan = Plan(settings=settings, counts=tuple(counts), machine=machine, ranks=group, whole=whole)
+    plan = Plan(
+        settings=settings, counts=tuple(counts), machine=machine, ranks=group, whole=whole, factor=settings.factor
+    )
     return plan, machine.laid_out_net(net).requires_grad_(False).train()
 
 
@@ -156,7 +163,7 @@ def choose_chunk(
     The result divides the number of classes, so that all chunks have one shape and are compiled once.
     """
     height, width = data.im_size
-    ipc, classes = max(counts), len((group or Ranks()).share(len(counts)))
+    ipc, classes = max(counts) * settings.factor**2, len((group or Ranks()).share(len(counts)))
     most = pass_pixels(settings.device) // (ipc * height * width)
     net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     needed = device.class_bytes(net, data.shape, settings.batch_real, ipc)
@@ -172,26 +179,27 @@ def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Seq
 
     Evaluations and the number of experiments do not count: they must not change the computation of an experiment.
     """
-    images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * sum(counts))
+    synthetic = sum(counts) * settings.factor**2
+    images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * synthetic)
     return images * data.im_size[0] * data.im_size[1]
 
 
 # --- images per class ------------------------------------------------------------------------------------------
 
 
-def images_per_class(data: ImageData, ipc: int | str) -> list[int]:
+def images_per_class(data: ImageData, ipc: int | str, held: int = 1) -> list[int]:
     """Convert --ipc, a number or the path of a .json file, to one number per class.
 
-    The file maps class names or numbers to numbers of images; "*" means all other classes. Raises UserError if a class
-    is missing, or has fewer training images than requested.
+    The file maps class names or numbers to numbers of images; "*" means all other classes. Each image holds `held`
+    images. Raises UserError if a class is missing, or has fewer training images than requested.
     """
     counts = [ipc] * data.num_classes if isinstance(ipc, int) else _read_counts(data, ipc)
     for c, (size, count) in enumerate(zip(map(len, data.indices), counts, strict=True)):
-        if size < count or not size:
-            least = min(map(len, data.indices))
+        if size < count * held or not size:
+            least = min(map(len, data.indices)) // held
             advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
             name = f"class {c} ({data.class_names[c]}) of {data.name}"
-            raise UserError(f"{name} has {size} training images, fewer than the {count} of --ipc {ipc}: {advice}")
+            raise UserError(f"{name} has {size} training images, fewer than the {count * held} of --ipc {ipc}: {advice}")
     return counts
 
 

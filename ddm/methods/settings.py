@@ -71,6 +71,12 @@ class CondensingSettings(SetSettings):
         "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True
     )
     momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one, rare=True)
+    factor: int = optimisation(
+        1,
+        "split each stored image into factor x factor images, scaled up; ipc counts stored ones; not of DDM",
+        check=at_least(1),
+        rare=True,
+    )
     clip_pixels: bool = optimisation(
         False, "keep the pixels in [0, 1], so that exported pictures differ only by rounding"
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddm import rng
 from ddm.augment import augment_classes
 from ddm.data.images import ImageData
+from ddm.data.partition import decoded, encoded
 from ddm.methods.matching import Matcher
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
@@ -43,11 +44,16 @@ def noise_images(data: ImageData, counts: Sequence[int], seed: int, experiment: 
 INITS = {"real": real_images, "noise": noise_images}
 
 
+def first_images(init: str, data: ImageData, counts: Sequence[int], factor: int, seed: int, experiment: int) -> Tensor:
+    """The stored images [N, C, H, W] of --init before the first step, counts[c] of each class c."""
+    return encoded(INITS[init](data, [n * factor**2 for n in counts], seed, experiment), factor)
+
+
 @dataclass
 class Synthetic:
     """The set during condensation, or a rank's part of it; a step changes its tensors in place."""
 
-    images: Tensor  # [N, C, H, W], normalised, in class order, requires grad
+    images: Tensor  # the stored images [N, C, H, W], normalised, in class order, requires grad
     optimizer: torch.optim.Optimizer
     velocity: Tensor  # the optimizer's buffers: [N, C, H, W] for one buffer, [N, buffers, C, H, W] for several
     finite: Tensor  # boolean scalar: whether the last step was finite
@@ -97,7 +103,7 @@ def condensation_step(
         seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
         real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
         last = first + len(classes) * plan.counts[classes.start]
-        syn = image_syn[first:last].unflatten(0, (len(classes), -1))
+        syn = decoded(image_syn[first:last], plan.factor).unflatten(0, (len(classes), -1))
         first, done = last, [*done, classes]
         real, syn = (augment_classes(x, settings.dsa_strategy, seeds) for x in (real, syn))
         terms = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)

@@ -18,6 +18,7 @@ from ddm import device, ranks, torchrun
 from ddm.bars import bar
 from ddm.data import loading
 from ddm.data.images import ImageData, Normalised
+from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.evaluation import plausibility, protocol
 from ddm.interrupt import Interrupts, Stopped
@@ -343,8 +344,7 @@ class Run:
         where = f"experiment {experiment}, iteration {error.iteration}"
         metadata = self.metadata() | {"velocity": error.velocity, "experiment": experiment, "iteration": before}
         name = f"last_finite_{{}}_exp{experiment}_iter{before}"
-        labels = self.maker.plan.labels().cpu()
-        path = self.files.save_set([[error.images, labels]], {}, metadata, name) or self.settings.save_path
+        path = self.files.save_set(*self.content([error.images], metadata), {}, name) or self.settings.save_path
         message = (
             f"{where}: {error}; the images before it are in {path}; lower --lr_img or the weight of the term, or use "
             "--on_nonfinite skip"
@@ -474,9 +474,15 @@ class Run:
 
     def save_results(self) -> None:
         """Write the sets of the finished experiments and results.json."""
-        accs, labels = self.accuracies(), self.maker.plan.labels().cpu()
-        self.files.save_set([[x, labels] for x in self.state.sets], accs, self.metadata())
+        accs = self.accuracies()
+        self.files.save_set(*self.content(self.state.sets, self.metadata()), accs)
         self.files.save_results(self.record(accs))
+
+    def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
+        """The images of a set's file, decoded so that any reader can use them, and its other entries."""
+        plan = self.maker.plan
+        labels, own = plan.labels().cpu(), {"factor": plan.factor, "stored": stored} if plan.factor > 1 else {}
+        return [[decoded(images, plan.factor), labels] for images in stored], metadata | own
 
     def record(self, accs_by_model: dict[str, list[float]]) -> dict:
         """The content of results.json. Accuracies are in [0, 1].

@@ -50,7 +50,7 @@ class NoFolder:
     def save_checkpoint(self, state: "progress.Progress") -> None: ...
     def wait(self) -> None: ...
     def save_grid(self, images: Tensor, counts: tuple[int, ...], experiment: int, iteration: int) -> None: ...
-    def save_set(self, sets: list, accs: dict, metadata: dict, name: str = "res_{}") -> None: ...
+    def save_set(self, sets: list, metadata: dict, accs: dict, name: str = "res_{}") -> None: ...
     def save_results(self, record: dict) -> None: ...
 
 
@@ -200,7 +200,7 @@ class RunFolder:
         return self.folder / f"vis_{self.stem}_exp{experiment}_iter{iteration}.png"
 
     def save_set(
-        self, sets: list[list[Tensor]], accs_all_exps: dict[str, list[float]], metadata: dict, name: str = "res_{}"
+        self, sets: list[list[Tensor]], metadata: dict, accs_all_exps: dict[str, list[float]], name: str = "res_{}"
     ) -> Path:
         """Write the published file {'data': [[images, labels], ...], 'accs_all_exps'} and metadata; return its path."""
         path = self.folder / f"{name.format(self.stem)}.pt"
@@ -214,9 +214,13 @@ class RunFolder:
         self.replace(self.results_path, json.dumps(record, indent=2) + "\n")
 
     def damaged(self, sets: list[Tensor]) -> Path | None:
-        """The path of the set's file or results.json if it is missing or damaged; None if both are valid."""
+        """The path of the set's file or results.json if it is missing or damaged; None if both are valid.
+
+        `sets` are the stored images of all experiments.
+        """
         try:
-            saved = [images for images, _ in torch.load(self.set_path, map_location="cpu", weights_only=True)["data"]]
+            content = torch.load(self.set_path, map_location="cpu", weights_only=True)
+            saved = content.get("stored") or [images for images, _ in content["data"]]
             if not all(torch.equal(a, b) for a, b in zip(saved, sets, strict=True)):
                 return self.set_path
         except Exception:  # damaged files raise many kinds of errors
