@@ -19,7 +19,7 @@ from ddm.evaluation import protocol
 from ddm.evaluation.sets import CondensedDataset
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.matching import Needs, Objective
-from ddm.runs.results import plain, set_metadata
+from ddm.runs.results import plain, set_content, set_metadata
 from ddm.settings import preset_values
 
 # [N, H, W, C] or [N, H, W] uint8 images and integer labels: x_train, y_train, x_test, y_test
@@ -82,6 +82,7 @@ def condense(
         images = condensed(maker, settings.first_exp)
         evaluator = protocol.Evaluator(maker.data, settings, maker.plan.machine)
         training_set = maker.training_set(settings.first_exp, images)
+        labels = training_set[1].cpu()
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
     arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
     metadata = set_metadata(arguments, settings, loaded, settings.seed) | {"accs_all_exps": accs}
@@ -89,7 +90,8 @@ def condense(
         metadata["args"]["objective"] = metadata["asked"]["objective"] = getattr(objective, "__name__", "a function")
     if data is not None:
         del metadata["args"]["dataset"], metadata["asked"]["dataset"]
-    return CondensedDataset.from_tensors(images.cpu(), maker.labels.cpu(), metadata)
+    ((images, labels),), metadata = set_content([images.cpu()], labels, maker.plan.factor, metadata)
+    return CondensedDataset.from_tensors(images, labels, metadata)
 
 
 def image_data(data: Splits) -> ImageData:

@@ -34,7 +34,7 @@ def class_steps(num_classes: int, steps: int, seed: int) -> list[list[int]]:
 def make_memory(
     data: ImageData, settings: ContinualSettings, machine: Machine, memory: str, seed: int, step: int
 ) -> Tensor:
-    """Images [classes * ipc, C, H, W] for a step's classes; `data` has only these classes and is on the CPU."""
+    """Decoded images [N, C, H, W] for a step's classes; `data` has only these classes and is on the CPU."""
     settings = settings.but(seed=settings.seed + seed)
     if memory in SELECTED:
         counts, proxy, digest = tuple(plan.images_per_class(data, settings.ipc)), None, data.digest()
@@ -48,7 +48,7 @@ def make_memory(
     settings = settings.but(precision=machine.precision, compile=machine.compile)
     maker = Condensation(data, settings, DDM.objective, needs)
     maker.prepare()
-    return condensed(maker, step)
+    return maker.training_set(step, condensed(maker, step))[0]
 
 
 def run(requested: ContinualSettings) -> None:
@@ -93,9 +93,10 @@ def one_order(
     files = session.files
     accs = session.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
     steps, images = class_steps(data.num_classes, settings.steps, seed), []
+    each = settings.ipc * (settings.factor**2 if memory in CONDENSED else 1)  # images of each class
     for step, classes in enumerate(steps):
         path = files.folder / "memory" / f"{memory}_seed{seed}_step{step}.pt"
-        labels = torch.tensor(classes).repeat_interleave(settings.ipc)
+        labels = torch.tensor(classes).repeat_interleave(each)
         if path.exists():
             new = saved_memory(path, labels)
         elif step < len(accs):
@@ -110,7 +111,7 @@ def one_order(
         torch.compiler.reset()  # graphs for the shapes of earlier steps are useless, and their number is limited
         seen = [c for part in steps[: step + 1] for c in part]
         now = classes_of(data, data.name, seen).to(machine.device)
-        labels = torch.arange(len(seen), device=machine.device).repeat_interleave(settings.ipc)
+        labels = torch.arange(len(seen), device=machine.device).repeat_interleave(each)
         evaluator = protocol.Evaluator(now, settings, machine)
         whole = torch.cat(images).to(machine.device)
         nets = range(settings.num_eval)

@@ -195,7 +195,8 @@ def rows_of(choice: Choice, data: ImageData, notes: list[str] | None = None) -> 
         number = 0 if s.experiments == "all" else int(s.experiments)
         rows += [Row(synset, first + number + k, iteration) for k, synset in enumerate(synsets)]
     if "random" in choice.baselines:
-        counts = torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()
+        held = rows[0].set.factor ** 2  # as many pixels as the stored images
+        counts = [n // held for n in torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()]
         indices = initial_indices(data, counts, s.seed, 0)
         rows.append(Row(Synset(BASELINES["random"], data.batch(indices).cpu(), data.y_train.cpu()[indices]), 0, 0))
     if "whole" in choice.baselines:

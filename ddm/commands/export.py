@@ -36,6 +36,8 @@ class Set(NamedTuple):
     metadata: dict  # from its file
     dataset: str
     experiment: int  # its number in the file
+    factor: int = 1  # a stored image holds factor x factor images
+    encoded: bool = False  # whether these are the stored images, and not the decoded ones
 
     @property
     def bytes(self) -> np.ndarray:
@@ -58,10 +60,16 @@ def load_set(settings: ExportSettings) -> Set:
     if {"mean", "std", "class_names"} <= metadata.keys() and s.dataset is None:
         found = CondensedDataset(s.file, s.experiment)
         normalisation = Normalisation.of(found.mean, found.std, metadata.get("zca"))
-        pixels, name = normalisation.pixels(found.images), short_name(args.get("dataset", ""))
-        return Set(found.images, pixels, found.labels, found.class_names, normalisation, metadata, name, s.experiment)
+        name, factor, images, labels = short_name(args.get("dataset", "")), found.factor, found.images, found.labels
+        if s.stored:
+            images, labels = stored_images(found), labels[:: factor**2]
+        pixels, encoded = normalisation.pixels(images), s.stored and factor > 1
+        own = found.class_names, normalisation, metadata, name, s.experiment, factor, encoded
+        return Set(images, pixels, labels, *own)
     if s.dataset is None:
         raise UserError(f"{s.file} does not name its data set: give --dataset (and --data_path)")
+    if s.stored:
+        raise UserError("--stored reads a set of ddm with its own constants: leave --dataset out")
     data = load(s.dataset, s.data_path, s.res)
     data = data.whitened() if s.zca else data
     (found,), notes = sets.read(s.file, data, s.space, str(s.experiment))
@@ -69,7 +77,17 @@ def load_set(settings: ExportSettings) -> Set:
         print(note if note.startswith("warning") else f"note: {note}", file=sys.stderr)
     own = data.normalisation
     pixels = own.pixels(found.images)
-    return Set(found.images, pixels, found.labels, data.class_names, own, metadata, data.name, s.experiment)
+    set_of = data.class_names, own, metadata, data.name, s.experiment, found.factor
+    return Set(found.images, pixels, found.labels, *set_of)
+
+
+def stored_images(dataset: CondensedDataset) -> Tensor:
+    """The stored images of a set, normalised. Raises UserError if its file has only the decoded ones."""
+    if dataset.factor == 1:
+        return dataset.images
+    if dataset.stored is None:
+        raise UserError(f"{dataset.name} has only decoded images: export from the res_*.pt of the run")
+    return dataset.stored
 
 
 # The arguments of a set's run that `ddm evaluate` reads.
@@ -95,14 +113,15 @@ def to_png(synset: Set, out: Path) -> None:
     args = sets.single_experiment(synset.metadata.get("args", {}), synset.experiment)
     kept = {name: args[name] for name in EVALUATED if name in args}  # `ddm evaluate` trains as the run did
     classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders, "args": kept}
+    classes |= {"factor": synset.factor} if synset.encoded else {}
     (out / sets.CLASSES).write_text(json.dumps(classes, indent=2) + "\n")
 
 
 def to_npz(synset: Set, out: Path) -> None:
+    kind, factor = ("stored", {"factor": synset.factor}) if synset.encoded else ("train", {})
+    arrays = {f"x_{kind}": synset.bytes, f"y_{kind}": synset.labels.numpy(), "classes": np.array(synset.class_names)}
     with open(out, "wb") as file:
-        np.savez_compressed(
-            file, x_train=synset.bytes, y_train=synset.labels.numpy(), classes=np.array(synset.class_names)
-        )
+        np.savez_compressed(file, **arrays, **factor)
 
 
 def to_tensor(synset: Set, out: Path) -> None:
@@ -116,6 +135,7 @@ def safetensors_metadata(synset: Set) -> dict[str, str]:
     if args:
         args = sets.single_experiment(args, synset.experiment)
     content |= {"class_names": synset.class_names, "args": args}
+    content |= {"factor": synset.factor} if synset.factor > 1 else {}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content.items()}
 
 
@@ -130,7 +150,8 @@ def to_safetensors(synset: Set, out: Path) -> None:
     except ImportError:
         raise UserError("--to safetensors needs the package safetensors: pip install safetensors") from None
     refuse_whitened(synset, "safetensors")
-    tensors = {"images": synset.images.contiguous(), "labels": synset.labels}
+    name = "stored" if synset.encoded else "images"
+    tensors = {name: synset.images.contiguous(), "labels": synset.labels.contiguous()}
     out.write_bytes(safetensors_of(tensors, safetensors_metadata(synset)))
 
 
@@ -228,7 +249,9 @@ def to_card(synset: Set, out: Path) -> None:
         "",
     ]
     lines += ["| | |", "|---|---|", f"| data set | {synset.dataset}, {len(synset.class_names)} classes |"]
-    lines += [f"| images | {len(synset.labels)} of {shape}, {each} per class |"]
+    n = len(synset.labels) // synset.factor**2
+    held = f", decoded from {n} stored images (factor {synset.factor})" if synset.factor > 1 else ""
+    lines += [f"| images | {len(synset.labels)} of {shape}, {each} per class{held} |"]
     how = "protocol not recorded"
     if args:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
@@ -288,6 +311,7 @@ FORMATS: dict[str, Callable[[Set, Path], None]] = {
 }
 
 
+WITH_FACTOR = ("png", "npz", "safetensors")  # the formats that record the factor of stored images
 CLIPPED = ("png", "npz", "tensor", "hf")
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -305,6 +329,8 @@ def run(settings: ExportSettings) -> None:
         raise UserError(f"--out {s.out!r}: readers would take --to {s.to} for a {out.suffix} file: use another suffix")
     if s.push is not None and s.to != "hf":
         raise UserError(f"--push uploads a folder of --to hf, not of --to {s.to}: give --to hf")
+    if s.stored and s.to not in WITH_FACTOR:
+        raise UserError(f"--stored: --to {s.to} can't record the factor: choose from {', '.join(WITH_FACTOR)}")
     if s.push is not None:
         check_repository(s.push)
     if s.dataset is not None:
@@ -320,7 +346,8 @@ def run(settings: ExportSettings) -> None:
             FORMATS[s.to](synset, tmp)
     except OSError as error:
         raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
-    print(f"{len(synset.labels)} images of {len(synset.class_names)} classes in {out}")
+    what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
+    print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}")
     cost = clipping_cost(clipped_share(synset.images, synset.normalisation)) if s.to in CLIPPED else None
     if cost:
         print(f"warning: {cost}", file=sys.stderr)

@@ -163,10 +163,11 @@ def evolution(run: RunFolder, runs: Sequence[RunFolder]) -> str:
         return ""
     if len(found) > STAGES:  # the first, the last and those between in equal steps
         found = [found[round(k * (len(found) - 1) / (STAGES - 1))] for k in range(STAGES)]
-    columns, rows = min(STAGE_COLUMNS, max(run.counts)), min(STAGE_ROWS, len(run.counts))
+    widest = max(run.stored_counts)
+    columns, rows = min(STAGE_COLUMNS, widest), min(STAGE_ROWS, len(run.counts))
     figures = []
     for iteration, path in found:
-        content = drawing.corner(path, (len(run.counts), max(run.counts)), rows, columns)
+        content = drawing.corner(path, (len(run.counts), widest), rows, columns)
         alt = f"The first {columns} images of {rows} classes, one row per class, after {iteration} iterations"
         figures.append(f"<figure><figcaption>{iteration} iterations</figcaption>{page.image(content, alt)}</figure>")
     name = plots.caption(run, runs)

@@ -14,12 +14,13 @@ from ddm import rng
 from ddm.commands.evaluate import BASELINES, SESSION_KEY
 from ddm.commands.run_records import short_names
 from ddm.data.loading import load_split, short_name
+from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import sets
 from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
 from ddm.methods.matching import features
-from ddm.methods.step import INITS
+from ddm.methods.step import first_images
 from ddm.networks import empty_network, initialise, untapped
 
 REAL = 64  # real images per class in the comparisons
@@ -63,7 +64,7 @@ class RunFolder:
         split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # the data as in the run
         self.data, _ = load_split(a["dataset"], data_path, res or a.get("res"), split, zca, a.get("seed", 0))
         (found,), _ = sets.read(files[0], self.data, experiments="0")
-        self.images, self.labels = found.images, found.labels
+        self.images, self.labels, self.factor = found.images, found.labels, found.factor
         self.metrics = []
         if (folder / "metrics.jsonl").exists():
             for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -106,8 +107,13 @@ class RunFolder:
 
     @cached_property
     def counts(self) -> list[int]:
-        """The number of images of each class."""
+        """The number of images of each class, decoded."""
         return torch.bincount(self.labels, minlength=self.data.num_classes).tolist()
+
+    @property
+    def stored_counts(self) -> list[int]:
+        """The number of stored images of each class."""
+        return [n // self.factor**2 for n in self.counts]
 
     def of_class(self, c: int) -> Tensor:
         return self.images[self.labels == c]
@@ -119,7 +125,8 @@ class RunFolder:
     @cached_property
     def start(self) -> tuple[Tensor, ...]:
         init, experiment = self.args.get("init", "real"), self.args.get("first_exp", 0)
-        return INITS[init](self.data, self.counts, self.args["seed"], experiment).split(self.counts)
+        images = first_images(init, self.data, self.stored_counts, self.factor, self.args["seed"], experiment)
+        return decoded(images, self.factor).split(self.counts)
 
     def real(self, c: int) -> Tensor:
         """At most REAL real images of a class: normalised, [n, C, H, W]."""

@@ -93,6 +93,13 @@ def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor
     (found,), notes = sets.read(file, data, settings.space, str(settings.experiment))
     for note in notes:
         print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
+    if found.factor > 1:
+        n = found.factor**2
+        print(
+            f"warning: {file} is partitioned: scores are for its decoded images, {n} of each stored one, and random "
+            "images are as many",
+            file=sys.stderr,
+        )
     counts = torch.bincount(found.labels, minlength=data.num_classes)
     if counts.min() != counts.max():
         raise UserError(f"{file} has {counts.min()} to {counts.max()} images per class: ddranking needs equal numbers")

@@ -120,7 +120,8 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
     experiments: str = data("all", "sets of a file to evaluate: all, or a number from 0")
     baselines: str = data(
         "",
-        "random: random real images, as many as in the first set; whole: the whole training set; joined by commas",
+        "random: random real images, as many as are stored in the first set; whole: the whole training set; joined by "
+        "commas",
         metavar="NAMES",
         role=Role.GROWS,
     )
@@ -169,7 +170,8 @@ class ExportSettings(SavedSetSettings):
     | card | folder: Markdown description of the set, with a picture | |
 
     `ddm evaluate` reads the first four and dcbench. --out must not exist. Clipping can lower accuracy: see
-    --clip_pixels of the recipes.
+    --clip_pixels of the recipes. A partitioned set (--factor) is written decoded, for any reader. --stored writes its
+    stored images and their factor instead, in png, npz or safetensors, which `ddm evaluate` decodes.
     """
 
     COMMAND: ClassVar = "ddm export"
@@ -178,6 +180,7 @@ class ExportSettings(SavedSetSettings):
     experiment: int = data(0, "number of the set in FILE", check=at_least(0))
     to: str = output(help="format, see above", choices=("png", "npz", "tensor", "safetensors", "hf", "dcbench", "card"))
     out: str = output(help="file or folder to write, see above", check=a_path)
+    stored: bool = output(False, "write the stored images of a partitioned set (--factor), not the decoded ones")
     push: str | None = output(
         None,
         "with --to hf: upload the folder to this dataset repository of the Hugging Face Hub; first log in with `hf "

@@ -18,6 +18,7 @@ from ddm.data import layouts
 from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
 from ddm.data.loading import NAMES, is_path
+from ddm.data.partition import check_factor, decoded, decoded_labels
 from ddm.errors import UserError
 from ddm.evaluation.plausibility import far_outside
 from ddm.evaluation.settings import SpaceSettings
@@ -40,11 +41,15 @@ SAFE = [
 
 
 class Synset(NamedTuple):
-    """A condensed set: normalised images float32 [N, C, H, W], labels int64 [N]."""
+    """A condensed set: normalised images float32 [N, C, H, W], labels int64 [N].
+
+    In a partitioned set they are decoded: a stored image holds factor x factor of them.
+    """
 
     name: str
     images: Tensor
     labels: Tensor
+    factor: int = 1
 
 
 class Contents(NamedTuple):
@@ -54,6 +59,7 @@ class Contents(NamedTuple):
     metadata: dict  # the other entries of the file; "args", if present, is a dict
     space: str | None  # one of SPACES; None: not recorded
     notes: tuple[str, ...] = ()  # warnings about the labels
+    encoded: int = 1  # the factor by which the images have to be decoded
 
 
 def metadata(path: str | Path) -> dict:
@@ -74,7 +80,7 @@ def read(
     """
     path = Path(path)
     contents = _contents(path, data)
-    notes = list(contents.notes)
+    notes, factor = list(contents.notes), factor_of(contents.metadata)
     sets = list(enumerate(contents.sets))
     if experiments != "all":
         sets = [entry for entry in sets if str(entry[0]) == experiments]
@@ -92,7 +98,7 @@ def read(
         warning = warning or far_outside(normalised, data.normalisation)
         if warning:
             notes.append(f"warning: {name}: {warning}")
-        synsets.append(Synset(name, normalised, labels.long().flatten()))
+        synsets.append(Synset(name, normalised, labels.long().flatten(), factor))
     return synsets, notes
 
 
@@ -116,6 +122,11 @@ def check_registered(path: str | Path, args: dict, *names: str) -> None:
                 f"{path} was made with --{name} {args[name]}, which ddm does not have: give {remedy}, or the file that "
                 f"registers it with --import ({imports})"
             )
+
+
+def factor_of(metadata: dict) -> int:
+    """The factor of a partitioned set, from the metadata of its file; 1 for other sets."""
+    return int(metadata.get("factor", 1))
 
 
 def digest(synset: Synset) -> str:
@@ -215,9 +226,7 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
     try:
         contents = reader(path)
-        sets = [
-            (torch.as_tensor(images).detach(), torch.as_tensor(labels).detach()) for images, labels in contents.sets
-        ]
+        sets = [_decoded(*map(torch.as_tensor, pair), contents.encoded) for pair in contents.sets]
         metadata = contents.metadata
         if not isinstance(metadata.get("args", {}), dict):
             metadata = metadata | {"args": {}}
@@ -231,6 +240,15 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         if reason.startswith("Weights only load failed"):
             reason = "no torch file, or one that would run code"
         raise UserError(f"{path} can't be read as a condensed set ({reason}): use another file") from None
+
+
+def _decoded(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The decoded images and labels of stored ones, without gradients. Raises UserError for an impossible factor."""
+    images, labels = images.detach(), labels.detach()
+    if factor == 1:
+        return images, labels
+    check_factor(factor, tuple(images.shape[-2:]), "factor")
+    return decoded(images.float(), factor), decoded_labels(labels, factor)
 
 
 def _set_of_run(path: Path) -> Path:
@@ -263,13 +281,18 @@ def _torch_file(path: Path) -> Contents:
 
 
 def _arrays(path: Path) -> Contents:
-    """x_train (uint8 or float, [N, H, W, C] or [N, C, H, W] with C = 1 or 3) and y_train."""
+    """x_train (uint8 or float, [N, H, W, C] or [N, C, H, W] with C = 1 or 3) and y_train.
+
+    Or x_stored and y_stored with their factor.
+    """
     with np.load(path, allow_pickle=False) as file:
-        x, y = file["x_train"], file["y_train"]
+        kind, factor = ("stored", int(file["factor"])) if "x_stored" in file else ("train", 1)
+        x, y = file[f"x_{kind}"], file[f"y_{kind}"]
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    return Contents([(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))], {}, None)
+    sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))]
+    return Contents(sets, {"factor": factor} if factor > 1 else {}, None, encoded=factor)
 
 
 def _safetensors(path: Path) -> Contents:
@@ -278,10 +301,11 @@ def _safetensors(path: Path) -> Contents:
     except ImportError:
         raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors") from None
     with safe_open(path, "pt") as file:
-        sets = [(file.get_tensor("images"), file.get_tensor("labels"))]
-        header = file.metadata() or {}
-    ours = header.keys() & {"mean", "std", "class_names", "args"} if "space" in header else ()
-    return Contents(sets, {name: json.loads(header[name]) for name in ours}, header.get("space"))
+        header, stored = file.metadata() or {}, "stored" in set(file.keys())
+        sets = [(file.get_tensor("stored" if stored else "images"), file.get_tensor("labels"))]
+    ours = header.keys() & {"mean", "std", "class_names", "args", "factor"} if "space" in header else ()
+    metadata = {name: json.loads(header[name]) for name in ours}
+    return Contents(sets, metadata, header.get("space"), encoded=factor_of(metadata) if stored else 1)
 
 
 def _pictures(path: Path, data: ImageData) -> Contents:
@@ -290,6 +314,7 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     if not groups:
         raise UserError(f"{path} has no class folders with pictures: name a folder that has")
     labels, guess = folder_labels(path, [name for name, _ in groups], data)
+    factor = factor_of(_recorded_arguments(path))
     images, of = [], []
     for label, (_, files) in zip(labels, groups, strict=True):
         for file in files:
@@ -304,7 +329,8 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     absent = [name for label, name in enumerate(data.class_names) if label not in of]
     if absent:
         notes.append(f"warning: {path} has no pictures of {listed(absent)}")
-    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], {}, "bytes", tuple(notes))
+    pair = _decoded(torch.from_numpy(np.stack(images)), torch.tensor(of), factor)
+    return Contents([pair], {"factor": factor} if factor > 1 else {}, "bytes", tuple(notes))
 
 
 def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:
@@ -365,10 +391,11 @@ def _recorded_labels(path: Path, known: list[str], data: ImageData) -> dict[str,
 
 
 def _recorded_arguments(path: Path) -> dict:
-    """The metadata of an exported folder of pictures: the arguments in its classes.json, if any."""
+    """The metadata of an exported folder of pictures: the arguments and factor in its classes.json, if any."""
     try:
         content = json.loads((path / CLASSES).read_text())
-        return {"args": {"dataset": content["dataset"], **content.get("args", {})}}
+        factor = {"factor": content["factor"]} if "factor" in content else {}
+        return {"args": {"dataset": content["dataset"], **content.get("args", {})}, **factor}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -397,7 +424,8 @@ class CondensedDataset(Dataset):
         from ddm import CondensedDataset
         train = CondensedDataset("result/res_DM_CIFAR10_ConvNet_10ipc.pt")
 
-    Images are unchanged, that is normalised with `train.mean` and `train.std`, or in [0, 1] with `pixels=True`.
+    Images are unchanged, that is normalised with `train.mean` and `train.std`, or in [0, 1] with `pixels=True`. The
+    images of a partitioned set are decoded: `factor` x `factor` of them are cut out of each image of `stored`.
     `experiment` is the number of the set in the file; `transform` is called with each image. `accuracies` are the
     accuracies of this set by network, in [0, 1], if the file has them. Raises UserError for a file without a condensed
     set of hard labels, and with `pixels=True` for one without normalisation constants.
@@ -430,6 +458,8 @@ class CondensedDataset(Dataset):
         self.images, self.labels = images.float(), labels.long().flatten()
         self.class_names, self.mean, self.std = (metadata.get(key) for key in ("class_names", "mean", "std"))
         self.accuracies = set_accuracies(metadata, experiment)
+        if metadata.get("stored"):
+            metadata = metadata | {"stored": [metadata["stored"][experiment]]}
         self.metadata, self.space, self.name = metadata, space, name
         if metadata.get("args"):
             self.metadata = metadata | {"args": single_experiment(metadata["args"], experiment)}
@@ -438,6 +468,16 @@ class CondensedDataset(Dataset):
         accs = ", ".join(f"{100 * sum(a) / len(a):.2f} % on {model}" for model, a in self.accuracies.items() if a)
         shape = "x".join(map(str, self.images.shape[1:]))
         return f"CondensedDataset({len(self)} images of {shape}, {self.space}{', ' if accs else ''}{accs})"
+
+    @property
+    def factor(self) -> int:
+        """A stored image holds factor x factor images; 1 without --factor."""
+        return factor_of(self.metadata)
+
+    @property
+    def stored(self) -> Tensor | None:
+        """The stored images, normalised: [N / factor^2, C, H, W]; None if the file has only the decoded ones."""
+        return next(iter(self.metadata.get("stored", ())), None)
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""
@@ -453,7 +493,7 @@ class CondensedDataset(Dataset):
         """Write the set in the format of a run: {'data': [[images, labels]], 'accs_all_exps', ...}."""
         content = self.metadata | {"space": self.space}
         if self.space != "normalised":  # constants would mark it as normalised
-            content = {key: value for key, value in content.items() if key not in ("mean", "std", "zca")}
+            content = {key: value for key, value in content.items() if key not in ("mean", "std", "zca", "stored")}
         try:
             disk.save(Path(path), content | {"data": [[self.images, self.labels]], "accs_all_exps": self.accuracies})
         except OSError as error:

@@ -18,7 +18,6 @@ from ddm import device, ranks, torchrun
 from ddm.bars import bar
 from ddm.data import loading
 from ddm.data.images import ImageData, Normalised
-from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.evaluation import plausibility, protocol
 from ddm.interrupt import Interrupts, Stopped
@@ -29,7 +28,7 @@ from ddm.runs import cost, resume
 from ddm.runs.boards import BOARDS
 from ddm.runs.folder import NoFolder, RunFolder
 from ddm.runs.progress import Progress
-from ddm.runs.results import accuracies, hardware, plain, requested_values, set_metadata, versions
+from ddm.runs.results import accuracies, hardware, plain, requested_values, set_content, set_metadata, versions
 from ddm.runs.settings import RunSettings, StepSettings
 from ddm.settings import declarations
 
@@ -479,10 +478,8 @@ class Run:
         self.files.save_results(self.record(accs))
 
     def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
-        """The images of a set's file, decoded so that any reader can use them, and its other entries."""
         plan = self.maker.plan
-        labels, own = plan.labels().cpu(), {"factor": plan.factor, "stored": stored} if plan.factor > 1 else {}
-        return [[decoded(images, plan.factor), labels] for images in stored], metadata | own
+        return set_content(stored, plan.labels().cpu(), plan.factor, metadata)
 
     def record(self, accs_by_model: dict[str, list[float]]) -> dict:
         """The content of results.json. Accuracies are in [0, 1].

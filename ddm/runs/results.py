@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddm import __version__
 from ddm.data.images import ImageData
+from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.settings import Role, Settings
 
@@ -32,6 +34,17 @@ def set_metadata(arguments: dict[str, Plain], requested: Settings, data: ImageDa
     entries = {"args": arguments, "asked": requested_values(requested), "mean": data.mean, "std": data.std}
     entries |= {"class_names": data.class_names, "seed": seed, "versions": versions()}
     return entries | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
+
+
+def set_content(
+    stored: list[Tensor], labels: Tensor, factor: int, metadata: dict[str, Any]
+) -> tuple[list[list[Tensor]], dict[str, Any]]:
+    """The sets of a file, [[images, labels], ..], and its other entries, from stored images [N, C, H, W].
+
+    A partitioned set is decoded, so that any reader can use it; the entries have its stored images too.
+    """
+    entries = metadata | {"factor": factor, "stored": stored} if factor > 1 else metadata
+    return [[decoded(images, factor), labels] for images in stored], entries
 
 
 def versions() -> dict[str, str]:
