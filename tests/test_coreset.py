@@ -9,7 +9,7 @@ from conftest import command, command_line, parsed
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
-from ddm.methods import coreset
+from ddm.methods import cache, coreset
 from ddm.methods.plan import images_per_class
 from ddm.methods.step import real_images
 
@@ -82,7 +82,7 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
         "--method herding --ipc 9": "lower --ipc to 8",
         "--method best": "unknown method 'best'",
         "--method herding --lr_net 1e30": "lower --lr_net",
-        f"--method herding --proxy_cache {'x' * 300}": "--proxy_cache",
+        f"--method herding --network_cache {'x' * 300}": "--network_cache",
     }.items():
         save_path = tmp_path / "none"
         line = [*COMMON, "--data_path", str(data_path), "--save_path", str(save_path), *argv.split()]
@@ -94,35 +94,34 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
 
 
 def test_the_proxy_is_cached_and_damage_is_reported(data_path, tmp_path):
-    cache = tmp_path / "cache"
-    settings = parsed("coreset", *COMMON, "--proxy_cache", cache)
-    choice, folder = coreset.ProxyChoice.of(settings), coreset.cache_folder(settings)
+    settings = parsed("coreset", *COMMON, "--proxy_cache", tmp_path / "cache")
+    choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
     data = load("CIFAR10", data_path)
 
     def proxy(digest="digest", choice=choice):
         return coreset.proxy(data, choice, Machine(), folder, digest, "herding")
 
     first, second = proxy(), proxy()
-    assert torch.equal(first.embedding, second.embedding) and len(list(cache.iterdir())) == 1
+    assert torch.equal(first.embedding, second.embedding) and len(list(folder.iterdir())) == 1
     for name in coreset.ON_SCORES:
         assert torch.equal(first.scores[name], second.scores[name]) and first.scores[name].shape == (80,)
     proxy("other data")
-    assert len(list(cache.iterdir())) == 2
-    for path in cache.iterdir():
+    assert len(list(folder.iterdir())) == 2
+    for path in folder.iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="delete it"):
         proxy()
     torch.save({"net": coreset.empty_network(choice.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
     torch.save({**torch.load(path), "forgetting": torch.zeros(7)}, path.with_name("short"))
     for content in (path.read_bytes(), path.with_name("short").read_bytes()):  # no scores, too few
-        for own in list(cache.iterdir()):
+        for own in list(folder.iterdir()):
             own.write_bytes(content)
         with pytest.raises(UserError, match="delete it"):
             proxy()
     path.with_name("short").unlink()
     with pytest.raises(UserError, match="lower --lr_net"):  # another network, and none to look at
         proxy(choice=choice._replace(lr_net=1e30))
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 2
 
 
 # --- what the methods pick, on points where the answer is known ---------------------------------------------------

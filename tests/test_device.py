@@ -35,7 +35,7 @@ def test_a_condensation_step(recipe, argv, terms, data_path):
     image_syn = made.syn_set.images
     assert image_syn.device.type == "meta" and next(made.matcher.net.parameters()).device.type == "meta"
     for iteration in range(1, 13):  # every operation of the strategy gets its turn
-        step = condensation_step(made.matcher, made.syn_set, made.sampler, 0, iteration, made.plan)
+        step = condensation_step(made.matcher, made.networks, made.syn_set, made.sampler, 0, iteration, made.plan)
         assert len(step.terms) == terms and all(
             value.device.type == "meta" for value in [*step.terms.values(), *step[1:3]]
         )

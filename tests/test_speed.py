@@ -30,7 +30,7 @@ def steps(recipe, data_path, *argv):
     made.start(0, None)
     losses, start = [], made.images().clone()
     for it in (1, 2, 3):
-        terms = condensation_step(made.matcher, made.syn_set, made.sampler, 0, it, made.plan).terms
+        terms = condensation_step(made.matcher, made.networks, made.syn_set, made.sampler, 0, it, made.plan).terms
         losses.append(torch.stack([term.sum() for term in terms.values()]))
     return torch.stack(losses), made.images(), start
 

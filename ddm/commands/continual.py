@@ -15,7 +15,7 @@ from ddm.data.loading import classes_of, load_split, short_name
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation import protocol
-from ddm.methods import coreset, objective, plan
+from ddm.methods import cache, coreset, objective, plan
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.settings import DM
 from ddm.networks import empty_network
@@ -40,7 +40,7 @@ def make_memory(
         counts, proxy, digest = tuple(plan.images_per_class(data, settings.ipc)), None, data.digest()
         data = data.to(machine.device)
         if coreset.needs_proxy(memory):
-            choice, folder = coreset.ProxyChoice.of(settings), coreset.cache_folder(settings)
+            choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
             proxy = coreset.proxy(data, choice, machine, folder, digest, memory)
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
     settings = objective.settle(settings.but(**DM) if memory == "dm" else settings)

@@ -186,7 +186,7 @@ class ImageData:
             return self.known_digest
         hasher = hashlib.blake2b(repr(self.class_names).encode(), digest_size=16)
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
-            hasher.update(tensor.contiguous().numpy())
+            hasher.update(tensor.cpu().contiguous().numpy())
         return hasher.hexdigest()
 
     def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:

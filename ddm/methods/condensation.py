@@ -12,6 +12,7 @@ from ddm.data.images import ImageData
 from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
+from ddm.methods.distribution import NETWORKS
 from ddm.methods.matching import Matcher, Needs, Objective
 from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
@@ -54,6 +55,7 @@ class Condensation:
         self.labels = plan.labels()
         sampler, settings = SAMPLERS[plan.settings.real_sampling], plan.settings
         self.sampler = sampler(self.data, settings.batch_real, settings.seed, plan.classes)
+        self.networks = NETWORKS[settings.networks](self.data, plan)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
         plan = self.plan
@@ -69,9 +71,8 @@ class Condensation:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
         while True:
             try:
-                step = condensation_step(
-                    self.matcher, self.syn_set, self.sampler, self.experiment, iteration, self.plan
-                )
+                parts = (self.matcher, self.networks, self.syn_set, self.sampler)
+                step = condensation_step(*parts, self.experiment, iteration, self.plan)
                 self.pending.append((iteration, step))
                 return
             except (RuntimeError, MemoryError) as error:

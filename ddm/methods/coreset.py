@@ -5,8 +5,6 @@ scores use its training or its outputs. All methods and ipc share the proxy, so 
 training set.
 """
 
-import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddm import device, disk, rng
+from ddm import device, rng
 from ddm.augment import DiffAugment
 from ddm.bars import bar
 from ddm.data.images import ImageData, Normalised, subset
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, check_networks
+from ddm.methods import cache
 from ddm.methods.plan import Plan, images_per_class
 from ddm.methods.sampling import herd, initial_indices
 from ddm.methods.settings import CoresetSettings
@@ -62,40 +61,19 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
     net.tap("none")
     parts = (digest, choice.model, choice.epochs, choice.seed, choice.eval_split, choice.dsa_strategy)
     parts += (choice.lr_net, machine.precision, machine.compile, choice.zca)
-    key = hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
-    path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{key}.pt"
-    if not path.exists():
+    path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{cache.key(*parts)}.pt"
+    saved = cache.read(path)
+    if saved is None:
         forgetting = train_proxy(net, data, choice, machine)
         trained = observe(net, data, forgetting, method, choice.lr_net)
-        store_proxy(path, {"net": net.state_dict(), "forgetting": forgetting})
+        cache.store(path, {"net": net.state_dict(), "forgetting": forgetting})
         return trained
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(saved["net"])
         forgetting = saved["forgetting"].view(len(data.x_train))
-    except Exception as error:  # damaged files raise many kinds of errors
-        raise UserError(f"the proxy network in {str(path)!r} is damaged ({type(error).__name__}): delete it") from None
+    except Exception as error:  # other content raises many kinds of errors
+        raise cache.damaged(path, error) from None
     return observe(machine.laid_out_net(net), data, forgetting, method, choice.lr_net)
-
-
-def cache_folder(settings: Any) -> Path:
-    """The folder of cached proxies. Raises UserError if it can't be read."""
-    folder = Path(settings.proxy_cache or Path(settings.data_path) / "proxies")
-    try:
-        (folder / "proxy").exists()
-    except OSError as error:
-        raise UserError(f"--proxy_cache {str(folder)[:80]!r} can't be read: {error.strerror}") from None
-    return folder
-
-
-def store_proxy(path: Path, content: dict) -> None:
-    """Write a proxy into the cache; print a warning if this fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        disk.save(path, content)
-    except OSError as error:
-        text = f"the proxy network can't be saved in {str(path.parent)!r} ({error.strerror}); see --proxy_cache"
-        print(f"warning: {text}", file=sys.stderr)
 
 
 def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Machine) -> Tensor:
@@ -244,7 +222,7 @@ def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None
     counts = [0] * data.num_classes if full else images_per_class(data, settings.ipc)
     if full and not all(map(len, data.indices)):
         images_per_class(data, 1)  # raises UserError that names the class without images
-    cache_folder(settings)
+    cache.cache_folder(settings)
     empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     check_networks(settings, data)
     images = sum(counts) or settings.subset_size or len(data.x_train)
@@ -278,7 +256,7 @@ class Coreset:
         self.data = self.data.to(self.plan.machine.device)
         self.labels = self.plan.labels()
         if remaining and needs_proxy(self.kind):
-            choice, folder = ProxyChoice.of(settings), cache_folder(settings)
+            choice, folder = ProxyChoice.of(settings), cache.cache_folder(settings)
             self.proxy = proxy(self.data, choice, self.plan.machine, folder, self.digest, self.kind)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:

@@ -175,12 +175,14 @@ def choose_chunk(
 
 
 def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:
-    """The pixels that pass networks in one experiment's condensation; a backward counts as two forwards.
+    """The pixels that pass networks in one experiment's condensation and its pool; a backward counts as two forwards.
 
     Evaluations and the number of experiments do not count: they must not change the computation of an experiment.
     """
     synthetic = sum(counts) * settings.factor**2
     images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * synthetic)
+    if settings.networks == "trained":
+        images += 3 * settings.pool * settings.pool_epochs * len(data.x_train)
     return images * data.im_size[0] * data.im_size[1]
 
 

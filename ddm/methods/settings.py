@@ -39,7 +39,38 @@ class SetSettings(DataSettings, ProtocolSettings, MachineSettings):
 SCALE_FREE = {"optimizer": "normalised", "lr_img": None, "lr_schedule": "cosine"}  # lr_img 0.03, see OPTIMIZERS
 
 
-class CondensingSettings(SetSettings):
+class CacheSettings(Settings):
+    """The cache of networks trained on real images."""
+
+    network_cache: str | None = grouped("output")(
+        None,
+        "folder that caches networks trained on real images; unset: networks/ in --data_path",
+        check=a_path,
+        role=Role.PLACE,
+        rare=True,
+        spellings=("proxy_cache",),
+    )
+
+
+class PoolSettings(CacheSettings):
+    """The distribution of networks under which images are matched."""
+
+    networks: str = optimisation(
+        "random",
+        "networks of the steps; random: fresh ones; trained: from a pool, each at a random point of its training on "
+        "the real images; not of DDM",
+        choices=("random", "trained"),
+        rare=True,
+    )
+    pool: int = optimisation(20, "number of trained networks", check=at_least(1), rare=True)
+    pool_epochs: int = optimisation(4, "training epochs of each", check=at_least(1), rare=True)
+    pool_lr: float = optimisation(0.05, "highest learning rate of their training", check=non_negative, rare=True)
+    interpolate: bool = optimisation(
+        True, "take points between two kept snapshots of a network, not only snapshots", rare=True
+    )
+
+
+class CondensingSettings(SetSettings, PoolSettings):
     """The optimisation settings of all recipes."""
 
     # Chosen on CIFAR10's validation split; docs/results.md has its effect.
@@ -203,17 +234,10 @@ class CompleteSettings(CondensingSettings, WeightSettings):
     )
 
 
-class ProxySettings(Settings):
+class ProxySettings(CacheSettings):
     """The trained network of herding, k-center, k-means and the difficulty scores."""
 
     proxy_epochs: int = optimisation(20, "training epochs of the network that coreset methods use", check=at_least(1))
-    proxy_cache: str | None = grouped("output")(
-        None,
-        "folder that caches this network; unset: proxies/ in --data_path",
-        check=a_path,
-        role=Role.PLACE,
-        rare=True,
-    )
 
 
 class CoresetSettings(SetSettings, ProxySettings):

@@ -1,7 +1,7 @@
 """One iteration: sample, augment, embed, match, step.
 
 Classes go through the network in chunks (`--class_chunk`), with one backward per chunk. This is exact because the
-objective is a sum over classes. The network is always the same module, initialised again in place.
+objective is a sum over classes. The network is always the same module with other parameters.
 """
 
 import math
@@ -16,11 +16,11 @@ from ddm import rng
 from ddm.augment import augment_classes
 from ddm.data.images import ImageData
 from ddm.data.partition import decoded, encoded
+from ddm.methods.distribution import Networks
 from ddm.methods.matching import Matcher
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
 from ddm.methods.sampling import Random, initial_indices
-from ddm.networks import initialise
 
 # (completed iterations, total iterations) -> factor of lr_img in [0, 1]
 SCHEDULES = {
@@ -82,9 +82,15 @@ class Step(NamedTuple):
 
 
 def condensation_step(
-    matcher: Matcher, syn_set: Synthetic, sampler: Random, experiment: int, iteration: int, plan: Plan
+    matcher: Matcher,
+    networks: Networks,
+    syn_set: Synthetic,
+    sampler: Random,
+    experiment: int,
+    iteration: int,
+    plan: Plan,
 ) -> Step:
-    """Take one step on a rank's synthetic pixels with one fresh network, without a host sync.
+    """Take one step on a rank's synthetic pixels under the next network, without a host sync.
 
     If a term, gradient or updated pixel is not finite, images and momentum stay unchanged. They also stay unchanged in
     all later steps, unless --on_nonfinite is 'skip'. If a forward or backward pass runs out of memory, raises the
@@ -92,7 +98,7 @@ def condensation_step(
     """
     settings, image_syn, velocity, finite = plan.settings, syn_set.images, syn_set.velocity, syn_set.finite
     where = (settings.seed, experiment, iteration)
-    initialise(matcher.net, rng.generator(*where, -1, "network"))
+    networks.next(matcher.net, *where)
     schedule = SCHEDULES[settings.lr_schedule](iteration - 1, settings.Iteration)
     syn_set.optimizer.param_groups[0]["lr"] = settings.lr_img * schedule
     syn_set.optimizer.zero_grad(set_to_none=True)

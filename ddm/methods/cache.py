@@ -1,0 +1,70 @@
+"""The cache of networks trained on real images, which runs with the same data and settings share."""
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddm import disk
+from ddm.errors import UserError
+
+
+def cache_folder(settings: Any) -> Path:
+    """The folder of --network_cache. Raises UserError if it can't be read."""
+    folder = Path(settings.network_cache or Path(settings.data_path) / "networks")
+    try:
+        (folder / "network").exists()
+    except OSError as error:
+        raise UserError(f"--network_cache {str(folder)[:80]!r} can't be read: {error.strerror}") from None
+    return folder
+
+
+def key(*parts: Any) -> str:
+    """A short digest of all values that determine a network, for its file name."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+
+
+def read(path: Path) -> Any:
+    """The content of a cached file; None if it does not exist. Raises UserError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"the network in {str(path)!r} is damaged ({type(error).__name__}): delete it")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Inside, no other process makes this file, if the value is True. It is False if another one is making it."""
+    lock, mine = None, True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = disk.Lock(path.with_suffix(".lock"))
+    except BlockingIOError:
+        mine = False
+    except OSError:  # no lock can be made: then two processes may make the same file twice, with equal content
+        pass
+    try:
+        yield mine
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def store(path: Path, content: Any) -> None:
+    """Write a file of the cache; print a warning if this fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.save(path, content)
+    except OSError as error:
+        text = f"a trained network can't be saved in {str(path.parent)!r} ({error.strerror}); see --network_cache"
+        print(f"warning: {text}", file=sys.stderr)

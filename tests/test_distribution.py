@@ -1,0 +1,165 @@
+"""--networks: the networks under which images are matched, fresh ones or points in the training of a pool."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, maker, parse, run
+from torch.nn import functional as F
+
+from ddm import rng
+from ddm.augment import DiffAugment
+from ddm.data.loading import load
+from ddm.errors import UserError
+from ddm.methods import cache, distribution
+from ddm.methods.condensation import Condensation
+from ddm.networks import get_network, initialise
+
+POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
+
+
+def built(data_path, cache_path, *argv):
+    """A maker with a trained pool of narrow networks."""
+    settings = parse("DM_DDM", *QUICK, "--model", "ConvNetW32", *POOL, "--network_cache", cache_path, *argv)
+    made = maker("DM_DDM", settings, load("CIFAR10", data_path))
+    made.prepare()
+    return made
+
+
+def files(cache_path):
+    return sorted(cache_path.rglob("*.pt"))
+
+
+def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(distribution, "BATCH", 32)  # 80 images: batches of 32, 32 and 16
+    made = built(data_path, tmp_path)
+    data, net = made.data, get_network("ConvNetW32", 3, 10)
+    initialise(net, rng.generator(0, 0, 1, -1, "pool network"))
+    generator = rng.generator(0, 0, 1, -1, "pool training")
+    optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
+    done, points = 0, [distribution.flat(net)]
+    for _ in range(2):
+        for rows in torch.randperm(80, generator=generator).split(32):
+            optimizer.param_groups[0]["lr"] = 0.05 * min((done + 1) / (0.2 * 6), 1, (1 - done / 6) / 0.8)
+            x = DiffAugment(data.normalise(data.x_train[rows]), made.plan.settings.dsa_strategy, generator=generator)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), data.y_train[rows]).backward()
+            optimizer.step()
+            done += 1
+            points.append(distribution.flat(net))
+    # Of 6 steps, those nearest to k/8 of the training; round() takes the even one of two.
+    expected = [points[k] for k in sorted({round(6 * k / 8) for k in range(9)})]
+    found = made.networks.points[1]
+    assert len(found) == 9
+    torch.testing.assert_close(found[: len(expected)], torch.stack(expected), rtol=0, atol=1e-3)
+    assert torch.equal(found[len(expected) :], expected[-1].expand(9 - len(expected), -1))
+
+
+def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
+    made = built(data_path, tmp_path)
+    net, points = made.matcher.net, made.networks.points.float()
+    seen = set()
+    for iteration in range(1, 40):
+        made.networks.next(net, 0, 0, iteration)
+        generator = rng.generator(0, 0, iteration, -1, "network")
+        number, at = int(torch.randint(3, (1,), generator=generator)), float(torch.rand(1, generator=generator)) * 8
+        k = int(at)
+        expected = (1 - at + k) * points[number, k] + (at - k) * points[number, k + 1]
+        found = torch.cat([p.detach().flatten() for p in net.parameters()])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        seen.add(number)
+    assert seen == {0, 1, 2}
+    apart = distribution.Trained.__new__(distribution.Trained)
+    apart.points, apart.settings = made.networks.points, made.plan.settings.but(interpolate=False)
+    apart.next(net, 0, 0, 1)
+    found = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert any(torch.equal(found, point) for point in points.flatten(0, 1))
+
+
+def test_runs_share_a_pool_and_a_larger_one_extends_it(data_path, tmp_path, monkeypatch):
+    first = built(data_path, tmp_path).networks.points
+    made = files(tmp_path)
+    assert len(made) == 3
+
+    def never(*args):
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distribution, "train", never)
+        assert torch.equal(built(data_path, tmp_path, "--ipc", "1", "--rr_ratio", "1").networks.points, first)
+    larger = built(data_path, tmp_path, "--pool", "4").networks.points
+    assert torch.equal(larger[:3], first) and len(files(tmp_path)) == 4
+    for other in (("--pool_epochs", "1"), ("--pool_lr", "0.1"), ("--seed", "1"), ("--eval_split", "val")):
+        before = len(files(tmp_path))
+        built(data_path, tmp_path, "--pool", "1", *other)
+        assert len(files(tmp_path)) == before + 1, other
+
+
+def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
+    whole = built(data_path, tmp_path / "whole").networks.points
+    train = distribution.train
+
+    def killed(net, forward, data, settings, machine, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return train(net, forward, data, settings, machine, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distribution, "train", killed)
+        built(data_path, tmp_path / "part")
+    assert len(files(tmp_path / "part")) == 2
+    assert torch.equal(built(data_path, tmp_path / "part").networks.points, whole)
+
+
+def test_two_processes_share_the_training(data_path, tmp_path):
+    line = [sys.executable, "-m", "ddm", "condense", *QUICK, "--model", "ConvNetW32", *POOL, "--pool", "6"]
+    line += ["--data_path", str(data_path), "--network_cache", str(tmp_path / "cache"), "--eval_every", "0"]
+    both = [
+        subprocess.Popen([*line, "--save_path", str(tmp_path / k)], cwd=ROOT, stdout=subprocess.DEVNULL) for k in "ab"
+    ]
+    assert [process.wait(200) for process in both] == [0, 0]
+    a, b = (torch.load(next((tmp_path / k).glob("res_*.pt")))["data"][0][0] for k in "ab")
+    assert torch.equal(a, b) and len(files(tmp_path / "cache")) == 6
+
+
+def test_a_file_that_another_process_makes_is_not_claimed(tmp_path):
+    with (
+        cache.claimed(tmp_path / "folder" / "network.pt") as mine,
+        cache.claimed(tmp_path / "folder" / "network.pt") as other,
+    ):
+        assert mine and not other
+    with cache.claimed(tmp_path / "folder" / "network.pt") as again:
+        assert again
+
+
+def test_damage_and_divergence_are_one_line(data_path, tmp_path):
+    built(data_path, tmp_path)
+    files(tmp_path)[1].write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"is damaged .*: delete it"):
+        built(data_path, tmp_path)
+    torch.save(torch.zeros(2, 3), files(tmp_path)[1])
+    with pytest.raises(UserError, match=r"is damaged .*: delete it"):
+        built(data_path, tmp_path)
+    with pytest.raises(UserError, match="diverged: lower --pool_lr"):
+        built(data_path, tmp_path, "--pool_lr", "1e30")
+
+
+def test_a_run_resumes_under_the_same_networks(data_path, tmp_path, monkeypatch):
+    argv = (*POOL, "--network_cache", str(tmp_path / "cache"), "--checkpoint_every", "2", "--lr_img", "0.1")
+    whole, results = run("DM_DDM", data_path, tmp_path / "whole", *argv)
+    step = Condensation.step
+
+    def killed(self, iteration):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        step(self, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Condensation, "step", killed)
+        run("DM_DDM", data_path, tmp_path / "part", *argv)
+    again, _ = run("DM_DDM", data_path, tmp_path / "part", *argv)
+    assert torch.equal(again["data"][0][0], whole["data"][0][0])
+    fresh, _ = run("DM_DDM", data_path, tmp_path / "fresh", "--preset", "dm", "--lr_img", "0.1")
+    assert not torch.equal(fresh["data"][0][0], whole["data"][0][0])
+    assert results["args"]["networks"] == "trained"
