@@ -16,7 +16,7 @@ from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation import plausibility, protocol, sets
 from ddm.evaluation.sets import Synset
-from ddm.evaluation.settings import ProtocolSettings
+from ddm.evaluation.settings import LAST, PEERS, ProtocolSettings
 from ddm.methods.sampling import initial_indices
 from ddm.networks import ARCHITECTURES, empty_network, untapped
 from ddm.runs import cost
@@ -43,8 +43,12 @@ class Row(NamedTuple):
 
 # The settings that separate measurements of one set by one network. A new value adds a row to the table.
 PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
-MANNER = ("precision", "compile")  # machine settings that also separate measurements
+MANNER = ("precision", "compile", "eval_protocol")  # other settings that separate measurements
 DIGESTS = ("data", "digest")  # of the real images and of the set
+
+
+# --eval_protocol -> values of settings that are neither given nor those of the sets' runs.
+UNSET = {LAST: {}, PEERS: {"epochs": 2000, "lr_net": 0.001, "batch_train": 128}}
 
 
 class Choice(NamedTuple):
@@ -56,6 +60,10 @@ class Choice(NamedTuple):
     lr_by: dict[str | None, float]  # by network; None: all others
     epochs_by: dict[str | None, int]
     origin: dict[str, int]  # ORIGIN for files without these arguments
+
+    @property
+    def peers(self) -> bool:
+        return self.settings.eval_protocol == PEERS
 
     def protocol(self, model: str, whole: bool = False) -> ProtocolSettings:
         """The training settings of one network."""
@@ -112,7 +120,7 @@ def settle(requested: EvaluateSettings) -> Choice:
         if len(found) > 1 and values[name] is None:
             shown = ", ".join(map(str, sorted(found, key=str)))
             print(f"note: the files were made with different --{name} ({shown}): using {default}", file=sys.stderr)
-        followed[name] = found.pop() if len(found) == 1 else default
+        followed[name] = UNSET[requested.eval_protocol].get(name, found.pop() if len(found) == 1 else default)
         if values[name] is None:
             values[name] = followed[name]
     origin = {}
@@ -219,9 +227,11 @@ def run(requested: EvaluateSettings) -> None:
         rows = rows_of(choice, data, notes)
         earlier = session.record_of(SESSION_KEY)
         evaluations = earlier["evaluations"] if earlier else []
+        for entry in evaluations:
+            entry.setdefault("eval_protocol", LAST)  # of version 0.3.0 or earlier
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
-        lines = {model: protocol.protocol(choice.protocol(model), machine, data) for model in models}
+        lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}
         session.open(machine, requested, again=bool(evaluations), printed=notes, evaluations=evaluations)
         for line in dict.fromkeys(lines.values()):
             of = [model for model in models if lines[model] == line]
@@ -270,11 +280,12 @@ def score(
     settings, evaluations = choice.protocol(model, row.whole), session.record["evaluations"]
     entry = find(evaluations, where)
     if entry is None:
-        entry = {**where, "protocol": protocol.protocol(settings, machine, data), "accuracies": [], "curves": []}
+        line = protocol.protocol(settings, machine, data, choice.peers)
+        entry = {**where, "protocol": line, "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
     for it_eval in range(len(entry["accuracies"]), choice.settings.num_eval):
-        evaluator = evaluator or protocol.Evaluator(data, settings, machine)
+        evaluator = evaluator or protocol.Evaluator(data, settings, machine, choice.peers)
         curve: list[list[float]] = []
         at = (row.experiment, row.iteration, it_eval)
         accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, session.files.log, curve)
@@ -303,6 +314,8 @@ def table(evaluations: list[dict]) -> str:
     for entry in sorted(evaluations, key=lambda entry: names_of_sets.index(entry["set"])):
         rivals = [e for e in evaluations if e["set"] == entry["set"]]
         differing = [name for name in everywhere if any(e[name] != entry[name] for e in evaluations)]
+        if entry["eval_protocol"] == PEERS and "eval_protocol" not in differing:
+            differing.append("eval_protocol")  # never without this label
         differing += [name for name in of_one_set if any(e[name] != entry[name] for e in rivals)]
         shown = (f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in differing)
         row = ", ".join([entry["set"], *shown])

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from ddm.data.settings import DataSettings, PathSettings
-from ddm.evaluation.settings import ScoringSettings, SpaceSettings
+from ddm.evaluation.settings import LAST, PEERS, ScoringSettings, SpaceSettings
 from ddm.methods.settings import CompleteSettings, CondensingSettings, CoresetSettings, ProxySettings
 from ddm.runs.settings import LikeSettings, OutputSettings, RunSettings, StepSettings
 from ddm.settings import (
@@ -139,6 +139,12 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
         "E: epochs 0 .. E are trained; a number, or NETWORK=NUMBER joined by commas",
         spellings=("epoch_eval_train",),
         follows="epoch_eval_train",
+    )
+    eval_protocol: str = evaluation(
+        LAST,
+        "last: accuracy after the last epoch; peers: best epoch on the test images, 2,000 epochs of AdamW 0.001, batch "
+        "128, CutMix, as NCFM and its peers report: only for comparison with their papers",
+        choices=(LAST, PEERS),
     )
     whole_epochs: int = evaluation(20, "E for --baselines whole", check=at_least(0))
     lr_net: str | None = evaluation(

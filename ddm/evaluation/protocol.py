@@ -2,7 +2,7 @@
 
 The protocol is exactly that of DC/DSA/DM. Networks are trained for epochs 0 .. E with SGD (momentum 0.9, weight decay
 5e-4) on shuffled batches with DSA. After epoch E // 2 + 1 a new optimizer has a tenth of the learning rate. The
-accuracy is that after the **last** epoch, never the best one.
+accuracy is that after the **last** epoch, never the best one; --eval_protocol peers is another evaluation (peers.py).
 """
 
 import statistics
@@ -19,6 +19,7 @@ from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine
 from ddm.errors import UserError
+from ddm.evaluation.peers import TEST_EVERY, best_epoch
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.networks import empty_network, initialise
 
@@ -161,11 +162,13 @@ def test(net: nn.Module, testloader: Iterable[tuple[Tensor, Tensor]], machine: M
     return one_epoch(net, testloader, None, nn.CrossEntropyLoss(), machine)[1]
 
 
-def report_line(it_eval: int, E: int, seconds: float, loss_train: float, acc_train: float, acc_test: float) -> str:
-    """The line in training.log for one evaluation network."""
+def report_line(
+    it_eval: int, E: int, seconds: float, loss_train: float, acc_train: float, acc_test: float, which: str = ""
+) -> str:
+    """The line in training.log for one evaluation network; `which` epoch was tested, if not the last."""
     return (
         f"Evaluate_{it_eval:02d}: last epoch {E}, {seconds:.0f} s, train loss {loss_train:.6f}, "
-        f"train acc {acc_train:.4f}, test acc {acc_test:.4f}"
+        f"train acc {acc_train:.4f}, {which + ' ' if which else ''}test acc {acc_test:.4f}"
     )
 
 
@@ -175,8 +178,9 @@ class Evaluator:
     One network per architecture is built and compiled once; every evaluation initialises it again.
     """
 
-    def __init__(self, data: ImageData, settings: ProtocolSettings, machine: Machine):
-        self.data, self.settings, self.machine = data, settings, machine
+    def __init__(self, data: ImageData, settings: ProtocolSettings, machine: Machine, peers: bool = False):
+        """Prepare for one data set; `peers` selects the evaluation of peers.py."""
+        self.data, self.settings, self.machine, self.peers = data, settings, machine, peers
         self.models = get_eval_pool(settings.eval_mode, settings.model)
         self.testloader = Batches(Normalised(data, data.x_test), data.y_test, TEST_BATCH)
         self.nets: dict[str, nn.Module] = {}
@@ -231,6 +235,11 @@ class Evaluator:
             text = f"{model} {it_eval + 1}/{settings.num_eval}"
             watch = partial(bar, desc=text, unit="epoch", leave=False)
         start = time.perf_counter()
+        if self.peers:
+            tested = partial(test, net, self.testloader, machine)
+            outcome = best_epoch(net, images, labels, settings, machine, generator, tested, curve, watch)
+            log(report_line(it_eval, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))
+            return outcome[-1]
         loss, acc_train = train(net, images, labels, settings, machine, self.augmentation, generator, curve, watch)
         seconds = time.perf_counter() - start
         accuracy = test(net, self.testloader, machine)
@@ -270,9 +279,15 @@ def describe(accs: list[float]) -> str:
     return f"mean {100 * s['mean']:.2f} %, std {100 * s['std']:.2f}, n {s['n']}"
 
 
-def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData) -> str:
+def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData, peers: bool = False) -> str:
     """A one-line description of the evaluation, printed with its results."""
-    E = settings.epoch_eval_train
+    E, held = settings.epoch_eval_train, f"{len(data.x_test)} {settings.eval_split} images"
+    if peers:
+        return (
+            f"the peers', not comparable with the last epoch: fresh networks, {E} epochs of AdamW lr {settings.lr_net} "
+            f"(halved after each fifth), batch {settings.batch_train}, {machine.precision}, CutMix, DSA "
+            f"{settings.dsa_strategy}, hard labels; the best of every {TEST_EVERY}th epoch on all {held}"
+        )
     drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
     pixels = "ZCA-whitened pixels, " if data.normalisation.whitened else ""
     strategy = settings.dsa_strategy
@@ -281,5 +296,5 @@ def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData) -> s
         f"fresh networks, {E + 1} epochs of SGD lr {settings.lr_net}{drop}, "
         f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {settings.batch_train}, {machine.precision}, "
         f"{augmentation}, {pixels}hard labels; "
-        f"accuracy after the last epoch on all {len(data.x_test)} {settings.eval_split} images"
+        f"accuracy after the last epoch on all {held}"
     )

@@ -8,6 +8,9 @@ evaluation = grouped("evaluation")
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
+LAST, PEERS = "last", "peers"  # --eval_protocol
+
+
 class ScoringSettings(HeldOutSettings, SeedSettings):
     """The settings of every evaluation, independent of the networks."""
 

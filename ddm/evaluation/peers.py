@@ -1,0 +1,74 @@
+"""The evaluation of NCFM (Wang et al., CVPR 2025) and its peers, only for comparison with their papers.
+
+It reports the best of several epochs **on the test images**, so its numbers are higher than those of protocol.py and
+must not be mixed with them. AdamW with weight decay 5e-4, whose learning rate is halved after each fifth of the epochs;
+DSA; and CutMix in half of the batches.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddm.augment import DiffAugment
+from ddm.data.images import Batches, Normalised
+from ddm.device import Machine
+from ddm.evaluation.settings import ProtocolSettings
+
+WEIGHT_DECAY = 5e-4
+TEST_EVERY = 100  # epochs
+MIXED = 0.5  # the share of batches with CutMix
+
+
+def best_epoch(
+    net: nn.Module,
+    images: Tensor | Normalised,
+    labels: Tensor,
+    settings: ProtocolSettings,
+    machine: Machine,
+    generator: torch.Generator,
+    test: Callable[[], float],
+    curve: list[list[float]] | None,
+    watch: Callable[[Iterable[int]], Iterable[int]],
+) -> tuple[float, float, float]:
+    """Train `net` for settings.epoch_eval_train epochs: the last loss and training accuracy, and the best of `test`.
+
+    `test` returns the accuracy on the test images; it is called every 100 epochs and after the last one.
+    """
+    from torchvision.transforms.v2 import CutMix  # imported here: it takes a second, and only this protocol needs it
+
+    E, labels = settings.epoch_eval_train, labels.to(machine.device)
+    images = images.to(machine.device) if isinstance(images, Tensor) else images
+    cut = CutMix(num_classes=net.classifier.out_features)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr_net, weight_decay=WEIGHT_DECAY)
+    milestones = [max(1, k * E // 5) for k in range(1, 5)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
+    best, loss, accuracy = 0.0, 0.0, 0.0
+    for epoch in watch(range(1, E + 1)):
+        net.train()
+        total, n = torch.zeros(2, device=machine.device), 0
+        for img, lab in Batches(images, labels, settings.batch_train, shuffle=True, generator=generator):
+            img = DiffAugment(img, settings.dsa_strategy, generator=generator)
+            target = lab
+            if torch.rand(1, generator=generator) < MIXED:
+                seed = int(torch.randint(2**31, (1,), generator=generator))
+                with torch.random.fork_rng(devices=[]):  # CutMix draws from torch's global generator
+                    torch.manual_seed(seed)
+                    img, target = cut(img, lab)
+            with machine.autocast():
+                output = net(machine.laid_out(img))
+            batch_loss = F.cross_entropy(output.float(), target)
+            optimizer.zero_grad(set_to_none=True)
+            batch_loss.backward()
+            optimizer.step()
+            total += torch.stack([batch_loss.detach() * len(lab), (output.argmax(1) == lab).sum()])
+            n += len(lab)
+        schedule.step()
+        if curve is not None or epoch == E:
+            loss, accuracy = (total / n).tolist()
+        if curve is not None:
+            curve.append([loss, accuracy])
+        if epoch % TEST_EVERY == 0 or epoch == E:
+            best = max(best, test())
+    return loss, accuracy, best
