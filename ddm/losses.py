@@ -155,6 +155,17 @@ def spread_matching(real: Tensor, syn: Tensor) -> Tensor:
     return ((sd_S - sd_R) / sd_R).square().mean(1)
 
 
+def classification(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_CE [classes]: cross-entropy of the images of each class, averaged over images.
+
+    logits [classes, S, num_classes] of a trained network, labels [classes]. The term is not of the DDM paper. Source:
+    IDM (Zhao et al., CVPR 2023), which calls it distribution regularisation.
+    """
+    S = logits.shape[1]
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(S), reduction="none")
+    return loss.unflatten(0, (-1, S)).mean(1)
+
+
 PER_IMAGE = (1, 2, 3)  # the dimensions of an image's map, of [N, C, H, W]
 PER_CLASS = (1, 2)  # the dimensions of a class's embeddings, of [classes, n, D]
 

@@ -14,6 +14,7 @@ from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.methods import cache, distribution
 from ddm.methods.condensation import Condensation
+from ddm.methods.step import condensation_step
 from ddm.networks import get_network, initialise
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
@@ -61,7 +62,7 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
     net, points = made.matcher.net, made.networks.points.float()
     seen = set()
     for iteration in range(1, 40):
-        made.networks.next(net, 0, 0, iteration)
+        made.networks.next(net, None, 0, 0, iteration)
         generator = rng.generator(0, 0, iteration, -1, "network")
         number, at = int(torch.randint(3, (1,), generator=generator)), float(torch.rand(1, generator=generator)) * 8
         k = int(at)
@@ -72,7 +73,7 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
     assert seen == {0, 1, 2}
     apart = distribution.Trained.__new__(distribution.Trained)
     apart.points, apart.settings = made.networks.points, made.plan.settings.but(interpolate=False)
-    apart.next(net, 0, 0, 1)
+    apart.next(net, None, 0, 0, 1)
     found = torch.cat([p.detach().flatten() for p in net.parameters()])
     assert any(torch.equal(found, point) for point in points.flatten(0, 1))
 
@@ -163,3 +164,37 @@ def test_a_run_resumes_under_the_same_networks(data_path, tmp_path, monkeypatch)
     fresh, _ = run("DM_DDM", data_path, tmp_path / "fresh", "--preset", "dm", "--lr_img", "0.1")
     assert not torch.equal(fresh["data"][0][0], whole["data"][0][0])
     assert results["args"]["networks"] == "trained"
+
+
+@pytest.mark.parametrize("weights", ["absolute", "balanced"])
+@pytest.mark.parametrize("chunk", ["10", "2"])
+def test_cross_entropy_under_a_finished_network(weights, chunk, data_path, tmp_path):
+    argv = ("--ce_ratio", "0.5", "--weights", weights, "--class_chunk", chunk, "--dsa_strategy", "none")
+    made = built(data_path, tmp_path, *argv)
+    made.start(0, None)
+    images = made.images().detach().clone().requires_grad_()
+    parts = (made.matcher, made.networks, made.syn_set, made.sampler)
+    step = condensation_step(*parts, 0, 1, made.plan)
+    # By hand: the same two networks, the gradients of both terms at the pixels.
+    generator = rng.generator(0, 0, 1, -1, "network")
+    torch.randint(3, (1,), generator=generator), torch.rand(1, generator=generator)
+    number, judge = int(torch.randint(3, (1,), generator=generator)), get_network("ConvNetW32", 3, 10)
+    distribution.assign(judge.requires_grad_(False), made.networks.points[number, -1])
+    real = made.sampler.batch(range(10), lambda c: rng.generator(0, 0, 1, c, "real images"))
+    means = [
+        made.matcher.net.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+        for x in (real, images.view(10, 2, 3, 32, 32))
+    ]
+    mmd = (means[0] - means[1]).square().sum(1)
+    ce = F.cross_entropy(judge(images), torch.arange(10).repeat_interleave(2), reduction="none").view(10, 2).mean(1)
+    a, b = (torch.autograd.grad(loss.sum(), images)[0] for loss in (mmd, ce))
+    sizes = [x.flatten(1).norm(dim=1)[:, None, None, None] for x in (a, b)]
+    expected = a + 0.5 * (b if weights == "absolute" else sizes[0] / sizes[1] * b)
+    torch.testing.assert_close(made.syn_set.images.grad, expected, rtol=1e-3, atol=1e-6)
+    value = step.terms["L_CE"].sum()
+    torch.testing.assert_close(value, (0.5 if weights == "absolute" else 1.0) * ce.sum().detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_needs_trained_networks(data_path):
+    with pytest.raises(UserError, match="add --networks trained"):
+        parse("DM_DDM", *QUICK, "--preset", "dm", "--ce_ratio", "1")

@@ -30,9 +30,10 @@ WARM_UP = 0.2  # of a network's training; its learning rate rises before and fal
 
 
 class Networks(Protocol):
-    """Sets the parameters of a network for an iteration, as a function of (seed, experiment, iteration)."""
+    """Sets the parameters of the networks of an iteration, as a function of (seed, experiment, iteration)."""
 
-    def next(self, net: Network, seed: int, experiment: int, iteration: int) -> None: ...
+    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
+        """`net` embeds the images; `finished`, if there is one, classifies them after the end of its training."""
 
 
 class Random:
@@ -41,7 +42,9 @@ class Random:
     def __init__(self, data: ImageData, plan: Plan):
         pass
 
-    def next(self, net: Network, seed: int, experiment: int, iteration: int) -> None:
+    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
+        if finished is not None:
+            raise UserError("the objective needs networks that have finished their training: use --networks trained")
         initialise(net, rng.generator(seed, experiment, iteration, -1, "network"))
 
 
@@ -57,7 +60,7 @@ class Trained:
         self.points = trained_pool(data, plan)  # [networks, 1 + SNAPSHOTS, parameters]
 
     @torch.no_grad()
-    def next(self, net: Network, seed: int, experiment: int, iteration: int) -> None:
+    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
         generator = rng.generator(seed, experiment, iteration, -1, "network")
         number = int(torch.randint(len(self.points), (1,), generator=generator))
         at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
@@ -66,6 +69,9 @@ class Trained:
         if self.settings.interpolate:
             point = point.float().lerp(self.points[number, before + 1].float(), at - before)
         assign(net, point)
+        if finished is not None:
+            number = int(torch.randint(len(self.points), (1,), generator=generator))
+            assign(finished, self.points[number, -1])
 
 
 NETWORKS: dict[str, Callable[[ImageData, Plan], Networks]] = {"random": Random, "trained": Trained}

@@ -4,6 +4,7 @@ Real images need no gradient, and style terms need only means over them. So they
 compiled run has two graphs: one for a part of the real images, one for the rest.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -37,6 +38,9 @@ class Features(NamedTuple):
     style: dict[str, list[Tensor]]  # statistic -> list over tapped layers of [classes, ...]
     # [this rank's classes, ...] -> [all classes, ...], in which this rank's part keeps its gradient
     gather: Callable[[Tensor], Tensor] = _same
+    # The next two only with Needs.logits, for synthetic images.
+    logits: Tensor | None = None  # the outputs of a network that has finished its training: [classes, n, num_classes]
+    labels: Tensor | None = None  # [classes]
 
 
 # (real, syn, settings) -> weighted terms by name, each [classes].
@@ -56,6 +60,8 @@ class Needs(NamedTuple):
     accumulated: bool = False  # weight the style terms of classes by `accumulator_weights`
     # Statistic -> the norm of its terms' gradient at a map, relative to the gradient of all else; None: not balanced.
     balance: Mapping[str, float] | None = None
+    logits: bool = False  # the outputs of a network that has finished its training, for `syn.logits`
+    logits_balance: float | None = None  # the norm of their gradient at an image, relative to that of all else
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}
@@ -131,6 +137,7 @@ class Matcher:
         ranks: Ranks | None = None,
     ):
         self.net, self.objective, self.needs, self.statistics = net, objective, needs, needs.statistics
+        self.finished = finished_form(net) if needs.logits else None
         self.settings, self.machine = settings, machine
         # What a rank gathers is not compiled.
         self.ranks = ranks if ranks and ranks.world > 1 and needs.all_classes else None
@@ -142,10 +149,22 @@ class Matcher:
             self._style_weights = torch.tensor(weights, device=machine.device)
 
     def _eager_syn_terms(
-        self, net: Network, syn: Tensor, real: Features, style_weights: Tensor | None
+        self,
+        net: Network,
+        finished: Network | None,
+        syn: Tensor,
+        labels: Tensor | None,
+        real: Features,
+        style_weights: Tensor | None,
     ) -> dict[str, Tensor]:
-        embed = self._features if self.ranks else features
+        embed, shown = self._features if self.ranks else features, syn
+        if finished is not None and self.needs.logits_balance is not None:
+            syn, shown = (x.view_as(syn) for x in balanced(syn.flatten(0, 1), (self.needs.logits_balance,), PER_IMAGE))
         syn_features = embed(net, syn, self.statistics, self.machine, self.needs.balance)
+        if finished is not None:
+            with self.machine.autocast():
+                logits = finished(shown.flatten(0, 1))
+            syn_features = syn_features._replace(logits=logits.float().unflatten(0, syn.shape[:2]), labels=labels)
         if self.ranks:
             real, syn_features = (x._replace(gather=self._gather) for x in (real, syn_features))
         weighted = self.objective(real, syn_features, self.settings)
@@ -163,8 +182,9 @@ class Matcher:
         Real images carry no gradient. Raises UserError if the objective returns shapes other than [classes].
         """
         weights = None if self._style_weights is None else self._style_weights[classes.start : classes.stop]
+        labels = None if self.finished is None else torch.arange(classes.start, classes.stop, device=syn.device)
         try:
-            terms = self._syn_terms(self.net, syn, self.real_features(real), weights)
+            terms = self._syn_terms(self.net, self.finished, syn, labels, self.real_features(real), weights)
         except KeyError as error:
             name = error.args[0] if error.args else None
             if name in self.statistics:
@@ -200,6 +220,13 @@ class Matcher:
                 for group in real.split(classes)
             ]
         )
+
+
+def finished_form(net: Network) -> Network:
+    """A copy of a network without taps, for the parameters of a trained one."""
+    net = copy.deepcopy(net)
+    net.tap("none")
+    return net
 
 
 def check_terms(weighted: object, classes: int) -> None:

@@ -1,12 +1,13 @@
 """The complete objective of DDM (WACV 2025): content, style and intra-class diversity, every weight a setting.
 
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM + rr_ratio * L_RR
+        + ce_ratio * L_CE
 
 In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term and
 its cost. With --weights balanced a weight is a norm of gradients (not of the DDM paper), see ddm.losses.balanced.
 
-L_RR is off by default and not of the DDM paper. Its source is RFAD (Loo et al., NeurIPS 2022), of the family of KIP
-(Nguyen et al., 2021) and FRePo (Zhou et al., 2022).
+L_RR and L_CE are off by default and not of the DDM paper. Sources: L_RR: RFAD (Loo et al., NeurIPS 2022), of the family
+of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022); L_CE: IDM (Zhao et al., CVPR 2023).
 """
 
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ddm.losses import (
     MOMENTS,
     PER_CLASS,
     balanced,
+    classification,
     gram_distance,
     intra_class_diversity,
     mean_gram,
@@ -49,6 +51,8 @@ def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict
         terms["L_CM"] = factor(s, s.cm_ratio) * grams(real, syn, s)  # lambda
     if s.rr_ratio:  # not of the DDM paper
         terms["L_RR"] = factor(s, s.rr_ratio) * readout(real, syn_rr, s)
+    if s.ce_ratio:  # not of the DDM paper
+        terms["L_CE"] = factor(s, s.ce_ratio) * classification(syn.logits, syn.labels)
     return terms
 
 
@@ -60,8 +64,11 @@ def factor(settings: WeightSettings, weight: float) -> float:
 def needs(settings: CompleteSettings) -> Needs:
     """The feature maps that the objective reads, and whether it needs all classes in one pass."""
     needed = style_needs(settings, mm=settings.mm_ratio, cm=settings.cm_ratio)
-    balance = {"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio} if settings.weights == "balanced" else None
-    return needed._replace(all_classes=bool(settings.rr_ratio), gathers=True, balance=balance)
+    needed = needed._replace(all_classes=bool(settings.rr_ratio), gathers=True, logits=bool(settings.ce_ratio))
+    if settings.weights != "balanced":
+        return needed
+    balance = {"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio}
+    return needed._replace(balance=balance, logits_balance=settings.ce_ratio)
 
 
 def settle(settings: CompleteSettings) -> CompleteSettings:
@@ -71,8 +78,10 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
         raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
     if s.weights == "balanced" and s.published_accumulator:
         raise UserError("--published_accumulator weights losses, which --weights balanced ignores: leave one out")
+    if s.ce_ratio and s.networks == "random":
+        raise UserError("--ce_ratio needs trained networks, and --networks is random: add --networks trained")
     alone = s.ipc == 1 and s.factor == 1  # its L_ICD is 0
-    if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio):
+    if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio or s.ce_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"
         raise UserError(f"{why} weight is 0, so there is nothing to match: set --mmd_ratio or another weight")
     return settle_neighbours(settings, settings.icd_ratio)

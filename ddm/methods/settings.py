@@ -199,10 +199,17 @@ class WeightSettings(StyleSettings, DiversitySettings):
         "weight of L_RR, the error of a ridge regression fitted to the set; not of DDM",
         check=non_negative,
     )
+    ce_ratio: float = objective(
+        0.0,
+        "weight of L_CE, the cross-entropy under a fully trained network; needs --networks trained; not of DDM",
+        check=non_negative,
+        rare=True,
+    )
     rr_ridge: float = objective(0.1, "L_RR: ridge, relative to the kernel's diagonal", check=non_negative, rare=True)
 
 
-DM = {"weights": "absolute", "mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0, "rr_ratio": 0.0}
+DM = {"weights": "absolute", "mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0}
+DM |= {"rr_ratio": 0.0, "ce_ratio": 0.0}
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}
 AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k depends on ipc
 

@@ -98,7 +98,7 @@ def condensation_step(
     """
     settings, image_syn, velocity, finite = plan.settings, syn_set.images, syn_set.velocity, syn_set.finite
     where = (settings.seed, experiment, iteration)
-    networks.next(matcher.net, *where)
+    networks.next(matcher.net, matcher.finished, *where)
     schedule = SCHEDULES[settings.lr_schedule](iteration - 1, settings.Iteration)
     syn_set.optimizer.param_groups[0]["lr"] = settings.lr_img * schedule
     syn_set.optimizer.zero_grad(set_to_none=True)
