@@ -15,6 +15,7 @@ from ddm.data import loading
 from ddm.data.partition import decoded, encoded
 from ddm.errors import UserError
 from ddm.evaluation import sets
+from ddm.methods import plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.sampling import initial_indices
 
@@ -159,6 +160,13 @@ def test_an_impossible_factor_is_refused(argv, message, made):
         settings = parse("DM_DDM", "--ipc", "1", "--preset", "dm", *argv)
         data = loading.load("CIFAR10", made[0])
         maker("DM_DDM", settings, data.whitened() if settings.zca else data)
+
+
+def test_an_unset_factor_follows_the_size_of_the_images(made):
+    small = loading.load("Digits", str(made[0]))
+    for data, factor in ((small, 1), (loading.load("CIFAR10", made[0]), 2)):
+        settings = plan.with_factor(parsed("condense").but(factor=None), data)
+        assert settings.factor == factor
 
 
 def test_a_killed_run_resumes_to_the_same_set(made, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def run(requested: ContinualSettings) -> None:
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
         for memory in memories:
             for seed in range(s.seeds):
-                one_order(session, data, settings, machine, memory, seed)
+                one_order(session, data, plan.with_factor(settings, data), machine, memory, seed)
         conclude(session, settings, memories)
 
 

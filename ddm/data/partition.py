@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ddm.errors import UserError
 
+SMALLEST = 28  # a side; on 8x8 digits a factor of 2 costs 20 points, see docs/strong.md
+
 
 def decoded(stored: Tensor, factor: int) -> Tensor:
     """The images in stored ones [N, C, H, W], row by row, each scaled up bilinearly: [N * factor^2, C, H, W].
@@ -34,6 +36,11 @@ def encoded(images: Tensor, factor: int) -> Tensor:
 def decoded_labels(labels: Tensor, factor: int) -> Tensor:
     """The labels of decoded images, from those of stored ones."""
     return labels.repeat_interleave(factor * factor)
+
+
+def default_factor(im_size: tuple[int, int]) -> int:
+    """2, or 1 for images that are too small to be split (below SMALLEST) or have odd sides."""
+    return 2 if min(im_size) >= SMALLEST and not any(side % 2 for side in im_size) else 1
 
 
 def check_factor(factor: int, im_size: tuple[int, int], flag: str = "--factor") -> None:

@@ -144,7 +144,7 @@ def neighbours_of(n: int) -> int:
 
 def settle_neighbours(settings: CondensingSettings, weight: float) -> CondensingSettings:
     """Fill in k of L_ICD; it stays None if ipc differs between classes. Raises UserError if k is too large."""
-    if isinstance(settings.ipc, str):
+    if isinstance(settings.ipc, str) or settings.factor is None:  # both depend on the data
         return settings
     k, n = settings.k, settings.ipc * settings.factor**2
     if k is None:

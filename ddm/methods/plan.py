@@ -11,7 +11,7 @@ from ddm import device, ranks, torchrun
 from ddm.augment import operations_of
 from ddm.data.images import ImageData
 from ddm.data.loading import check_name
-from ddm.data.partition import check_factor, decoded_labels
+from ddm.data.partition import check_factor, decoded_labels, default_factor
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation.protocol import EVAL_MODES, check_networks
@@ -123,9 +123,7 @@ def condensing_plan(
             "--clip_pixels (also in --preset best): whitened images have no range [0, 1]: add --no-clip_pixels or "
             "leave --zca out"
         )
-    if settings.factor > 1 and data.normalisation.whitened:
-        raise UserError(f"--factor {settings.factor}: whitened images can't be scaled: leave --zca out")
-    check_factor(settings.factor, data.im_size)
+    settings = with_factor(settings, data)
     counts = images_per_class(data, settings.ipc, settings.factor**2)
     if settings.lr_img is None:
         settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(sum(counts) / len(counts)))
@@ -153,6 +151,17 @@ def condensing_plan(
         settings=settings, counts=tuple(counts), machine=machine, ranks=group, whole=whole, factor=settings.factor
     )
     return plan, machine.laid_out_net(net).requires_grad_(False).train()
+
+
+def with_factor(settings: CondensingSettings, data: ImageData) -> CondensingSettings:
+    """Fill in --factor. Raises UserError if the images can't be split."""
+    factor, whitened = settings.factor, data.normalisation.whitened
+    if factor is None:
+        factor = 1 if whitened else default_factor(data.im_size)
+    if factor > 1 and whitened:
+        raise UserError(f"--factor {factor}: whitened images can't be scaled: leave --zca out")
+    check_factor(factor, data.im_size)
+    return settings.but(factor=factor)
 
 
 def choose_chunk(

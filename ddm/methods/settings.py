@@ -102,9 +102,10 @@ class CondensingSettings(SetSettings, PoolSettings):
         "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True
     )
     momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one, rare=True)
-    factor: int = optimisation(
+    factor: int | None = optimisation(
         1,
-        "split each stored image into factor x factor images, scaled up; ipc counts stored ones; not of DDM",
+        "split each stored image into factor x factor images, scaled up; ipc counts stored ones; unset: 2, or 1 if the "
+        "sides are odd or below 28; not of DDM",
         check=at_least(1),
         rare=True,
     )
