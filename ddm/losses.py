@@ -174,8 +174,9 @@ def balanced(x: Tensor, weights: tuple[float, ...], dims: tuple[int, ...]) -> tu
     """Copies of x, of its shape: one for a reference loss, and one per weight for another loss.
 
     In the backward pass the gradient of each other loss gets `weight` times the norm of the reference's gradient, so
-    that the scale of the losses has no effect. Norms run over the dimensions `dims`, as PER_CLASS or PER_IMAGE. Not of
-    the DDM paper; source: the adaptive weight of VQGAN (Esser et al., CVPR 2021, eq. 7).
+    that the scale of the losses has no effect. Norms run over the dimensions `dims`, as PER_CLASS or PER_IMAGE. Second
+    derivatives raise an error. Not of the DDM paper; source: the adaptive weight of VQGAN (Esser et al., CVPR 2021,
+    eq. 7).
     """
     return _Balance.apply(x, tuple(weights), tuple(dims))
 
@@ -189,6 +190,7 @@ class _Balance(torch.autograd.Function):
         return tuple(x.view_as(x) for _ in range(1 + len(weights)))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, reference: Tensor, *gradients: Tensor) -> tuple[Tensor, None, None]:
         total, size = reference, _size(reference, ctx.dims)
         for weight, gradient in zip(ctx.weights, gradients, strict=True):

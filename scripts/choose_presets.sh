@@ -39,6 +39,12 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 if (($#)); then shift; fi
 for set in $sets; do
+    if [[ ! $set =~ ^[^/]+/[0-9]+$ ]]; then
+        echo "error: --sets $set: give DATASET/IPC, such as CIFAR10/10" >&2
+        exit 2
+    fi
+done
+for set in $sets; do
     run_rows --ipc "${set#*/}" --out "$out/${set%/*}" "${arguments[@]}" -- --dataset "${set%/*}" "$@"
 done
 "${PYTHON:-python}" "$here/scripts/mean_rank.py" "$out"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import QUICK, maker, parse, parsed
 
-from ddm import rng
+from ddm import networks, rng
 from ddm.data import loading
 from ddm.errors import UserError
 from ddm.losses import PER_CLASS, balanced, mean_gram
@@ -103,9 +103,43 @@ def test_what_balancing_can_not_do_is_refused():
     with pytest.raises(UserError, match="set --mmd_ratio above 0"):
         objective.settle(parsed("DM_DDM", *LINE, "--mmd_ratio", "0"))
     with pytest.raises(UserError, match="leave one out"):
-        objective.settle(parsed("DM_DDM", *LINE, "--published_accumulator"))
+        objective.settle(parsed("DM_DDM", *LINE, "--preset", "dm", "--weights", "balanced", "--published_accumulator"))
 
 
 def test_mean_matching_is_the_reference_by_itself(data_path):
     alone = gradients(data_path, range(10), "--preset", "dm")
     assert torch.equal(alone, gradients(data_path, range(10), "--preset", "dm", "--weights", "absolute"))
+
+
+def test_second_derivatives_are_refused():
+    x = torch.ones(2, 3, 4, requires_grad=True)
+    a, b = balanced(x, (1.0,), PER_CLASS)
+    (gradient,) = torch.autograd.grad((a.square() + b.sin()).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_a_weight_that_is_a_factor_of_a_loss_is_refused():
+    with pytest.raises(UserError, match="--mm_ratio 10000 is a factor of a loss"):
+        parse("DM_DDM", *LINE)  # the default weights are the published factors
+
+
+def test_a_network_whose_embed_has_no_split(data_path, monkeypatch):
+    class Own(networks.Network):
+        def embed(self, x):
+            return super().embed(x)
+
+    def small(channel, num_classes, im_size):
+        net = get_network("ConvNetW32", channel, num_classes, im_size)
+        net.__class__ = Own
+        return net
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "Own", small)
+    data = loading.load("CIFAR10", data_path)
+    plain = [*QUICK, "--model", "Own", "--weights", "balanced", "--mm_ratio", "0", "--cm_ratio", "0", "--rr_ratio", "1"]
+    made = maker("DM_DDM", parse("DM_DDM", *plain), data)
+    made.prepare()
+    made.start(0, None)
+    made.step(1)  # no style term, so no split
+    with pytest.raises(UserError, match="embed has no argument `split`"):
+        maker("DM_DDM", parse("DM_DDM", *plain, "--mm_ratio", "1"), data)

@@ -5,6 +5,7 @@ compiled run has two graphs: one for a part of the real images, one for the rest
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -85,6 +86,8 @@ def features(
 ) -> Features:
     """Embed images [classes, n, C, H, W] in one forward pass; `balance` is that of Needs."""
 
+    balance = balance if statistics else None
+
     def split(m: Tensor) -> tuple[Tensor, list[Tensor]]:
         onward, *copies = balanced(m, [balance[name] for name in statistics], PER_IMAGE)
         return onward, copies
@@ -137,6 +140,11 @@ class Matcher:
         ranks: Ranks | None = None,
     ):
         self.net, self.objective, self.needs, self.statistics = net, objective, needs, needs.statistics
+        if needs.balance and needs.statistics and "split" not in inspect.signature(net.embed).parameters:
+            raise UserError(
+                f"{type(net).__name__}.embed has no argument `split`, which style terms need with --weights balanced: "
+                "add it as in ddm.networks.Network, or use --weights absolute"
+            )
         self.finished = finished_form(net) if needs.logits else None
         self.settings, self.machine = settings, machine
         # What a rank gathers is not compiled.

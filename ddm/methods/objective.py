@@ -31,6 +31,8 @@ from ddm.losses import (
 from ddm.methods.matching import Features, Needs
 from ddm.methods.settings import CompleteSettings, CondensingSettings, DiversitySettings, StyleSettings, WeightSettings
 
+LARGE_BALANCED = 100  # a gradient so many times the others' leaves nothing of them
+
 
 def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict[str, Tensor]:
     """The weighted terms of L_total by name, each [classes]; terms of weight 0 are left out.
@@ -76,6 +78,13 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
     s = settings
     if s.weights == "balanced" and not s.mmd_ratio:
         raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
+    weights = {name: getattr(s, name) for name in ("mm_ratio", "cm_ratio", "icd_ratio", "rr_ratio", "ce_ratio")}
+    large = max(weights, key=weights.get)
+    if s.weights == "balanced" and weights[large] > LARGE_BALANCED:
+        raise UserError(
+            f"--{large} {weights[large]:g} is a factor of a loss, but with --weights balanced it is a norm relative to "
+            "other gradients: give a number near 1, or 0"
+        )
     if s.weights == "balanced" and s.published_accumulator:
         raise UserError("--published_accumulator weights losses, which --weights balanced ignores: leave one out")
     if s.ce_ratio and s.networks == "random":

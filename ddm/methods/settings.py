@@ -188,7 +188,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
     weights: str = objective(
         "absolute",
-        "factors of losses, as published; or norms of gradients, relative to L_MMD's",
+        "factors of losses, as published; or norms of gradients, relative to others'",
         choices=("absolute", "balanced"),
     )
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
