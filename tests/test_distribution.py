@@ -71,9 +71,7 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         seen.add(number)
     assert seen == {0, 1, 2}
-    apart = distribution.Trained.__new__(distribution.Trained)
-    apart.points, apart.settings = made.networks.points, made.plan.settings.but(interpolate=False)
-    apart.next(net, None, 0, 0, 1)
+    distribution.trained(net, points, made.plan.settings.but(interpolate=False), torch.Generator().manual_seed(0))
     found = torch.cat([p.detach().flatten() for p in net.parameters()])
     assert any(torch.equal(found, point) for point in points.flatten(0, 1))
 
@@ -166,18 +164,29 @@ def test_a_run_resumes_under_the_same_networks(data_path, tmp_path, monkeypatch)
     assert results["args"]["networks"] == "trained"
 
 
+@pytest.mark.parametrize("networks", ["random", "trained"])
 @pytest.mark.parametrize("weights", ["absolute", "balanced"])
 @pytest.mark.parametrize("chunk", ["10", "2"])
-def test_cross_entropy_under_a_finished_network(weights, chunk, data_path, tmp_path):
-    argv = ("--ce_ratio", "0.5", "--weights", weights, "--class_chunk", chunk, "--dsa_strategy", "none")
+def test_cross_entropy_under_a_finished_network(networks, weights, chunk, data_path, tmp_path):
+    argv = (
+        "--ce_ratio",
+        "0.5",
+        "--weights",
+        weights,
+        "--networks",
+        networks,
+        "--class_chunk",
+        chunk,
+        "--dsa_strategy",
+        "none",
+    )
     made = built(data_path, tmp_path, *argv)
     made.start(0, None)
     images = made.images().detach().clone().requires_grad_()
     parts = (made.matcher, made.networks, made.syn_set, made.sampler)
     step = condensation_step(*parts, 0, 1, made.plan)
     # By hand: the same two networks, the gradients of both terms at the pixels.
-    generator = rng.generator(0, 0, 1, -1, "network")
-    torch.randint(3, (1,), generator=generator), torch.rand(1, generator=generator)
+    generator = rng.generator(0, 0, 1, -1, "finished network")
     number, judge = int(torch.randint(3, (1,), generator=generator)), get_network("ConvNetW32", 3, 10)
     distribution.assign(judge.requires_grad_(False), made.networks.points[number, -1])
     real = made.sampler.batch(range(10), lambda c: rng.generator(0, 0, 1, c, "real images"))
@@ -188,13 +197,7 @@ def test_cross_entropy_under_a_finished_network(weights, chunk, data_path, tmp_p
     mmd = (means[0] - means[1]).square().sum(1)
     ce = F.cross_entropy(judge(images), torch.arange(10).repeat_interleave(2), reduction="none").view(10, 2).mean(1)
     a, b = (torch.autograd.grad(loss.sum(), images)[0] for loss in (mmd, ce))
-    sizes = [x.flatten(1).norm(dim=1)[:, None, None, None] for x in (a, b)]
-    expected = a + 0.5 * (b if weights == "absolute" else sizes[0] / sizes[1] * b)
+    expected = a + 0.5 * b
     torch.testing.assert_close(made.syn_set.images.grad, expected, rtol=1e-3, atol=1e-6)
     value = step.terms["L_CE"].sum()
-    torch.testing.assert_close(value, (0.5 if weights == "absolute" else 1.0) * ce.sum().detach(), rtol=1e-4, atol=1e-6)
-
-
-def test_cross_entropy_needs_trained_networks(data_path):
-    with pytest.raises(UserError, match="add --networks trained"):
-        parse("DM_DDM", *QUICK, "--preset", "dm", "--ce_ratio", "1")
+    torch.testing.assert_close(value, 0.5 * ce.sum().detach(), rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from ddm.data.images import ImageData
 from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
-from ddm.methods.distribution import NETWORKS
+from ddm.methods.distribution import Networks
 from ddm.methods.matching import Matcher, Needs, Objective
 from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
@@ -55,7 +55,7 @@ class Condensation:
         self.labels = plan.labels()
         sampler, settings = SAMPLERS[plan.settings.real_sampling], plan.settings
         self.sampler = sampler(self.data, settings.batch_real, settings.seed, plan.classes)
-        self.networks = NETWORKS[settings.networks](self.data, plan)
+        self.networks = Networks(self.data, plan, finished=self.matcher.needs.logits)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
         plan = self.plan

@@ -6,7 +6,6 @@ real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024).
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,52 +28,53 @@ BATCH = 128
 WARM_UP = 0.2  # of a network's training; its learning rate rises before and falls to 0 after
 
 
-class Networks(Protocol):
-    """Sets the parameters of the networks of an iteration, as a function of (seed, experiment, iteration)."""
+class Networks:
+    """Sets the parameters of the networks of each iteration."""
 
-    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
-        """`net` embeds the images; `finished`, if there is one, classifies them after the end of its training."""
+    def __init__(self, data: ImageData, plan: Plan, finished: bool):
+        """Train the networks of the pool that the cache lacks, if they are used; `data` is on the device.
 
-
-class Random:
-    """Fresh networks."""
-
-    def __init__(self, data: ImageData, plan: Plan):
-        pass
-
-    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
-        if finished is not None:
-            raise UserError("the objective needs networks that have finished their training: use --networks trained")
-        initialise(net, rng.generator(seed, experiment, iteration, -1, "network"))
-
-
-class Trained:
-    """A pool of trained networks, each at a random point of its training."""
-
-    def __init__(self, data: ImageData, plan: Plan):
-        """Train the networks that the cache lacks; ranks share this work. `data` is on the device.
-
-        Raises UserError for a damaged cache, or if a network diverges.
+        `finished`: whether the objective reads the outputs of networks that have finished their training. Raises
+        UserError for a damaged cache, or if a network diverges.
         """
-        self.settings = plan.settings
-        self.points = trained_pool(data, plan)  # [networks, 1 + SNAPSHOTS, parameters]
+        self.settings, self.draw = plan.settings, NETWORKS[plan.settings.networks]
+        needed = finished or self.draw is not random
+        # [networks, 1 + SNAPSHOTS, parameters]
+        self.points = trained_pool(data, plan) if needed else torch.empty(0)
 
     @torch.no_grad()
     def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
-        generator = rng.generator(seed, experiment, iteration, -1, "network")
-        number = int(torch.randint(len(self.points), (1,), generator=generator))
-        at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
-        before = min(int(at), SNAPSHOTS - 1)
-        point = self.points[number, before]
-        if self.settings.interpolate:
-            point = point.float().lerp(self.points[number, before + 1].float(), at - before)
-        assign(net, point)
+        """Set the networks of an iteration, a function of (seed, experiment, iteration).
+
+        `net` embeds the images; `finished`, if there is one, classifies them after the end of its training.
+        """
+        where = (seed, experiment, iteration, -1)
+        self.draw(net, self.points, self.settings, rng.generator(*where, "network"))
         if finished is not None:
-            number = int(torch.randint(len(self.points), (1,), generator=generator))
-            assign(finished, self.points[number, -1])
+            number = torch.randint(len(self.points), (1,), generator=rng.generator(*where, "finished network"))
+            assign(finished, self.points[int(number), -1])
 
 
-NETWORKS: dict[str, Callable[[ImageData, Plan], Networks]] = {"random": Random, "trained": Trained}
+def random(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+    """A fresh network."""
+    initialise(net, generator)
+
+
+def trained(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+    """A network of the pool at a random point of its training."""
+    number = int(torch.randint(len(points), (1,), generator=generator))
+    at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
+    before = min(int(at), SNAPSHOTS - 1)
+    point = points[number, before]
+    if settings.interpolate:
+        point = point.float().lerp(points[number, before + 1].float(), at - before)
+    assign(net, point)
+
+
+NETWORKS: dict[str, Callable[[Network, Tensor, PoolSettings, torch.Generator], None]] = {
+    "random": random,
+    "trained": trained,
+}
 
 
 # --- a pool ----------------------------------------------------------------------------------------------------

@@ -62,7 +62,6 @@ class Needs(NamedTuple):
     # Statistic -> the norm of its terms' gradient at a map, relative to the gradient of all else; None: not balanced.
     balance: Mapping[str, float] | None = None
     logits: bool = False  # the outputs of a network that has finished its training, for `syn.logits`
-    logits_balance: float | None = None  # the norm of their gradient at an image, relative to that of all else
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}
@@ -165,13 +164,11 @@ class Matcher:
         real: Features,
         style_weights: Tensor | None,
     ) -> dict[str, Tensor]:
-        embed, shown = self._features if self.ranks else features, syn
-        if finished is not None and self.needs.logits_balance is not None:
-            syn, shown = (x.view_as(syn) for x in balanced(syn.flatten(0, 1), (self.needs.logits_balance,), PER_IMAGE))
+        embed = self._features if self.ranks else features
         syn_features = embed(net, syn, self.statistics, self.machine, self.needs.balance)
         if finished is not None:
             with self.machine.autocast():
-                logits = finished(shown.flatten(0, 1))
+                logits = finished(syn.flatten(0, 1))
             syn_features = syn_features._replace(logits=logits.float().unflatten(0, syn.shape[:2]), labels=labels)
         if self.ranks:
             real, syn_features = (x._replace(gather=self._gather) for x in (real, syn_features))

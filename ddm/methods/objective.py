@@ -4,7 +4,8 @@
         + ce_ratio * L_CE
 
 In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term and
-its cost. With --weights balanced a weight is a norm of gradients (not of the DDM paper), see ddm.losses.balanced.
+its cost. With --weights balanced a weight is a norm of gradients (not of the DDM paper), see ddm.losses.balanced;
+ce_ratio is always a factor, because L_CE falls to 0, where its gradient must vanish.
 
 L_RR and L_CE are off by default and not of the DDM paper. Sources: L_RR: RFAD (Loo et al., NeurIPS 2022), of the family
 of KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022); L_CE: IDM (Zhao et al., CVPR 2023).
@@ -54,7 +55,7 @@ def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict
     if s.rr_ratio:  # not of the DDM paper
         terms["L_RR"] = factor(s, s.rr_ratio) * readout(real, syn_rr, s)
     if s.ce_ratio:  # not of the DDM paper
-        terms["L_CE"] = factor(s, s.ce_ratio) * classification(syn.logits, syn.labels)
+        terms["L_CE"] = s.ce_ratio * classification(syn.logits, syn.labels)
     return terms
 
 
@@ -69,8 +70,7 @@ def needs(settings: CompleteSettings) -> Needs:
     needed = needed._replace(all_classes=bool(settings.rr_ratio), gathers=True, logits=bool(settings.ce_ratio))
     if settings.weights != "balanced":
         return needed
-    balance = {"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio}
-    return needed._replace(balance=balance, logits_balance=settings.ce_ratio)
+    return needed._replace(balance={"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio})
 
 
 def settle(settings: CompleteSettings) -> CompleteSettings:
@@ -78,7 +78,7 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
     s = settings
     if s.weights == "balanced" and not s.mmd_ratio:
         raise UserError("--weights balanced measures every gradient by that of L_MMD: set --mmd_ratio above 0")
-    weights = {name: getattr(s, name) for name in ("mm_ratio", "cm_ratio", "icd_ratio", "rr_ratio", "ce_ratio")}
+    weights = {name: getattr(s, name) for name in ("mm_ratio", "cm_ratio", "icd_ratio", "rr_ratio")}
     large = max(weights, key=weights.get)
     if s.weights == "balanced" and weights[large] > LARGE_BALANCED:
         raise UserError(
@@ -87,8 +87,6 @@ def settle(settings: CompleteSettings) -> CompleteSettings:
         )
     if s.weights == "balanced" and s.published_accumulator:
         raise UserError("--published_accumulator weights losses, which --weights balanced ignores: leave one out")
-    if s.ce_ratio and s.networks == "random":
-        raise UserError("--ce_ratio needs trained networks, and --networks is random: add --networks trained")
     alone = s.ipc == 1 and s.factor == 1  # its L_ICD is 0
     if not (s.mmd_ratio or s.mm_ratio or s.cm_ratio or (s.icd_ratio and not alone) or s.rr_ratio or s.ce_ratio):
         why = "L_ICD is 0 at --ipc 1 and every other" if s.icd_ratio else "every"

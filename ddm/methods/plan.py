@@ -183,6 +183,11 @@ def choose_chunk(
     return max(n for n in range(1, classes + 1) if classes % n == 0 and n <= max(1, most))
 
 
+def pooled(settings: CondensingSettings) -> bool:
+    """Whether the run has a pool of trained networks."""
+    return settings.networks == "trained" or bool(settings.values().get("ce_ratio"))
+
+
 def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:
     """The pixels that pass networks in one experiment's condensation and its pool; a backward counts as two forwards.
 
@@ -190,7 +195,7 @@ def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Seq
     """
     synthetic = sum(counts) * settings.factor**2
     images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * synthetic)
-    if settings.networks == "trained":
+    if pooled(settings):
         images += 3 * settings.pool * settings.pool_epochs * len(data.x_train)
     return images * data.im_size[0] * data.im_size[1]
 

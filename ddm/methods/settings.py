@@ -202,7 +202,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
     )
     ce_ratio: float = objective(
         0.0,
-        "weight of L_CE, the cross-entropy under a fully trained network; needs --networks trained; not of DDM",
+        "weight of L_CE, the cross-entropy under a fully trained network of the pool; not of DDM",
         check=non_negative,
         rare=True,
     )
