@@ -32,13 +32,16 @@ def read(folder):
     return torch.load(next(Path(folder).glob("res_*.pt")))
 
 
-@pytest.mark.parametrize("preset", ["paper", "best"])
+@pytest.mark.parametrize("preset", ["paper", "best", "strong"])
 def test_two_processes_give_what_one_gives_and_one_resumes(preset, data_path, tmp_path):
-    line = [*LINE, "--preset", preset, "--optimizer", "normalised"]
-    two = command("DM_DDM", data_path, tmp_path / "two", *line[len(LINE) :])  # L_RR of `best` gathers embeddings
+    line = [*LINE, "--preset", preset, "--optimizer", "normalised", "--pool", "3", "--pool_epochs", "1"]
+    # L_RR of `best` gathers embeddings; the ranks share the training of the pool of `strong`.
+    cache = ("--network_cache", str(tmp_path / "cache_two"))
+    two = command("DM_DDM", data_path, tmp_path / "two", *line[len(LINE) :], *cache)
     done = subprocess.run(two, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("===") == 2 and "2 ranks" in done.stdout  # only the first rank prints
+    line += ["--network_cache", str(tmp_path / "cache_one")]
     alone, results = run("DM_DDM", data_path, tmp_path / "one", *line)
     two = read(tmp_path / "two")
     assert torch.equal(two["data"][0][0], alone["data"][0][0]) and torch.equal(two["data"][0][1], alone["data"][0][1])

@@ -224,7 +224,7 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     assert own.clip_pixels and not own.zca
     parsed("DM_GramMatching", *like)
     err = capsys.readouterr().err
-    assert "no --cm_ratio, --icd_form" in err and "has none: --style_ratio" in err
+    assert "no --ce_ratio, --cm_ratio" in err and "has none: --style_ratio" in err
 
 
 @pytest.mark.parametrize("run", ["ablation/ipc10/best", "curve/best"])  # of 0.1.0 and 0.2.0

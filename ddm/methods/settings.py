@@ -91,7 +91,7 @@ class CondensingSettings(SetSettings, PoolSettings):
     init: str = optimisation(
         "real", "start from random real images or Gaussian noise", choices=("real", "noise"), rare=True
     )
-    Iteration: int = optimisation(20000, "steps of condensation, each with a fresh network", check=at_least(1))
+    Iteration: int = optimisation(20000, "steps of condensation", check=at_least(1))
     optimizer: str = optimisation(
         "sgd",
         "optimizer of the pixels; normalised and adam ignore the scale of losses",
@@ -211,6 +211,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
 DM = {"weights": "absolute", "mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0}
 DM |= {"rr_ratio": 0.0, "ce_ratio": 0.0}
+BEST = DM | {"weights": "balanced", "rr_ratio": 3.0, "rr_ridge": 0.1, "clip_pixels": True} | SCALE_FREE
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}
 AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k depends on ipc
 
@@ -230,15 +231,17 @@ class CompleteSettings(CondensingSettings, WeightSettings):
             **{"mm_ratio": 180.0, "cm_ratio": 700.0},
         },
         # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
-        "best": DM | {"weights": "balanced", "rr_ratio": 3.0, "rr_ridge": 0.1, "clip_pixels": True} | SCALE_FREE,
+        "best": BEST,
+        # A class of its own: several images in each stored one, and networks trained on the real images.
+        "strong": BEST | {"factor": None, "networks": "random", "ce_ratio": 3.0},
     }
 
     preset: str | None = altered(
         CondensingSettings,
         "preset",
-        help="named settings, joined by commas; explicit flags override presets. fast: a short run; dm: plain DM; "
-        "published: the published code's terms; paper: all terms; style: the authors' later style terms; best: L_MMD "
-        "and L_RR, not of the paper",
+        help="named settings, joined by commas; explicit flags override. fast: a short run; dm: plain DM; paper: all "
+        "terms; published: those of its code; style: the authors' later ones; not of the paper: best: L_MMD and L_RR; "
+        "strong: best, with split images and L_CE",
     )
 
 
