@@ -60,7 +60,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
 def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
     made = built(data_path, tmp_path)
     net, points = made.matcher.net, made.networks.points.float()
-    seen = set()
+    drawn, seen = [], set()
     for iteration in range(1, 40):
         made.networks.next(net, None, 0, 0, iteration)
         generator = rng.generator(0, 0, iteration, -1, "network")
@@ -71,6 +71,18 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         seen.add(number)
     assert seen == {0, 1, 2}
+    for seed in range(40):
+        distribution.mixed(net, points, made.plan.settings, torch.Generator().manual_seed(seed))
+        found = torch.cat([p.detach().flatten() for p in net.parameters()])
+        generator = torch.Generator().manual_seed(seed)
+        fresh = bool(torch.rand(1, generator=generator) < 0.5)
+        if fresh:
+            initialise(expected := get_network("ConvNetW32", 3, 10), generator)
+        else:
+            distribution.trained(expected := get_network("ConvNetW32", 3, 10), points, made.plan.settings, generator)
+        assert torch.equal(found, torch.cat([p.detach().flatten() for p in expected.parameters()]))
+        drawn.append(fresh)
+    assert 10 < sum(drawn) < 30
     distribution.trained(net, points, made.plan.settings.but(interpolate=False), torch.Generator().manual_seed(0))
     found = torch.cat([p.detach().flatten() for p in net.parameters()])
     assert any(torch.equal(found, point) for point in points.flatten(0, 1))

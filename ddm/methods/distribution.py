@@ -1,7 +1,7 @@
 """The distribution of networks under which real and synthetic images are matched. A new one is a row of NETWORKS.
 
 random: fresh networks, as in DM and DDM. trained: networks from a pool, each at a random point of its training on the
-real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024).
+real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: both in turn, at random.
 """
 
 import time
@@ -42,7 +42,6 @@ class Networks:
         # [networks, 1 + SNAPSHOTS, parameters]
         self.points = trained_pool(data, plan) if needed else torch.empty(0)
 
-    @torch.no_grad()
     def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
         """Set the networks of an iteration, a function of (seed, experiment, iteration).
 
@@ -71,9 +70,16 @@ def trained(net: Network, points: Tensor, settings: PoolSettings, generator: tor
     assign(net, point)
 
 
+def mixed(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+    """A fresh network in half of the steps, else one of the pool."""
+    draw = random if torch.rand(1, generator=generator) < 0.5 else trained
+    draw(net, points, settings, generator)
+
+
 NETWORKS: dict[str, Callable[[Network, Tensor, PoolSettings, torch.Generator], None]] = {
     "random": random,
     "trained": trained,
+    "mixed": mixed,
 }
 
 
@@ -167,6 +173,7 @@ def flat(net: Network) -> Tensor:
     return torch.cat([p.flatten() for p in net.parameters()]).half().cpu()
 
 
+@torch.no_grad()
 def assign(net: Network, vector: Tensor) -> None:
     """Set all parameters from one vector."""
     parameters = list(net.parameters())

@@ -185,7 +185,7 @@ def choose_chunk(
 
 def pooled(settings: CondensingSettings) -> bool:
     """Whether the run has a pool of trained networks."""
-    return settings.networks == "trained" or bool(settings.values().get("ce_ratio"))
+    return settings.networks != "random" or bool(settings.values().get("ce_ratio"))
 
 
 def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:

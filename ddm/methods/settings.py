@@ -58,11 +58,11 @@ class PoolSettings(CacheSettings):
     networks: str = optimisation(
         "random",
         "networks of the steps; random: fresh ones; trained: from a pool, each at a random point of its training on "
-        "the real images; not of DDM",
-        choices=("random", "trained"),
+        "the real images; mixed: either, at random; the last two are not of DDM",
+        choices=("random", "trained", "mixed"),
         rare=True,
     )
-    pool: int = optimisation(20, "number of trained networks", check=at_least(1), rare=True)
+    pool: int = optimisation(10, "number of trained networks", check=at_least(1), rare=True)
     pool_epochs: int = optimisation(4, "training epochs of each", check=at_least(1), rare=True)
     pool_lr: float = optimisation(0.05, "highest learning rate of their training", check=non_negative, rare=True)
     interpolate: bool = optimisation(
@@ -233,7 +233,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
         "best": BEST,
         # A class of its own: several images in each stored one, and networks trained on the real images.
-        "strong": BEST | {"factor": None, "networks": "random", "ce_ratio": 3.0},
+        "strong": BEST | {"factor": None, "networks": "mixed", "ce_ratio": 3.0},
     }
 
     preset: str | None = altered(
