@@ -94,6 +94,18 @@ def test_presets_are_chosen_on_validation_splits(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: --sets needs a value\n")
 
 
+def test_the_rows_of_the_strong_class_differ_in_one_ingredient(tmp_path):
+    done = script("ablation_strong.sh", "--out", "o", cwd=tmp_path, PYTHON="echo")
+    lines = [line.split()[3:] for line in done.stdout.splitlines() if line.startswith("-m ddm condense")]
+    rows = {argv[-1].rpartition("/")[2]: parsed("condense", *argv).values() for argv in lines}
+    assert len(rows) == 10
+    for name in ("fresh", "trained", "no_rr", "style", "icd"):
+        changed = {key for key, value in rows[name].items() if value != rows["strong"][key]}
+        expected = {"style": {"mm_ratio", "cm_ratio"}, "no_rr": {"rr_ratio"}, "icd": {"icd_ratio"}}
+        assert changed - {"save_path"} == expected.get(name, {"networks"})
+    assert rows["best_factor"] == rows["best"] | {key: rows["best_factor"][key] for key in ("factor", "save_path")}
+
+
 def test_the_ranks_of_presets(tmp_path):
     for where, mean in {
         "A/ipc1/dm": 0.5,
@@ -141,7 +153,9 @@ def test_a_task_of_the_slurm_array_is_one_run_of_the_sweep(tmp_path):
     assert len(list(tmp_path.rglob("results.json"))) == 1
 
 
-@pytest.mark.parametrize("name", ["ablation_cifar10", "choices_cifar10", "continual_cifar10", "sweep", "use_cifar10"])
+@pytest.mark.parametrize(
+    "name", ["ablation_cifar10", "ablation_strong", "choices_cifar10", "continual_cifar10", "sweep", "use_cifar10"]
+)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_of_a_script_runs_nothing(name, flag, tmp_path):
     done = script(f"{name}.sh", flag, cwd=tmp_path, PYTHON="false")
