@@ -8,6 +8,7 @@ from torch import nn
 from ddm.augment import DiffAugment
 from ddm.data import loading
 from ddm.evaluation.protocol import train_step
+from ddm.methods import distribution
 from ddm.methods.step import condensation_step
 from ddm.networks import empty_network
 
@@ -15,7 +16,7 @@ EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "
     "--published_accumulator"
 )
-BALANCED = "--weights balanced --rr_ratio 1 --icd_ratio 1 --style_tap norm --optimizer adam"
+BALANCED = "--weights balanced --mm_ratio 1 --cm_ratio 1 --rr_ratio 1 --icd_ratio 1 --style_tap norm --optimizer adam"
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,13 @@ BALANCED = "--weights balanced --rr_ratio 1 --icd_ratio 1 --style_tap norm --opt
         ("DM_DDM", EVERY_CHOICE, 5),
         ("DM_DDM", BALANCED, 5),
         ("DM_DDM", "--preset fast,best --real_sampling random", 2),
+        ("DM_DDM", "--preset fast,strong --real_sampling random --ipc 1", 3),
     ],
 )
-def test_a_condensation_step(recipe, argv, terms, data_path):
+def test_a_condensation_step(recipe, argv, terms, data_path, monkeypatch):
+    parameters = sum(p.numel() for p in empty_network("ConvNet", 3, 10, (32, 32), "meta").parameters())
+    points = torch.empty(2, 9, parameters, dtype=torch.half, device="meta")
+    monkeypatch.setattr(distribution, "trained_pool", lambda data, plan: points)  # training reads single values
     settings = parse(recipe, *QUICK, "--data_path", data_path, "--ipc", "6", "--class_chunk", "4", *argv.split())
     made = maker(recipe, settings.but(device="meta"), loading.load("CIFAR10", data_path))
     made.prepare()
