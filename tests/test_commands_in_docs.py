@@ -78,6 +78,8 @@ def run_line(line: str) -> str:
     script = words[0].removesuffix(".py")
     name, rest = ("recipe", words[1:]) if script in RECIPES else (words[1], words[2:])
     flags = [] if "--print_config" in rest else BUDGETS.get(name, "").split()
+    if "--factor" in rest:
+        flags += ["--ipc", "2"]  # the tiny classes have 12 images
     out = sys.stdout
     if redirected:
         sys.stdout = open(redirected, "w")  # noqa: SIM115 - closed below
