@@ -45,8 +45,8 @@ class Maker(Protocol):
     def prepare(self, remaining: int) -> None:
         """Compute everything that the `remaining` experiments share. May raise UserError; no file exists yet."""
 
-    def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
-        """Start an experiment, or resume it from saved images and velocity."""
+    def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
+        """Start an experiment, or resume it from an earlier `state()`."""
 
     def step(self, iteration: int) -> None:
         """Take one iteration, without a host sync."""
@@ -57,8 +57,11 @@ class Maker(Protocol):
     def images(self) -> Tensor:
         """The current set, gathered from all ranks."""
 
-    def state(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Images and velocity to resume from, copied to the CPU; (None, None) without steps."""
+    def state(self) -> tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None]:
+        """Images, velocity and networks to resume from, copied to the CPU; all None without steps.
+
+        Networks are None unless they are more than a function of (seed, experiment, iteration).
+        """
 
     def training_set(self, experiment: int, images: Tensor) -> tuple[Any, Tensor]:
         """The images (a tensor or Normalised) and labels for training the evaluation networks."""

@@ -27,6 +27,7 @@ BALANCED = "--weights balanced --mm_ratio 1 --cm_ratio 1 --rr_ratio 1 --icd_rati
         ("DM_DDM", BALANCED, 5),
         ("DM_DDM", "--preset fast,best --real_sampling random", 2),
         ("DM_DDM", "--preset fast,strong --real_sampling random --ipc 1", 3),
+        ("DM_DDM", "--preset fast,best --networks online --real_sampling random", 2),
     ],
 )
 def test_a_condensation_step(recipe, argv, terms, data_path, monkeypatch):

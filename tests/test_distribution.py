@@ -39,7 +39,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
     initialise(net, rng.generator(0, 0, 1, -1, "pool network"))
     generator = rng.generator(0, 0, 1, -1, "pool training")
     optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
-    done, points = 0, [distribution.flat(net)]
+    done, points = 0, [distribution.stored(net)]
     for _ in range(2):
         for rows in torch.randperm(80, generator=generator).split(32):
             optimizer.param_groups[0]["lr"] = 0.05 * min((done + 1) / (0.2 * 6), 1, (1 - done / 6) / 0.8)
@@ -48,7 +48,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
             F.cross_entropy(net(x), data.y_train[rows]).backward()
             optimizer.step()
             done += 1
-            points.append(distribution.flat(net))
+            points.append(distribution.stored(net))
     # Of 6 steps, those nearest to k/8 of the training; round() takes the even one of two.
     expected = [points[k] for k in sorted({round(6 * k / 8) for k in range(9)})]
     found = made.networks.points[1]
@@ -72,18 +72,19 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
         seen.add(number)
     assert seen == {0, 1, 2}
     for seed in range(40):
-        distribution.mixed(net, points, made.plan.settings, torch.Generator().manual_seed(seed))
+        distribution.mixed(made.networks, net, torch.Generator().manual_seed(seed))
         found = torch.cat([p.detach().flatten() for p in net.parameters()])
         generator = torch.Generator().manual_seed(seed)
         fresh = bool(torch.rand(1, generator=generator) < 0.5)
         if fresh:
             initialise(expected := get_network("ConvNetW32", 3, 10), generator)
         else:
-            distribution.trained(expected := get_network("ConvNetW32", 3, 10), points, made.plan.settings, generator)
+            distribution.trained(made.networks, expected := get_network("ConvNetW32", 3, 10), generator)
         assert torch.equal(found, torch.cat([p.detach().flatten() for p in expected.parameters()]))
         drawn.append(fresh)
     assert 10 < sum(drawn) < 30
-    distribution.trained(net, points, made.plan.settings.but(interpolate=False), torch.Generator().manual_seed(0))
+    made.networks.settings = made.plan.settings.but(interpolate=False)
+    distribution.trained(made.networks, net, torch.Generator().manual_seed(0))
     found = torch.cat([p.detach().flatten() for p in net.parameters()])
     assert any(torch.equal(found, point) for point in points.flatten(0, 1))
 
@@ -213,3 +214,54 @@ def test_cross_entropy_under_a_finished_network(networks, weights, chunk, data_p
     torch.testing.assert_close(made.syn_set.images.grad, expected, rtol=1e-3, atol=1e-6)
     value = step.terms["L_CE"].sum()
     torch.testing.assert_close(value, 0.5 * ce.sum().detach(), rtol=1e-4, atol=1e-6)
+
+
+ONLINE = ("--networks", "online", "--pool", "2", "--preset", "dm", "--lr_img", "0.1", "--Iteration", "6")
+
+
+def test_an_online_network_takes_a_step_on_the_set_after_its_use(data_path, monkeypatch):
+    monkeypatch.setattr(distribution, "ONLINE_STEPS", 2)
+    made = maker("DM_DDM", parse("DM_DDM", *QUICK, "--model", "ConvNetW32", *ONLINE), load("CIFAR10", data_path))
+    made.prepare()
+    made.start(0, None)
+    nets = [get_network("ConvNetW32", 3, 10) for _ in range(2)]
+    for number, net in enumerate(nets):
+        initialise(net, rng.generator(0, 0, 0, number, "online network"))
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4) for net in nets]
+    labels, ages = torch.arange(10).repeat_interleave(2), [0, 0]
+    for iteration in range(1, 7):
+        made.step(iteration)
+        number = int(torch.randint(2, (1,), generator=rng.generator(0, 0, iteration, -1, "network")))
+        used = torch.cat([p.detach().flatten() for p in nets[number].parameters()])
+        found = torch.cat([p.detach().flatten() for p in made.matcher.net.parameters()])
+        torch.testing.assert_close(found, used, rtol=1e-4, atol=1e-6)
+        generator = rng.generator(0, 0, iteration, -1, "online training")
+        rows = torch.randperm(20, generator=generator)
+        x = DiffAugment(made.images().detach()[rows], made.plan.settings.dsa_strategy, generator=generator)
+        optimizers[number].zero_grad()
+        F.cross_entropy(nets[number](x), labels[rows]).backward()
+        optimizers[number].step()
+        ages[number] += 1
+        if ages[number] == 2:
+            initialise(nets[number], rng.generator(0, 0, iteration, number, "online network"))
+            optimizers[number].state.clear()
+            ages[number] = 0
+    state = made.state()[2]
+    assert state.shape == (2, 2 * len(used) + 1) and state[:, -1].tolist() == ages
+
+
+def test_a_run_resumes_with_its_online_networks(data_path, tmp_path, monkeypatch):
+    argv = (*ONLINE, "--checkpoint_every", "2", "--eval_every", "0")
+    whole, _ = run("DM_DDM", data_path, tmp_path / "whole", *argv)
+    step = Condensation.step
+
+    def killed(self, iteration):
+        if iteration == 4:
+            raise KeyboardInterrupt
+        step(self, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Condensation, "step", killed)
+        run("DM_DDM", data_path, tmp_path / "part", *argv)
+    again, _ = run("DM_DDM", data_path, tmp_path / "part", *argv)
+    assert torch.equal(again["data"][0][0], whole["data"][0][0])

@@ -57,14 +57,15 @@ class Condensation:
         self.sampler = sampler(self.data, settings.batch_real, settings.seed, plan.classes)
         self.networks = Networks(self.data, plan, finished=self.matcher.needs.logits)
 
-    def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
+    def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         plan = self.plan
-        images, velocity = saved or (self._first_images(plan.settings.init, experiment), None)
+        images, velocity, networks = saved or (self._first_images(plan.settings.init, experiment), None, None)
         rows = plan.rows(plan.classes)
         # Copies: the steps must not change `saved`, which a checkpoint may still be writing.
         images, velocity = (x if x is None else x[rows].to(plan.machine.device, copy=True) for x in (images, velocity))
         bounds = self.data.normalisation.bounds() if plan.settings.clip_pixels else None
         self.syn_set = Synthetic.start(images, plan, velocity, bounds)
+        self.networks.start(experiment, networks)
         self.experiment, self.pending = experiment, []
 
     def step(self, iteration: int) -> None:
@@ -74,7 +75,7 @@ class Condensation:
                 parts = (self.matcher, self.networks, self.syn_set, self.sampler)
                 step = condensation_step(*parts, self.experiment, iteration, self.plan)
                 self.pending.append((iteration, step))
-                return
+                break
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
                     raise
@@ -82,6 +83,7 @@ class Condensation:
             chunk = self.plan.settings.class_chunk
             self.say(f"out of memory: continuing with --class_chunk {chunk}; results change only by rounding")
             device.release()
+        self.networks.learn(lambda: self.training_set(self.experiment, self.images()), self.experiment, iteration)
 
     def check(self) -> list[Report]:
         pending, self.pending = self.pending, []
@@ -136,9 +138,9 @@ class Condensation:
     def images(self) -> Tensor:
         return self._whole(self.syn_set.images)
 
-    def state(self) -> tuple[Tensor, Tensor]:
+    def state(self) -> tuple[Tensor, Tensor, Tensor | None]:
         images, velocity = (self._whole(x) for x in (self.syn_set.images, self.syn_set.velocity))
-        return images.to("cpu", copy=True), velocity.to("cpu", copy=True)
+        return images.to("cpu", copy=True), velocity.to("cpu", copy=True), self.networks.state()
 
     def training_set(self, experiment: int, images: Tensor) -> tuple[Tensor, Tensor]:
         return decoded(images.to(self.plan.machine.device), self.plan.factor), self.labels

@@ -259,7 +259,7 @@ class Coreset:
             choice, folder = ProxyChoice.of(settings), cache.cache_folder(settings)
             self.proxy = proxy(self.data, choice, self.plan.machine, folder, self.digest, self.kind)
 
-    def start(self, experiment: int, saved: tuple[Tensor, Tensor] | None) -> None:
+    def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         data, settings = self.data, self.plan.settings
         if self.kind == "full":  # too large for the set's file, which has no images
             self._images = torch.empty(0, *data.shape)
@@ -276,8 +276,8 @@ class Coreset:
     def images(self) -> Tensor:
         return self._images
 
-    def state(self) -> tuple[None, None]:
-        return None, None  # a resumed run selects again
+    def state(self) -> tuple[None, None, None]:
+        return None, None, None  # a resumed run selects again
 
     def training_set(self, experiment: int, images: Tensor) -> tuple[Tensor | Normalised, Tensor]:
         data, settings = self.data, self.plan.settings

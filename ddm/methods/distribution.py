@@ -2,6 +2,7 @@
 
 random: fresh networks, as in DM and DDM. trained: networks from a pool, each at a random point of its training on the
 real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: both in turn, at random.
+online: networks that train on the synthetic set (FRePo, Zhou et al., NeurIPS 2022).
 """
 
 import time
@@ -25,6 +26,7 @@ from ddm.networks import Network, empty_network, initialise, untapped
 
 SNAPSHOTS = 8  # points of a network's training that are kept, in equal steps, besides its initialisation
 BATCH = 128
+ONLINE_STEPS = 100  # of a network on the synthetic set, before a fresh one takes its place
 WARM_UP = 0.2  # of a network's training; its learning rate rises before and falls to 0 after
 
 
@@ -38,49 +40,130 @@ class Networks:
         UserError for a damaged cache, or if a network diverges.
         """
         self.settings, self.draw = plan.settings, NETWORKS[plan.settings.networks]
-        needed = finished or self.draw is not random
         # [networks, 1 + SNAPSHOTS, parameters]
-        self.points = trained_pool(data, plan) if needed else torch.empty(0)
+        self.points = trained_pool(data, plan) if finished or self.draw in (trained, mixed) else torch.empty(0)
+        self.online = Online(data, plan) if self.draw is online else None
+
+    def start(self, experiment: int, saved: Tensor | None) -> None:
+        """Start an experiment, or resume it from an earlier `state()`."""
+        if self.online:
+            self.online.start(experiment, saved)
 
     def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
-        """Set the networks of an iteration, a function of (seed, experiment, iteration).
+        """Set the networks of an iteration, a function of (seed, experiment, iteration) and of `state()`.
 
         `net` embeds the images; `finished`, if there is one, classifies them after the end of its training.
         """
         where = (seed, experiment, iteration, -1)
-        self.draw(net, self.points, self.settings, rng.generator(*where, "network"))
+        self.draw(self, net, rng.generator(*where, "network"))
         if finished is not None:
             number = torch.randint(len(self.points), (1,), generator=rng.generator(*where, "finished network"))
             assign(finished, self.points[int(number), -1])
 
+    def learn(self, synthetic: Callable[[], tuple[Tensor, Tensor]], experiment: int, iteration: int) -> None:
+        """After a step: train the network of the step on the decoded images and labels of `synthetic()`, if online."""
+        if self.online:
+            self.online.learn(*synthetic(), experiment, iteration)
 
-def random(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+    def state(self) -> Tensor | None:
+        """All that `start` needs to resume, on the CPU; None if there is nothing."""
+        return self.online.state() if self.online else None
+
+
+def random(networks: Networks, net: Network, generator: torch.Generator) -> None:
     """A fresh network."""
     initialise(net, generator)
 
 
-def trained(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+def trained(networks: Networks, net: Network, generator: torch.Generator) -> None:
     """A network of the pool at a random point of its training."""
+    points = networks.points
     number = int(torch.randint(len(points), (1,), generator=generator))
     at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
     before = min(int(at), SNAPSHOTS - 1)
     point = points[number, before]
-    if settings.interpolate:
+    if networks.settings.interpolate:
         point = point.float().lerp(points[number, before + 1].float(), at - before)
     assign(net, point)
 
 
-def mixed(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
+def mixed(networks: Networks, net: Network, generator: torch.Generator) -> None:
     """A fresh network in half of the steps, else one of the pool."""
     draw = random if torch.rand(1, generator=generator) < 0.5 else trained
-    draw(net, points, settings, generator)
+    draw(networks, net, generator)
 
 
-NETWORKS: dict[str, Callable[[Network, Tensor, PoolSettings, torch.Generator], None]] = {
+def online(networks: Networks, net: Network, generator: torch.Generator) -> None:
+    """A network that trains on the synthetic set."""
+    assign(net, networks.online.pick(generator))
+
+
+NETWORKS: dict[str, Callable[[Networks, Network, torch.Generator], None]] = {
     "random": random,
     "trained": trained,
     "mixed": mixed,
+    "online": online,
 }
+
+
+# --- a pool that trains on the synthetic set -------------------------------------------------------------------
+
+
+class Online:
+    """A pool of networks that train on the synthetic set while it is condensed.
+
+    In each iteration one of them is used, and then takes one step on the set. After ONLINE_STEPS steps a fresh one
+    takes its place. Not of the DDM paper; source: FRePo (Zhou et al., NeurIPS 2022).
+    """
+
+    def __init__(self, data: ImageData, plan: Plan):
+        self.settings, self.machine = plan.settings, plan.machine
+        net = empty_network(untapped(self.settings.model), data.channel, data.num_classes, data.im_size, data.device)
+        self.net = self.machine.laid_out_net(net).train()
+        self.forward = self.machine.compiled(self.net.forward)
+
+    def start(self, experiment: int, saved: Tensor | None) -> None:
+        self.number = 0
+        if saved is None:
+            self.weights = torch.stack([self.fresh(experiment, 0, number) for number in range(self.settings.pool)])
+            self.momentum, self.ages = torch.zeros_like(self.weights), [0] * self.settings.pool
+            return
+        values = saved[:, :-1].to(self.machine.device, copy=True)
+        self.weights, self.momentum = (x.contiguous() for x in values.chunk(2, dim=1))
+        self.ages = saved[:, -1].int().tolist()
+
+    def fresh(self, experiment: int, iteration: int, number: int) -> Tensor:
+        """The parameters [P] of an untrained network."""
+        initialise(self.net, rng.generator(self.settings.seed, experiment, iteration, number, "online network"))
+        return flat(self.net)
+
+    def pick(self, generator: torch.Generator) -> Tensor:
+        """Choose the network of this iteration; return its parameters [P]."""
+        self.number = int(torch.randint(len(self.weights), (1,), generator=generator))
+        return self.weights[self.number]
+
+    def learn(self, images: Tensor, labels: Tensor, experiment: int, iteration: int) -> None:
+        """One step of SGD on a random batch of the set, with the settings and augmentation of the evaluation."""
+        s, number = self.settings, self.number
+        generator = rng.generator(s.seed, experiment, iteration, -1, "online training")
+        rows = rng.to_device(torch.randperm(len(labels), generator=generator)[: s.batch_train], labels.device)
+        assign(self.net, self.weights[number])
+        batch = DiffAugment(images.detach()[rows], s.dsa_strategy, generator=generator)
+        with self.machine.autocast():
+            out = self.forward(self.machine.laid_out(batch))
+        gradients = torch.autograd.grad(F.cross_entropy(out.float(), labels[rows]), list(self.net.parameters()))
+        gradient = torch.cat([g.flatten() for g in gradients]) + WEIGHT_DECAY * self.weights[number]
+        self.momentum[number].mul_(MOMENTUM).add_(gradient)
+        self.weights[number].sub_(self.momentum[number], alpha=s.lr_net)
+        self.ages[number] += 1
+        if self.ages[number] == ONLINE_STEPS:
+            self.weights[number] = self.fresh(experiment, iteration, number)
+            self.momentum[number], self.ages[number] = 0, 0
+
+    def state(self) -> Tensor:
+        """[networks, 2 * parameters + 1]: weights, momentum, steps taken."""
+        ages = torch.tensor(self.ages, dtype=self.weights.dtype)[:, None]
+        return torch.cat([self.weights.cpu(), self.momentum.cpu(), ages], dim=1)
 
 
 # --- a pool ----------------------------------------------------------------------------------------------------
@@ -145,7 +228,7 @@ def train(
     optimizer = torch.optim.SGD(net.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     steps, done = settings.pool_epochs * len(batches), 0
     kept = {round(steps * k / SNAPSHOTS) for k in range(1, SNAPSHOTS + 1)}
-    points = [flat(net)]
+    points = [stored(net)]
     for _ in range(settings.pool_epochs):
         for images, labels in batches:
             rising, falling = (done + 1) / (WARM_UP * steps), (1 - done / steps) / (1 - WARM_UP)
@@ -159,7 +242,7 @@ def train(
             optimizer.step()
             done += 1
             if done in kept:
-                points.append(flat(net))
+                points.append(stored(net))
     points += [points[-1]] * (1 + SNAPSHOTS - len(points))  # fewer steps than points
     points = torch.stack(points)
     if not points.isfinite().all():
@@ -169,8 +252,13 @@ def train(
 
 @torch.no_grad()
 def flat(net: Network) -> Tensor:
-    """All parameters as one vector, float16 on the CPU; running statistics of BatchNorm are left out."""
-    return torch.cat([p.flatten() for p in net.parameters()]).half().cpu()
+    """All parameters as one vector; running statistics of BatchNorm are left out."""
+    return torch.cat([p.flatten() for p in net.parameters()])
+
+
+def stored(net: Network) -> Tensor:
+    """All parameters as the pool keeps them: float16, on the CPU."""
+    return flat(net).half().cpu()
 
 
 @torch.no_grad()

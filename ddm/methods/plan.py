@@ -184,8 +184,8 @@ def choose_chunk(
 
 
 def pooled(settings: CondensingSettings) -> bool:
-    """Whether the run has a pool of trained networks."""
-    return settings.networks != "random" or bool(settings.values().get("ce_ratio"))
+    """Whether the run has a pool of networks trained on real images."""
+    return settings.networks in ("trained", "mixed") or bool(settings.values().get("ce_ratio"))
 
 
 def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:

@@ -58,12 +58,13 @@ class PoolSettings(CacheSettings):
     networks: str = optimisation(
         "random",
         "networks of the steps; random: fresh ones; trained: from a pool, each at a random point of its training on "
-        "the real images; mixed: either, at random; the last two are not of DDM",
-        choices=("random", "trained", "mixed"),
+        "the real images; mixed: either, at random; online: from a pool that trains on the synthetic set; only random "
+        "is of DDM",
+        choices=("random", "trained", "mixed", "online"),
         rare=True,
     )
-    pool: int = optimisation(10, "number of trained networks", check=at_least(1), rare=True)
-    pool_epochs: int = optimisation(4, "training epochs of each", check=at_least(1), rare=True)
+    pool: int = optimisation(10, "number of networks of a pool", check=at_least(1), rare=True)
+    pool_epochs: int = optimisation(4, "training epochs of each on real images", check=at_least(1), rare=True)
     pool_lr: float = optimisation(0.05, "highest learning rate of their training", check=non_negative, rare=True)
     interpolate: bool = optimisation(
         True, "take points between two kept snapshots of a network, not only snapshots", rare=True

@@ -169,7 +169,7 @@ class Run:
             else:
                 state.sets.append(self.one_experiment(experiment).cpu())
                 state.experiment, state.iteration = experiment + 1, 0
-                state.images = state.velocity = None
+                state.images = state.velocity = state.networks = None
                 self.in_progress = False
             self.save_results()
             self.checkpoint()
@@ -208,7 +208,7 @@ class Run:
     def one_experiment(self, experiment: int) -> Tensor:
         """Make and evaluate one set; return its images [N, C, H, W], normalised, in class order."""
         state, maker = self.state, self.maker
-        saved = None if state.images is None else (state.images, state.velocity)
+        saved = None if state.images is None else (state.images, state.velocity, state.networks)
         maker.start(experiment, saved)
         self.in_progress = True
         if saved is None:
@@ -446,7 +446,7 @@ class Run:
         state, maker = self.state, self.maker
         self.saved = time.perf_counter()
         if self.in_progress:
-            state.images, state.velocity = maker.state()
+            state.images, state.velocity, state.networks = maker.state()
         state.seconds, state.versions = self.seconds(), versions()
         declared = declarations(type(self.settings))
         arguments = maker.plan.settings.values()

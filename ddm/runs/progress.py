@@ -40,6 +40,7 @@ class Progress:
     iteration: int = 0
     images: Tensor | None = None  # [N, C, H, W] of the current experiment
     velocity: Tensor | None = None  # their momentum
+    networks: Tensor | None = None  # the networks that train with them; None if there are none
     sets: list = field(default_factory=list)  # the images of finished experiments
     evaluations: list = field(default_factory=list)  # as in results.json
     skipped: list = field(default_factory=list)  # [experiment, iteration] of skipped steps
@@ -69,7 +70,7 @@ class Progress:
         )
         if not fits:
             return "its parts do not fit each other"
-        images = [x for x in (self.images, self.velocity, *self.sets) if x is not None]
+        images = [x for x in (self.images, self.velocity, self.networks, *self.sets) if x is not None]
         if not all(isinstance(x, Tensor) and x.isfinite().all() for x in images):
             return "its images are not all finite numbers"
         return None
@@ -119,6 +120,7 @@ def read(path: Path) -> Progress:
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
     try:
+        content.setdefault("networks", None)  # new in version 0.4.0
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:
         raise Unusable(f"it has no {error.args[0]}") from None
