@@ -57,6 +57,7 @@ def test_the_best_tested_epoch_counts_and_the_global_generator_is_left_alone(mon
     state = torch.get_rng_state()
     *_, (_, _, best) = trained(lambda: next(accuracies), epochs=7)  # tested after 2, 4, 6 and 7
     assert best == 0.7 and next(accuracies, None) is None
+    assert trained(lambda: 0.4, epochs=0)[-1] == (0.0, 0.0, 0.4)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -44,7 +44,7 @@ def best_epoch(
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr_net, weight_decay=WEIGHT_DECAY)
     milestones = [max(1, k * E // 5) for k in range(1, 5)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
-    best, loss, accuracy = 0.0, 0.0, 0.0
+    best, loss, accuracy = test() if E == 0 else 0.0, 0.0, 0.0
     for epoch in watch(range(1, E + 1)):
         net.train()
         total, n = torch.zeros(2, device=machine.device), 0
