@@ -35,11 +35,11 @@ def read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds of errors
-        raise damaged(path, error) from None
+        raise damaged(path, type(error).__name__) from None
 
 
-def damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"the network in {str(path)!r} is damaged ({type(error).__name__}): delete it")
+def damaged(path: Path, why: str) -> UserError:
+    return UserError(f"the network in {str(path)!r} is damaged ({why}): delete it")
 
 
 @contextlib.contextmanager

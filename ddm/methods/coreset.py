@@ -72,7 +72,7 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
         net.load_state_dict(saved["net"])
         forgetting = saved["forgetting"].view(len(data.x_train))
     except Exception as error:  # other content raises many kinds of errors
-        raise cache.damaged(path, error) from None
+        raise cache.damaged(path, type(error).__name__) from None
     return observe(machine.laid_out_net(net), data, forgetting, method, choice.lr_net)
 
 

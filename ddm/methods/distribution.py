@@ -202,10 +202,12 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
                     time.sleep(1)  # other processes train the rest
     for part in group.gather({number: points for number, points in found.items() if points is not None}):
         found |= part
-    try:
-        return torch.stack([found[number] for number in range(s.pool)]).to(machine.device)
-    except (RuntimeError, TypeError) as error:
-        raise cache.damaged(paths[0].parent, error) from None
+    blank = empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+    shape = (1 + SNAPSHOTS, sum(p.numel() for p in blank.parameters()))
+    for number, path in enumerate(paths):
+        if not isinstance(found[number], Tensor) or found[number].shape != shape:
+            raise cache.damaged(path, f"it does not fit {model}")
+    return torch.stack([found[number] for number in range(s.pool)]).to(machine.device)
 
 
 def train(
