@@ -284,9 +284,9 @@ class Run:
                     self.maker.check()  # waits for the device
                     self.step_times.append(time.perf_counter() - began)
             self.maker.start(experiment, None)
-        times = self.step_times[2:] or self.step_times  # the first two may compile
+        times = self.step_times[2:] or self.step_times  # the first ones compile
         earlier = self.state.step_seconds / self.state.steps if self.state.steps else 0.0
-        return statistics.fmean(times) if times else earlier
+        return statistics.median(times) if times else earlier
 
     def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
         """Measured on this process's networks; before the first network, on two epochs of training."""
