@@ -132,7 +132,7 @@ class Matcher:
     ):
         self.net, self.objective, self.needs, self.statistics = net, objective, needs, needs.statistics
         self.settings, self.machine = settings, machine
-        # What a rank gathers is not compiled.
+        # Terms that gather over ranks are not compiled.
         self.ranks = ranks if ranks and ranks.world > 1 and needs.all_classes else None
         self._features = machine.compiled(features)
         self._syn_terms = self._eager_syn_terms if self.ranks else machine.compiled(self._eager_syn_terms)

@@ -42,7 +42,7 @@ SCALE_FREE = {"optimizer": "normalised", "lr_img": None, "lr_schedule": "cosine"
 class CondensingSettings(SetSettings):
     """The optimisation settings of all recipes."""
 
-    # Chosen on CIFAR10's validation split; docs/results.md has its effect.
+    # Chosen on validation splits, see docs/tried.md and docs/speed.md.
     PRESETS: ClassVar = {
         "fast": {
             "real_sampling": "balanced",
@@ -66,11 +66,13 @@ class CondensingSettings(SetSettings):
         "optimizer of the pixels; normalised and adam ignore the scale of losses",
         choices=("sgd", "normalised", "adam"),
     )
-    lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
+    lr_img: float | None = optimisation(
+        1.0, "learning rate of the pixels; with normalised give 0.03, with adam 0.1", check=non_negative
+    )
     lr_schedule: str = optimisation(
         "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True
     )
-    momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one, rare=True)
+    momentum_img: float = optimisation(0.5, "momentum of sgd and normalised", check=below_one, rare=True)
     clip_pixels: bool = optimisation(
         False, "keep the pixels in [0, 1], so that exported pictures differ only by rounding"
     )
@@ -150,7 +152,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
     weights: str = objective(
         "absolute",
-        "factors of losses, as published; or norms of gradients, relative to L_MMD's",
+        "absolute: factors of losses; balanced: gradient norms relative to L_MMD's",
         choices=("absolute", "balanced"),
     )
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
@@ -192,8 +194,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         CondensingSettings,
         "preset",
         help="named settings, joined by commas; explicit flags override presets. fast: a short run; dm: plain DM; "
-        "published: the published code's terms; paper: all terms; style: the authors' later style terms; best: L_MMD "
-        "and L_RR, not of the paper",
+        "published: the released code's; paper: all terms; style: the authors' later terms; best: L_MMD, L_RR",
     )
 
 
