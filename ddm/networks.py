@@ -27,8 +27,8 @@ class Network(nn.Module):
     """A feature stack and a linear classifier: `net(x)` returns logits [n, num_classes].
 
     `embed(x)` returns the embedding phi(x) [n, D]. If `taps` is not empty, it returns `(embedding, maps)`: maps is a
-    list over layers of [n, C, H, W], in forward order. With `split` the next layer reads the first, and `maps` has the
-    second value of split(map). `sites` are the layers that taps can read, by kind (see `tap`).
+    list over layers of [n, C, H, W], in forward order. `split(map)` returns two values: the next layer
+    reads the first, and `maps` has the second. `sites` are the layers that taps can read, by kind (see `tap`).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Network(nn.Module):
                 x, tapped = split(x) if split else (x, x)
                 maps.append(tapped)
                 if i + 1 < len(self.features) and getattr(self.features[i + 1], "inplace", False):
-                    x = x.clone()  # which the next layer overwrites
+                    x = x.clone()  # the next layer works in place
         return x.flatten(1), maps
 
     def forward(self, x: Tensor) -> Tensor:

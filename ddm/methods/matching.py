@@ -146,7 +146,7 @@ class Matcher:
             )
         self.finished = finished_form(net) if needs.logits else None
         self.settings, self.machine = settings, machine
-        # What a rank gathers is not compiled.
+        # Terms that gather over ranks are not compiled.
         self.ranks = ranks if ranks and ranks.world > 1 and needs.all_classes else None
         self._features = machine.compiled(features)
         self._syn_terms = self._eager_syn_terms if self.ranks else machine.compiled(self._eager_syn_terms)

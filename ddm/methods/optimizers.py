@@ -38,8 +38,8 @@ def adam(images: Tensor, settings: CondensingSettings) -> torch.optim.Optimizer:
     return torch.optim.Adam([images], lr=settings.lr_img, betas=(0.9, 0.999))
 
 
-# Of adam and normalised, the step does not depend on the scale of the losses.
-OPTIMIZERS = {  # lr of the last two: CIFAR10's validation split at ipc 10, see docs/results.md
+# The steps of normalised and adam do not depend on the scale of the losses.
+OPTIMIZERS = {  # lr of these two: chosen on validation splits, see docs/tried.md
     # The gradient of one image is 1 / ipc of the mean's, so the step of SGD grows with ipc.
     "sgd": Rule(sgd, ("momentum_buffer",), lambda ipc: 0.5 * ipc),
     "normalised": Rule(sgd, ("momentum_buffer",), lambda ipc: 0.03, normalised=True),

@@ -74,7 +74,7 @@ class PoolSettings(CacheSettings):
 class CondensingSettings(SetSettings, PoolSettings):
     """The optimisation settings of all recipes."""
 
-    # Chosen on CIFAR10's validation split; docs/results.md has its effect.
+    # Chosen on validation splits, see docs/tried.md and docs/speed.md.
     PRESETS: ClassVar = {
         "fast": {
             "real_sampling": "balanced",
@@ -98,11 +98,13 @@ class CondensingSettings(SetSettings, PoolSettings):
         "optimizer of the pixels; normalised and adam ignore the scale of losses",
         choices=("sgd", "normalised", "adam"),
     )
-    lr_img: float | None = optimisation(1.0, "learning rate of the pixels", check=non_negative)
+    lr_img: float | None = optimisation(
+        1.0, "learning rate of the pixels; with normalised give 0.03, with adam 0.1", check=non_negative
+    )
     lr_schedule: str = optimisation(
         "constant", "schedule of lr_img over the iterations", choices=("constant", "cosine"), rare=True
     )
-    momentum_img: float = optimisation(0.5, "momentum of the pixels' SGD", check=below_one, rare=True)
+    momentum_img: float = optimisation(0.5, "momentum of sgd and normalised", check=below_one, rare=True)
     factor: int | None = optimisation(
         1,
         "split each stored image into factor x factor images, scaled up; ipc counts stored ones; unset: 2, or 1 if the "
@@ -189,7 +191,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
     weights: str = objective(
         "absolute",
-        "factors of losses, as published; or norms of gradients, relative to others'",
+        "absolute: factors of losses; balanced: gradient norms relative to L_MMD's",
         choices=("absolute", "balanced"),
     )
     mmd_ratio: float = objective(1.0, "weight of L_MMD, the mean embedding", check=non_negative)
@@ -242,7 +244,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         "preset",
         help="named settings, joined by commas; explicit flags override. fast: a short run; dm: plain DM; paper: all "
         "terms; published: those of its code; style: the authors' later ones; not of the paper: best: L_MMD and L_RR; "
-        "strong: best, with split images and L_CE",
+        "strong: best, split images, L_CE",
     )
 
 
