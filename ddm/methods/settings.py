@@ -236,7 +236,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
         "best": BEST,
         # A class of its own: several images in each stored one, and networks trained on the real images.
-        "strong": BEST | {"factor": None, "networks": "mixed", "ce_ratio": 3.0},
+        "strong": BEST | {"factor": None, "networks": "mixed", "rr_ratio": 0.3, "ce_ratio": 3.0},
     }
 
     preset: str | None = altered(
