@@ -29,7 +29,7 @@ def key(*parts: Any) -> str:
 
 
 def read(path: Path) -> Any:
-    """The content of a cached file; None if it does not exist. Raises UserError if it is damaged."""
+    """The content of a cached file, or None if it does not exist. Raises UserError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -44,14 +44,14 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Inside, no other process makes this file, if the value is True. It is False if another one is making it."""
+    """Lock a file that is to be made: yields True, or False if another process is making it."""
     lock, mine = None, True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = disk.Lock(path.with_suffix(".lock"))
     except BlockingIOError:
         mine = False
-    except OSError:  # no lock can be made: then two processes may make the same file twice, with equal content
+    except OSError:  # no lock is possible: two processes may make the same file, with equal content
         pass
     try:
         yield mine

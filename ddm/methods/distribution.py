@@ -1,7 +1,7 @@
 """The distribution of networks under which real and synthetic images are matched. A new one is a row of NETWORKS.
 
 random: fresh networks, as in DM and DDM. trained: networks from a pool, each at a random point of its training on the
-real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: both in turn, at random.
+real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: either, at random.
 """
 
 import time
@@ -25,7 +25,7 @@ from ddm.networks import Network, empty_network, initialise, untapped
 
 SNAPSHOTS = 8  # points of a network's training that are kept, in equal steps, besides its initialisation
 BATCH = 128
-WARM_UP = 0.2  # of a network's training; its learning rate rises before and falls to 0 after
+WARM_UP = 0.2  # fraction of a training in which the learning rate rises; it then falls to 0
 
 
 class Networks:
@@ -71,7 +71,7 @@ def trained(net: Network, points: Tensor, settings: PoolSettings, generator: tor
 
 
 def mixed(net: Network, points: Tensor, settings: PoolSettings, generator: torch.Generator) -> None:
-    """A fresh network in half of the steps, else one of the pool."""
+    """A fresh network with probability 1/2, else a network of the pool."""
     draw = random if torch.rand(1, generator=generator) < 0.5 else trained
     draw(net, points, settings, generator)
 

@@ -57,16 +57,16 @@ class PoolSettings(CacheSettings):
 
     networks: str = optimisation(
         "random",
-        "networks of the steps; random: fresh ones; trained: from a pool, each at a random point of its training on "
-        "the real images; mixed: either, at random; the last two are not of DDM",
+        "network of each step; random: a fresh one; trained: one of a pool, at a random point of its training on the "
+        "real images; mixed: either, at random; the last two are not of DDM",
         choices=("random", "trained", "mixed"),
         rare=True,
     )
     pool: int = optimisation(10, "number of trained networks", check=at_least(1), rare=True)
-    pool_epochs: int = optimisation(4, "training epochs of each", check=at_least(1), rare=True)
-    pool_lr: float = optimisation(0.05, "highest learning rate of their training", check=non_negative, rare=True)
+    pool_epochs: int = optimisation(4, "training epochs of each network", check=at_least(1), rare=True)
+    pool_lr: float = optimisation(0.05, "highest learning rate of that training", check=non_negative, rare=True)
     interpolate: bool = optimisation(
-        True, "take points between two kept snapshots of a network, not only snapshots", rare=True
+        True, "interpolate points of training between two kept snapshots; else take snapshots", rare=True
     )
 
 
@@ -232,7 +232,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         },
         # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
         "best": BEST,
-        # A class of its own: several images in each stored one, and networks trained on the real images.
+        # Not comparable with the others: several images per stored image, and networks trained on real images.
         "strong": BEST | {"factor": None, "networks": "mixed", "ce_ratio": 3.0},
     }
 
