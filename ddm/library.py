@@ -46,7 +46,7 @@ def condense(
     log: Callable[[str], None] | None = None,
     **changes: Any,
 ) -> CondensedDataset:
-    """Condense one set and evaluate it; writes no files.
+    """Condense one set and evaluate it; writes no files, except trained networks into their cache.
 
     `settings` is a DDMSettings or a recipe's settings; `changes` are settings by name, such as dataset="CIFAR10",
     ipc=10, preset="fast,dm". `data` replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train,

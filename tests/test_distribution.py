@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ddm.errors import UserError
 from ddm.methods import cache, distribution
 from ddm.methods.condensation import Condensation
 from ddm.methods.step import condensation_step
-from ddm.networks import get_network, initialise
+from ddm.networks import ARCHITECTURES, ConvNet, get_network, initialise
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
 
@@ -265,3 +266,26 @@ def test_a_run_resumes_with_its_online_networks(data_path, tmp_path, monkeypatch
         run("DM_DDM", data_path, tmp_path / "part", *argv)
     again, _ = run("DM_DDM", data_path, tmp_path / "part", *argv)
     assert torch.equal(again["data"][0][0], whole["data"][0][0])
+
+
+def test_networks_of_one_name_do_not_share_a_pool(data_path, tmp_path, monkeypatch):
+    for number, (width, act) in enumerate(((32, "relu"), (32, "sigmoid"), (64, "relu"))):
+        build = partial(ConvNet, net_width=width, net_act=act)
+        monkeypatch.setitem(ARCHITECTURES, "mine", lambda c, n, im_size, build=build: build(c, n, im_size=im_size))
+        built(data_path, tmp_path, "--model", "mine", "--pool", "1")
+        assert len(files(tmp_path)) == number + 1
+
+
+def test_a_cache_that_is_a_file_is_refused_before_the_training(data_path, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match="is no folder"):
+        built(data_path, tmp_path / "cache")
+
+
+def test_a_cache_of_another_shape_is_refused(data_path, tmp_path):
+    built(data_path, tmp_path)
+    for content in (torch.zeros(9, 5), torch.full_like(torch.load(files(tmp_path)[0]), torch.nan), {"a": 1}):
+        for path in files(tmp_path):
+            torch.save(content, path)
+        with pytest.raises(UserError, match="does not fit ConvNetW32"):
+            built(data_path, tmp_path)

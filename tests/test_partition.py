@@ -151,7 +151,10 @@ def test_random_baseline_of_evaluate_has_as_many_pixels(made, tmp_path):
     [
         (["--factor", "3"], "can't be split into 3x3 equal parts"),
         (["--factor", "2", "--zca"], "leave --zca out"),
-        (["--factor", "2", "--ipc", "3"], "fewer than the 12 of --ipc 3: lower --ipc to 2 or less"),
+        (
+            ["--factor", "2", "--ipc", "3"],
+            "fewer than the 12 of --ipc 3, 4 in each .--factor.: lower --ipc to 2 or less",
+        ),
         (["--factor", "2", "--ipc", "1", "--k", "4", "--icd_ratio", "1"], "only 3 others in its class"),
     ],
 )
@@ -202,3 +205,32 @@ def test_the_library_returns_both_forms(made):
         batch_real=4, num_eval=1, epoch_eval_train=0,
     )  # fmt: skip
     assert len(found) == 40 and torch.equal(found.images, decoded(found.stored, 2))
+
+
+@pytest.mark.parametrize("factor", ["x", 0, 3])
+def test_a_damaged_factor_is_one_line(factor, made, tmp_path):
+    torch.save(made[1] | {"factor": factor}, tmp_path / "set.pt")
+    with pytest.raises(UserError, match="factor"):
+        sets.read(tmp_path / "set.pt", loading.load("CIFAR10", made[0]))
+
+
+def test_damaged_stored_images_are_left_out(made, tmp_path):
+    torch.save(made[1] | {"stored": 7}, tmp_path / "set.pt")
+    assert ddm.load(tmp_path / "set.pt").stored is None
+
+
+def test_stored_images_are_exported_again(made, tmp_path):
+    pytest.importorskip("safetensors")
+    command("export", made[0] / "out", "--to", "safetensors", "--out", tmp_path / "a.safetensors", "--stored")
+    command(
+        "export", tmp_path / "a.safetensors", "--to", "safetensors", "--out", tmp_path / "b.safetensors", "--stored"
+    )
+    one, two = (ddm.load(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert torch.equal(one.stored, two.stored) and torch.equal(one.images, two.images) and len(one) == 40
+
+
+def test_continual_checks_the_factor_before_it_writes(made, tmp_path):
+    argv = ("--dataset", "CIFAR10", "--data_path", made[0], "--steps", "2", "--seeds", "1", "--factor", "3")
+    with pytest.raises(SystemExit) as stop:
+        command("continual", *argv, "--save_path", tmp_path / "out")
+    assert stop.value.code == 2 and not (tmp_path / "out").exists()

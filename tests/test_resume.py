@@ -233,13 +233,16 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_flag_newer_than_the_checkpoint_is_accepted_while_it_is_off(whole):
+def test_a_flag_newer_than_the_checkpoint_is_accepted_at_its_default(whole):
     state = progress.read(whole / progress.NAME)
-    del state.requested["clip_pixels"]
+    for name in ("clip_pixels", "factor", "networks", "pool_lr"):
+        del state.requested[name]
     settings = parse("DM_KNearest", *SMALL)
     resume.accept(state, settings, "DM_KNearest", state.code)
     with pytest.raises(UserError, match="--clip_pixels None there, True now"):
         resume.accept(state, settings.but(clip_pixels=True), "DM_KNearest", state.code)
+    with pytest.raises(UserError, match="--factor None there, 2 now"):
+        resume.accept(state, settings.but(factor=2), "DM_KNearest", state.code)
 
 
 DAMAGE = {
@@ -360,10 +363,10 @@ def test_a_second_signal_exits_at_once():
 def test_out_of_memory_continues_with_half_the_classes(whole, tmp_path, monkeypatch, capsys):
     original = condensation.condensation_step
 
-    def small(matcher, syn_set, sampler, experiment, iteration, plan):
+    def small(matcher, networks, syn_set, sampler, experiment, iteration, plan):
         if plan.settings.class_chunk > 2 and iteration > 1:
             raise torch.OutOfMemoryError("no more")
-        return original(matcher, syn_set, sampler, experiment, iteration, plan)
+        return original(matcher, networks, syn_set, sampler, experiment, iteration, plan)
 
     monkeypatch.setattr(condensation, "condensation_step", small)
     run(tmp_path)

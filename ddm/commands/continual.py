@@ -72,6 +72,9 @@ def run(requested: ContinualSettings) -> None:
         accs = earlier["accuracies"] if earlier else {}
         if not 1 <= s.steps <= data.num_classes // 2:
             raise UserError(f"--steps {s.steps}: {data.name} has {data.num_classes} classes, at least two per step")
+        if set(memories) & set(CONDENSED):
+            settings = plan.with_factor(settings, data)
+            plan.images_per_class(data, s.ipc, settings.factor**2)
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         # Every step has new shapes and would be compiled again. So auto means off.
@@ -82,7 +85,7 @@ def run(requested: ContinualSettings) -> None:
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
         for memory in memories:
             for seed in range(s.seeds):
-                one_order(session, data, plan.with_factor(settings, data), machine, memory, seed)
+                one_order(session, data, settings, machine, memory, seed)
         conclude(session, settings, memories)
 
 

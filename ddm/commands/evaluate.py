@@ -47,7 +47,7 @@ MANNER = ("precision", "compile", "eval_protocol")  # other settings that separa
 DIGESTS = ("data", "digest")  # of the real images and of the set
 
 
-# --eval_protocol -> values of settings that are neither given nor those of the sets' runs.
+# --eval_protocol -> defaults that replace the settings of the sets' runs; explicit flags override.
 UNSET = {LAST: {}, PEERS: {"epochs": 2000, "lr_net": 0.001, "batch_train": 128}}
 
 
@@ -228,7 +228,7 @@ def run(requested: EvaluateSettings) -> None:
         earlier = session.record_of(SESSION_KEY)
         evaluations = earlier["evaluations"] if earlier else []
         for entry in evaluations:
-            entry.setdefault("eval_protocol", LAST)  # of version 0.3.0 or earlier
+            entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}

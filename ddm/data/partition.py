@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ddm.errors import UserError
 
-SMALLEST = 28  # a side; on 8x8 digits a factor of 2 costs 20 points, see docs/strong.md
+SMALLEST = 28  # shortest side; on 8x8 digits a factor of 2 costs 11 points, see docs/strong.md
 
 
 def decoded(stored: Tensor, factor: int) -> Tensor:
-    """The images in stored ones [N, C, H, W], row by row, each scaled up bilinearly: [N * factor^2, C, H, W].
+    """The parts of stored images [N, C, H, W], row by row, each scaled up bilinearly: [N * factor^2, C, H, W].
 
     Gradients flow to `stored`. Values stay in the range of the stored ones.
     """

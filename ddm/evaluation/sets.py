@@ -81,6 +81,8 @@ def read(
     path = Path(path)
     contents = _contents(path, data)
     notes, factor = list(contents.notes), factor_of(contents.metadata)
+    if any(len(labels) % factor**2 for _, labels in contents.sets):
+        raise UserError(f"{path} has images that are no multiple of {factor}x{factor}, its factor: use another file")
     sets = list(enumerate(contents.sets))
     if experiments != "all":
         sets = [entry for entry in sets if str(entry[0]) == experiments]
@@ -125,8 +127,11 @@ def check_registered(path: str | Path, args: dict, *names: str) -> None:
 
 
 def factor_of(metadata: dict) -> int:
-    """The factor of a partitioned set, from the metadata of its file; 1 for other sets."""
-    return int(metadata.get("factor", 1))
+    """The factor of a partitioned set, from the metadata of its file; 1 for other sets. Raises UserError if invalid."""
+    factor = metadata.get("factor", 1)
+    if not isinstance(factor, int) or factor < 1:
+        raise UserError(f"the factor of the set is {factor!r}: an integer of 1 or more is needed")
+    return factor
 
 
 def digest(synset: Synset) -> str:
@@ -286,7 +291,8 @@ def _arrays(path: Path) -> Contents:
     Or x_stored and y_stored with their factor.
     """
     with np.load(path, allow_pickle=False) as file:
-        kind, factor = ("stored", int(file["factor"])) if "x_stored" in file else ("train", 1)
+        kind = "stored" if "x_stored" in file else "train"
+        factor = factor_of({"factor": int(file["factor"])}) if "factor" in file else 1
         x, y = file[f"x_{kind}"], file[f"y_{kind}"]
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
@@ -305,6 +311,7 @@ def _safetensors(path: Path) -> Contents:
         sets = [(file.get_tensor("stored" if stored else "images"), file.get_tensor("labels"))]
     ours = header.keys() & {"mean", "std", "class_names", "args", "factor"} if "space" in header else ()
     metadata = {name: json.loads(header[name]) for name in ours}
+    metadata |= {"stored": [sets[0][0]]} if stored else {}
     return Contents(sets, metadata, header.get("space"), encoded=factor_of(metadata) if stored else 1)
 
 
@@ -458,8 +465,9 @@ class CondensedDataset(Dataset):
         self.images, self.labels = images.float(), labels.long().flatten()
         self.class_names, self.mean, self.std = (metadata.get(key) for key in ("class_names", "mean", "std"))
         self.accuracies = set_accuracies(metadata, experiment)
-        if metadata.get("stored"):
-            metadata = metadata | {"stored": [metadata["stored"][experiment]]}
+        stored = metadata.get("stored")
+        if isinstance(stored, list) and experiment < len(stored):
+            metadata = metadata | {"stored": [stored[experiment]]}
         self.metadata, self.space, self.name = metadata, space, name
         if metadata.get("args"):
             self.metadata = metadata | {"args": single_experiment(metadata["args"], experiment)}
@@ -477,7 +485,8 @@ class CondensedDataset(Dataset):
     @property
     def stored(self) -> Tensor | None:
         """The stored images, normalised: [N / factor^2, C, H, W]; None if the file has only the decoded ones."""
-        return next(iter(self.metadata.get("stored", ())), None)
+        stored = self.metadata.get("stored")
+        return stored[0] if isinstance(stored, list) and stored and isinstance(stored[0], Tensor) else None
 
     def pixels(self) -> Tensor:
         """The images in [0, 1], clipped: [N, C, H, W]. Raises UserError if the normalisation is unknown."""

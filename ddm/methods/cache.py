@@ -17,6 +17,8 @@ def cache_folder(settings: Any) -> Path:
     """The folder of --network_cache. Raises UserError if it can't be read."""
     folder = Path(settings.network_cache or Path(settings.data_path) / "networks")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--network_cache {str(folder)[:80]!r} is no folder: name another")
         (folder / "network").exists()
     except OSError as error:
         raise UserError(f"--network_cache {str(folder)[:80]!r} can't be read: {error.strerror}") from None
@@ -29,7 +31,7 @@ def key(*parts: Any) -> str:
 
 
 def read(path: Path) -> Any:
-    """The content of a cached file; None if it does not exist. Raises UserError if it is damaged."""
+    """The content of a cached file, or None if it does not exist. Raises UserError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -44,14 +46,14 @@ def damaged(path: Path, why: str) -> UserError:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Inside, no other process makes this file, if the value is True. It is False if another one is making it."""
+    """Lock a file that is to be made: yields True, or False if another process is making it."""
     lock, mine = None, True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = disk.Lock(path.with_suffix(".lock"))
     except BlockingIOError:
         mine = False
-    except OSError:  # no lock can be made: then two processes may make the same file twice, with equal content
+    except OSError:  # no lock is possible: two processes may make the same file, with equal content
         pass
     try:
         yield mine

@@ -1,7 +1,7 @@
 """The distribution of networks under which real and synthetic images are matched. A new one is a row of NETWORKS.
 
 random: fresh networks, as in DM and DDM. trained: networks from a pool, each at a random point of its training on the
-real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: both in turn, at random.
+real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mixed: either, at random.
 online: networks that train on the synthetic set (FRePo, Zhou et al., NeurIPS 2022).
 """
 
@@ -27,7 +27,7 @@ from ddm.networks import Network, empty_network, initialise, untapped
 SNAPSHOTS = 8  # points of a network's training that are kept, in equal steps, besides its initialisation
 BATCH = 128
 ONLINE_STEPS = 100  # of a network on the synthetic set, before a fresh one takes its place
-WARM_UP = 0.2  # of a network's training; its learning rate rises before and falls to 0 after
+WARM_UP = 0.2  # fraction of a training in which the learning rate rises; it then falls to 0
 
 
 class Networks:
@@ -88,7 +88,7 @@ def trained(networks: Networks, net: Network, generator: torch.Generator) -> Non
 
 
 def mixed(networks: Networks, net: Network, generator: torch.Generator) -> None:
-    """A fresh network in half of the steps, else one of the pool."""
+    """A fresh network with probability 1/2, else a network of the pool."""
     draw = random if torch.rand(1, generator=generator) < 0.5 else trained
     draw(networks, net, generator)
 
@@ -176,8 +176,11 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
     """
     s, machine, group = plan.settings, plan.machine, plan.ranks
     model = untapped(s.model)
+    blank = empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
+    sizes = [tuple(p.shape) for p in blank.parameters()]
     parts = (data.digest(), model, s.pool_epochs, s.pool_lr, s.seed, s.eval_split, s.zca, s.dsa_strategy)
-    parts += (machine.precision, machine.compile, data.class_names)
+    # A network of the user can change under its name.
+    parts += (machine.precision, machine.compile, data.class_names, str(blank), sizes)
     name = f"pool_{data.name}_{model}_{s.pool_epochs}epochs_{cache.key(*parts)}"
     paths = [cache.cache_folder(s) / name / f"network_{number:03}.pt" for number in range(s.pool)]
     found = {number: cache.read(path) for number, path in enumerate(paths)}
@@ -202,10 +205,10 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
                     time.sleep(1)  # other processes train the rest
     for part in group.gather({number: points for number, points in found.items() if points is not None}):
         found |= part
-    blank = empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
     shape = (1 + SNAPSHOTS, sum(p.numel() for p in blank.parameters()))
     for number, path in enumerate(paths):
-        if not isinstance(found[number], Tensor) or found[number].shape != shape:
+        points = found[number]
+        if not isinstance(points, Tensor) or points.shape != shape or not points.isfinite().all():
             raise cache.damaged(path, f"it does not fit {model}")
     return torch.stack([found[number] for number in range(s.pool)]).to(machine.device)
 

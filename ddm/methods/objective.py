@@ -32,7 +32,7 @@ from ddm.losses import (
 from ddm.methods.matching import Features, Needs
 from ddm.methods.settings import CompleteSettings, CondensingSettings, DiversitySettings, StyleSettings, WeightSettings
 
-LARGE_BALANCED = 100  # a gradient so many times the others' leaves nothing of them
+LARGE_BALANCED = 100  # a gradient this many times larger hides all others
 
 
 def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict[str, Tensor]:

@@ -215,7 +215,8 @@ def images_per_class(data: ImageData, ipc: int | str, held: int = 1) -> list[int
             least = min(map(len, data.indices)) // held
             advice = f"lower --ipc to {least} or less" if least else "every class needs training images"
             name = f"class {c} ({data.class_names[c]}) of {data.name}"
-            shortage = f"fewer than the {count * held} of --ipc {ipc}"
+            more = f", {held} in each (--factor)" if held > 1 else ""
+            shortage = f"fewer than the {count * held} of --ipc {ipc}{more}"
             raise UserError(f"{name} has {size} training images, {shortage}: {advice}")
     return counts
 

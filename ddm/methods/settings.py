@@ -67,7 +67,7 @@ class PoolSettings(CacheSettings):
     pool_epochs: int = optimisation(4, "training epochs of each on real images", check=at_least(1), rare=True)
     pool_lr: float = optimisation(0.05, "highest learning rate of their training", check=non_negative, rare=True)
     interpolate: bool = optimisation(
-        True, "take points between two kept snapshots of a network, not only snapshots", rare=True
+        True, "interpolate points of training between two kept snapshots; else take snapshots", rare=True
     )
 
 
@@ -235,7 +235,7 @@ class CompleteSettings(CondensingSettings, WeightSettings):
         },
         # Chosen on validation splits of several data sets by scripts/choose_presets.sh, see docs/results.md.
         "best": BEST,
-        # A class of its own: several images in each stored one, and networks trained on the real images.
+        # Not comparable with the others: several images per stored image, and networks trained on real images.
         "strong": BEST | {"factor": None, "networks": "mixed", "rr_ratio": 0.3, "ce_ratio": 3.0},
     }
 

@@ -66,8 +66,9 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     roles = {name: setting.role for name, setting in declarations(type(settings)).items()}
     free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
-    # A switch that is off and newer than the checkpoint changes nothing.
-    differing -= {k for k in differing if k not in before and requested[k] is False}
+    # A setting that is newer than the checkpoint changes nothing at its default.
+    defaults = type(settings).__dataclass_fields__
+    differing -= {k for k in differing if k not in before and requested[k] == defaults[k].default}
     grown = {k for k in differing if roles.get(k) is Role.GROWS and requested[k] > before[k]}
     refused = sorted(differing - free - grown, key=lambda name: (name != "recipe", name))  # the main difference first
     if refused:

@@ -40,7 +40,9 @@ class Session:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
-        if record.get("key") != key:
+        defaults = type(self.settings).__dataclass_fields__
+        newer = {k: defaults[k].default for k in key.keys() - record.get("key", {}).keys() if k in defaults}
+        if newer | record.get("key", {}) != key:  # settings newer than the file have their defaults
             written = record.get("versions", {}).get("ddm") if isinstance(record, dict) else None
             if written == "0.1.0":
                 what = "was written by version 0.1.0, whose sessions this version can't resume"
