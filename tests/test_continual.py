@@ -43,7 +43,9 @@ def test_the_command_and_what_it_writes(tmp_path):
         for image, label in zip(*sets["herding"], strict=True):
             own = data.batch(data.indices[label])
             assert (own == image).flatten(1).all(1).sum() == 1  # a training image of its class
-    # The same command with more orders resumes.
+    # The same command with more orders resumes, also if settings are newer than the file.
+    older = results | {"key": {k: v for k, v in results["key"].items() if k not in ("factor", "networks", "pool")}}
+    (tmp_path / "out" / "results.json").write_text(json.dumps(older))
     continual.run(parse(tmp_path, "--memory", "herding", "--seeds", "2"))
     more = json.loads((tmp_path / "out" / "results.json").read_text())["accuracies"]
     assert more["herding"]["0"] == results["accuracies"]["herding"]["0"] and len(more["herding"]["1"]) == 2
