@@ -158,26 +158,6 @@ def test_damage_and_divergence_are_one_line(data_path, tmp_path):
         built(data_path, tmp_path, "--pool_lr", "1e30")
 
 
-def test_a_run_resumes_under_the_same_networks(data_path, tmp_path, monkeypatch):
-    argv = (*POOL, "--network_cache", str(tmp_path / "cache"), "--checkpoint_every", "2", "--lr_img", "0.1")
-    whole, results = run("DM_DDM", data_path, tmp_path / "whole", *argv)
-    step = Condensation.step
-
-    def killed(self, iteration):
-        if iteration == 3:
-            raise KeyboardInterrupt
-        step(self, iteration)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Condensation, "step", killed)
-        run("DM_DDM", data_path, tmp_path / "part", *argv)
-    again, _ = run("DM_DDM", data_path, tmp_path / "part", *argv)
-    assert torch.equal(again["data"][0][0], whole["data"][0][0])
-    fresh, _ = run("DM_DDM", data_path, tmp_path / "fresh", "--preset", "dm", "--lr_img", "0.1")
-    assert not torch.equal(fresh["data"][0][0], whole["data"][0][0])
-    assert results["args"]["networks"] == "trained"
-
-
 @pytest.mark.parametrize("networks", ["random", "trained"])
 @pytest.mark.parametrize("weights", ["absolute", "balanced"])
 @pytest.mark.parametrize("chunk", ["10", "2"])
@@ -251,9 +231,10 @@ def test_an_online_network_takes_a_step_on_the_set_after_its_use(data_path, monk
     assert state.shape == (2, 2 * len(used) + 1) and state[:, -1].tolist() == ages
 
 
-def test_a_run_resumes_with_its_online_networks(data_path, tmp_path, monkeypatch):
-    argv = (*ONLINE, "--checkpoint_every", "2", "--eval_every", "0")
-    whole, _ = run("DM_DDM", data_path, tmp_path / "whole", *argv)
+@pytest.mark.parametrize("argv", [(*POOL, "--lr_img", "0.1", "--Iteration", "6"), ONLINE], ids=["trained", "online"])
+def test_a_run_resumes_under_the_same_networks(argv, data_path, tmp_path, monkeypatch):
+    argv = (*argv, "--network_cache", str(tmp_path / "cache"), "--checkpoint_every", "2", "--eval_every", "0")
+    whole, results = run("DM_DDM", data_path, tmp_path / "whole", *argv)
     step = Condensation.step
 
     def killed(self, iteration):
@@ -266,6 +247,9 @@ def test_a_run_resumes_with_its_online_networks(data_path, tmp_path, monkeypatch
         run("DM_DDM", data_path, tmp_path / "part", *argv)
     again, _ = run("DM_DDM", data_path, tmp_path / "part", *argv)
     assert torch.equal(again["data"][0][0], whole["data"][0][0])
+    fresh, _ = run("DM_DDM", data_path, tmp_path / "fresh", *argv, "--networks", "random")
+    assert not torch.equal(fresh["data"][0][0], whole["data"][0][0])
+    assert results["args"]["networks"] == argv[1]
 
 
 def test_networks_of_one_name_do_not_share_a_pool(data_path, tmp_path, monkeypatch):

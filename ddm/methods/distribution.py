@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddm import rng
 from ddm.augment import DiffAugment
@@ -18,7 +18,7 @@ from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine
 from ddm.errors import UserError
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY
+from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, train_step
 from ddm.methods import cache
 from ddm.methods.plan import Plan
 from ddm.methods.settings import PoolSettings
@@ -231,7 +231,7 @@ def train(
     generator = rng.generator(*where, "pool training")
     batches = Batches(Normalised(data, data.x_train), data.y_train, BATCH, shuffle=True, generator=generator)
     optimizer = torch.optim.SGD(net.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    steps, done = settings.pool_epochs * len(batches), 0
+    criterion, steps, done = nn.CrossEntropyLoss(), settings.pool_epochs * len(batches), 0
     kept = {round(steps * k / SNAPSHOTS) for k in range(1, SNAPSHOTS + 1)}
     points = [stored(net)]
     for _ in range(settings.pool_epochs):
@@ -239,12 +239,7 @@ def train(
             rising, falling = (done + 1) / (WARM_UP * steps), (1 - done / steps) / (1 - WARM_UP)
             optimizer.param_groups[0]["lr"] = settings.pool_lr * min(1, rising, falling)
             images = DiffAugment(images, settings.dsa_strategy, generator=generator)
-            with machine.autocast():
-                out = forward(machine.laid_out(images))
-            loss = F.cross_entropy(out.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            train_step(forward, optimizer, criterion, machine.laid_out(images), labels, machine)
             done += 1
             if done in kept:
                 points.append(stored(net))
