@@ -67,7 +67,7 @@ class Counting:
         return torch.full((20, 3, 32, 32), self.value)
 
     def state(self):
-        return self.images(), self.images()
+        return self.images(), self.images(), None
 
     def training_set(self, experiment, images):
         return Normalised(self.data, self.data.x_train), self.data.y_train
