@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-PATHS = {"save_path": "result", "data_path": "data", "network_cache": None}
+PATHS = {"save_path": "result", "data_path": "data", "network_cache": None, "proxy_cache": None}
 
 
 def cleaned(record: dict) -> dict:
