@@ -82,7 +82,6 @@ def condense(
         images = condensed(maker, settings.first_exp)
         evaluator = protocol.Evaluator(maker.data, settings, maker.plan.machine)
         training_set = maker.training_set(settings.first_exp, images)
-        labels = training_set[1].cpu()
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
     arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
     metadata = set_metadata(arguments, settings, loaded, settings.seed) | {"accs_all_exps": accs}
@@ -90,7 +89,7 @@ def condense(
         metadata["args"]["objective"] = metadata["asked"]["objective"] = getattr(objective, "__name__", "a function")
     if data is not None:
         del metadata["args"]["dataset"], metadata["asked"]["dataset"]
-    ((images, labels),), metadata = set_content([images.cpu()], labels, maker.plan.factor, metadata)
+    ((images, labels),), metadata = set_content([images.cpu()], training_set[1].cpu(), maker.plan.factor, metadata)
     return CondensedDataset.from_tensors(images, labels, metadata)
 
 

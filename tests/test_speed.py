@@ -134,5 +134,5 @@ def test_the_choice_follows_from_one_experiments_condensing(data_path):
     sizes = set()
     for argv in (("--num_exp", "1"), ("--num_exp", "5"), ("--num_eval", "50"), ("--eval_every", "0")):
         settings = parse("DM_KNearest", *QUICK, "--data_path", data_path, *argv)
-        sizes.add(condensing_pixels(settings, loading.load("CIFAR10", data_path), 10 * [2]))
+        sizes.add(condensing_pixels(settings, loading.load("CIFAR10", data_path), 10 * [2], pool=False))
     assert sizes == {3 * 10 * (6 + 3 * 2) * 1024}

@@ -59,7 +59,7 @@ class Contents(NamedTuple):
     metadata: dict  # the other entries of the file; "args", if present, is a dict
     space: str | None  # one of SPACES; None: not recorded
     notes: tuple[str, ...] = ()  # warnings about the labels
-    encoded: int = 1  # the factor by which the images have to be decoded
+    decode: int = 1  # the factor by which `_contents` decodes the images, if they are stored ones
 
 
 def metadata(path: str | Path) -> dict:
@@ -227,17 +227,14 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         raise UserError(f"{str(path)!r}: there is no such file or folder: check the path")
     path = _set_of_run(path)
     if path.is_dir():
-        return _pictures(path, data) if data is not None else Contents([], _recorded_arguments(path), "unit")
+        return _decoded(_pictures(path, data)) if data is not None else Contents([], _recorded_arguments(path), "unit")
     reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
     try:
-        contents = reader(path)
-        sets = [_decoded(*map(torch.as_tensor, pair), contents.encoded) for pair in contents.sets]
+        contents = _decoded(reader(path))
         metadata = contents.metadata
         if not isinstance(metadata.get("args", {}), dict):
             metadata = metadata | {"args": {}}
-        return contents._replace(
-            sets=sets, metadata=metadata, space=contents.space if contents.space in SPACES[1:] else None
-        )
+        return contents._replace(metadata=metadata, space=contents.space if contents.space in SPACES[1:] else None)
     except UserError:
         raise
     except Exception as error:  # damaged files raise many kinds of errors
@@ -247,13 +244,15 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         raise UserError(f"{path} can't be read as a condensed set ({reason}): use another file") from None
 
 
-def _decoded(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """The decoded images and labels of stored ones, without gradients. Raises UserError for an impossible factor."""
-    images, labels = images.detach(), labels.detach()
-    if factor == 1:
-        return images, labels
-    check_factor(factor, tuple(images.shape[-2:]), "factor")
-    return decoded(images.float(), factor), decoded_labels(labels, factor)
+def _decoded(contents: Contents) -> Contents:
+    """The contents with tensors without gradients, decoded if they are stored images. Raises UserError."""
+    factor = contents.decode
+    sets = [tuple(torch.as_tensor(x).detach() for x in pair) for pair in contents.sets]
+    if factor > 1:
+        for images, _ in sets:
+            check_factor(factor, tuple(images.shape[-2:]), "factor")
+        sets = [(decoded(images.float(), factor), decoded_labels(labels, factor)) for images, labels in sets]
+    return contents._replace(sets=sets, decode=1)
 
 
 def _set_of_run(path: Path) -> Path:
@@ -298,7 +297,7 @@ def _arrays(path: Path) -> Contents:
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))]
-    return Contents(sets, {"factor": factor} if factor > 1 else {}, None, encoded=factor)
+    return Contents(sets, {"factor": factor} if factor > 1 else {}, None, decode=factor)
 
 
 def _safetensors(path: Path) -> Contents:
@@ -312,7 +311,7 @@ def _safetensors(path: Path) -> Contents:
     ours = header.keys() & {"mean", "std", "class_names", "args", "factor"} if "space" in header else ()
     metadata = {name: json.loads(header[name]) for name in ours}
     metadata |= {"stored": [sets[0][0]]} if stored else {}
-    return Contents(sets, metadata, header.get("space"), encoded=factor_of(metadata) if stored else 1)
+    return Contents(sets, metadata, header.get("space"), decode=factor_of(metadata) if stored else 1)
 
 
 def _pictures(path: Path, data: ImageData) -> Contents:
@@ -336,8 +335,8 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     absent = [name for label, name in enumerate(data.class_names) if label not in of]
     if absent:
         notes.append(f"warning: {path} has no pictures of {listed(absent)}")
-    pair = _decoded(torch.from_numpy(np.stack(images)), torch.tensor(of), factor)
-    return Contents([pair], {"factor": factor} if factor > 1 else {}, "bytes", tuple(notes))
+    metadata = {"factor": factor} if factor > 1 else {}
+    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], metadata, "bytes", tuple(notes), factor)
 
 
 def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:

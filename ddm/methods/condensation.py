@@ -55,7 +55,7 @@ class Condensation:
         self.labels = plan.labels()
         sampler, settings = SAMPLERS[plan.settings.real_sampling], plan.settings
         self.sampler = sampler(self.data, settings.batch_real, settings.seed, plan.classes)
-        self.networks = Networks(self.data, plan, finished=self.matcher.needs.logits)
+        self.networks = Networks(self.data, plan, self.matcher.needs)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         plan = self.plan

@@ -20,7 +20,8 @@ from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, train_step
 from ddm.methods import cache
-from ddm.methods.plan import Plan
+from ddm.methods.matching import Needs
+from ddm.methods.plan import Plan, pooled
 from ddm.methods.settings import PoolSettings
 from ddm.networks import Network, empty_network, initialise, untapped
 
@@ -33,15 +34,14 @@ WARM_UP = 0.2  # fraction of a training in which the learning rate rises; it the
 class Networks:
     """Sets the parameters of the networks of each iteration."""
 
-    def __init__(self, data: ImageData, plan: Plan, finished: bool):
-        """Train the networks of the pool that the cache lacks, if they are used; `data` is on the device.
+    def __init__(self, data: ImageData, plan: Plan, needs: Needs):
+        """Train the networks of the pool that the cache lacks, if the run has one; `data` is on the device.
 
-        `finished`: whether the objective reads the outputs of networks that have finished their training. Raises
-        UserError for a damaged cache, or if a network diverges.
+        Raises UserError for a damaged cache, or if a network diverges.
         """
         self.settings, self.draw = plan.settings, NETWORKS[plan.settings.networks]
         # [networks, 1 + SNAPSHOTS, parameters]
-        self.points = trained_pool(data, plan) if finished or self.draw in (trained, mixed) else torch.empty(0)
+        self.points = trained_pool(data, plan) if pooled(plan.settings, needs) else torch.empty(0)
         self.online = Online(data, plan) if self.draw is online else None
 
     def start(self, experiment: int, saved: Tensor | None) -> None:

@@ -18,7 +18,7 @@ from ddm.evaluation.protocol import EVAL_MODES, check_networks
 from ddm.methods.matching import Needs, has_batch_norm, pass_pixels
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.sampling import SAMPLERS
-from ddm.methods.settings import CondensingSettings, SetSettings
+from ddm.methods.settings import POOLED, CondensingSettings, SetSettings
 from ddm.networks import ARCHITECTURES, Network, empty_network
 from ddm.ranks import Ranks
 
@@ -144,7 +144,9 @@ def condensing_plan(
         chunk = data.num_classes
     else:
         chunk = settings.class_chunk or choose_chunk(settings, data, counts, group)
-    machine = device.choose(settings, settings.device, condensing_pixels(settings, data, counts))
+    machine = device.choose(
+        settings, settings.device, condensing_pixels(settings, data, counts, pooled(settings, needs))
+    )
     classes = len(group.share(len(counts)))
     settings = settings.but(class_chunk=min(chunk, classes), precision=machine.precision, compile=machine.compile)
     plan = Plan(
@@ -183,19 +185,19 @@ def choose_chunk(
     return max(n for n in range(1, classes + 1) if classes % n == 0 and n <= max(1, most))
 
 
-def pooled(settings: CondensingSettings) -> bool:
+def pooled(settings: CondensingSettings, needs: Needs) -> bool:
     """Whether the run has a pool of networks trained on real images."""
-    return settings.networks in ("trained", "mixed") or bool(settings.values().get("ce_ratio"))
+    return settings.networks in POOLED or needs.logits
 
 
-def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int]) -> int:
+def condensing_pixels(settings: CondensingSettings, data: ImageData, counts: Sequence[int], pool: bool) -> int:
     """The pixels that pass networks in one experiment's condensation and its pool; a backward counts as two forwards.
 
     Evaluations and the number of experiments do not count: they must not change the computation of an experiment.
     """
     synthetic = sum(counts) * settings.factor**2
     images = settings.Iteration * (data.num_classes * settings.batch_real + 3 * synthetic)
-    if pooled(settings):
+    if pool:
         images += 3 * settings.pool * settings.pool_epochs * len(data.x_train)
     return images * data.im_size[0] * data.im_size[1]
 

@@ -52,6 +52,9 @@ class CacheSettings(Settings):
     )
 
 
+POOLED = ("trained", "mixed")  # the choices of --networks that need networks trained on real images
+
+
 class PoolSettings(CacheSettings):
     """The distribution of networks under which images are matched."""
 
@@ -60,7 +63,7 @@ class PoolSettings(CacheSettings):
         "networks of the steps; random: fresh ones; trained: from a pool, each at a random point of its training on "
         "the real images; mixed: either, at random; online: from a pool that trains on the synthetic set; only random "
         "is of DDM",
-        choices=("random", "trained", "mixed", "online"),
+        choices=("random", *POOLED, "online"),
         rare=True,
     )
     pool: int = optimisation(10, "number of networks of a pool", check=at_least(1), rare=True)
