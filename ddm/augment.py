@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -214,3 +215,215 @@ def _one_or_all(
     if param.aug_mode != "M":
         raise UserError(f"unknown aug_mode {param.aug_mode!r}: choose 'S' (one operation per call) or 'M' (all)")
     return tuple(operations)
+
+
+# --- constant shape: all operations in one call ---------------------------------------------------------------
+#
+# Drawing (on the CPU, at any time before) is apart from applying (on the device, without a loop, branch or sync).
+
+
+class Parameters(NamedTuple):
+    """What an operation does to an image of H x W pixels; tensors of parameters have these 17 in the last dimension.
+
+    A pixel (i, j) is read at (i + row_shift, column_sign * j + column_shift). It is set to 0 outside the rectangle
+    |i - row_centre| < row_half, |j - column_centre| < column_half, or within it if `inverted` is 1. If `affine` is 1,
+    it is instead interpolated at x = xi * i + xj * j, y = yi * i + yj * j, where all are coordinates from -1 to 1. Its
+    colour is then own * pixel + gray * (mean over channels) + mean * (mean of the image) + shift.
+    """
+
+    row_shift: Tensor
+    row_centre: Tensor
+    row_half: Tensor
+    column_sign: Tensor
+    column_shift: Tensor
+    column_centre: Tensor
+    column_half: Tensor
+    inverted: Tensor
+    affine: Tensor
+    xi: Tensor
+    yi: Tensor
+    xj: Tensor
+    yj: Tensor
+    own: Tensor
+    gray: Tensor
+    mean: Tensor
+    shift: Tensor
+
+
+DRAWS = 3  # numbers that an operation draws, at most
+# the images' size (H, W), strengths, a source of uniform numbers, one of integers in [low, high) -> numbers
+Drawing = Callable[
+    [tuple[int, int], ParamDiffAug, Callable[[], Tensor], Callable[[int, int], Tensor]], tuple[Tensor, ...]
+]
+
+
+def _most(size: int, param: ParamDiffAug) -> int:
+    return int(size * param.ratio_crop_pad + 0.5)
+
+
+def _cut(size: int, param: ParamDiffAug) -> int:
+    return int(size * param.ratio_cutout + 0.5)
+
+
+DRAWINGS: dict[str, Drawing] = {  # in the order of the draws of OPERATIONS
+    "color": lambda size, param, uniform, integers: (uniform(), uniform(), uniform()),
+    "crop": lambda size, param, uniform, integers: tuple(integers(-_most(s, param), _most(s, param) + 1) for s in size),
+    "cutout": lambda size, param, uniform, integers: tuple(integers(0, s + 1 - _cut(s, param) % 2) for s in size),
+    "flip": lambda size, param, uniform, integers: (uniform(),),
+    "scale": lambda size, param, uniform, integers: (uniform(), uniform()),
+    "rotate": lambda size, param, uniform, integers: (uniform(),),
+}
+NAMES = tuple(DRAWINGS)
+
+
+def draw_images(
+    strategy: str, n: int, size: tuple[int, int], generator: torch.Generator | None, param: ParamDiffAug | None = None
+) -> tuple[Tensor, Tensor]:
+    """The draws of `DiffAugment` for n images of size (H, W): operation [n], an index of NAMES, and numbers [n, DRAWS].
+
+    One operation is drawn for all of them. `generator` is left as DiffAugment leaves it. Raises UserError for an
+    unknown strategy, ValueError for another mode than 'S'. The strategy must have an operation.
+    """
+    param = param or ParamDiffAug()
+    names = _names(strategy, param)
+    name = names[int(torch.randint(0, len(names), (1,), generator=generator, device="cpu"))]
+    numbers = torch.zeros(n, DRAWS)
+    drawn = DRAWINGS[name](
+        size,
+        param,
+        lambda: torch.rand(n, generator=generator, device="cpu"),
+        lambda low, high: torch.randint(low, high, (n,), generator=generator, device="cpu"),
+    )
+    for k, values in enumerate(drawn):
+        numbers[:, k] = values
+    return torch.full((n,), NAMES.index(name)), numbers
+
+
+def draw_classes(
+    strategy: str, seeds: list[int], size: tuple[int, int], param: ParamDiffAug | None = None
+) -> tuple[Tensor, Tensor]:
+    """The draws of `augment_classes`: operation [classes, 1] and numbers [classes, 1, DRAWS].
+
+    Every class has one draw for all its images: `seed` draws the operation, seed + 1, ... its numbers. Errors are those
+    of `draw_images`.
+    """
+    param = param or ParamDiffAug()
+    names = _names(strategy, param)
+    operation, numbers = torch.empty(len(seeds), 1, dtype=torch.long), torch.zeros(len(seeds), 1, DRAWS)
+    generator = torch.Generator("cpu")
+    for c, seed in enumerate(seeds):
+        name = names[int(torch.randint(0, len(names), (1,), generator=generator.manual_seed(seed)))]
+        nexts = itertools.count(seed + 1)
+        drawn = DRAWINGS[name](
+            size,
+            param,
+            lambda nexts=nexts: torch.rand(1, generator=generator.manual_seed(next(nexts))),
+            lambda low, high, nexts=nexts: torch.randint(low, high, (1,), generator=generator.manual_seed(next(nexts))),
+        )
+        operation[c] = NAMES.index(name)
+        for k, value in enumerate(drawn):
+            numbers[c, 0, k] = value
+    return operation, numbers
+
+
+def _names(strategy: str, param: ParamDiffAug) -> list[str]:
+    operations_of(strategy)  # raises UserError for an unknown one
+    if param.aug_mode != "S":
+        raise ValueError("only one operation per call has a constant shape: aug_mode 'S'")
+    return strategy.split("_")
+
+
+def parameters(operation: Tensor, numbers: Tensor, size: tuple[int, int], param: ParamDiffAug | None = None) -> Tensor:
+    """The Parameters of draws, as a float32 tensor [..., len(Parameters)]: operation [...], numbers [..., DRAWS].
+
+    To be called on the CPU, so that all devices augment equally.
+    """
+    param, (H, W) = param or ParamDiffAug(), size
+    first, second, third = numbers.unbind(-1)
+    of = {name: operation == k for k, name in enumerate(NAMES)}
+
+    def chosen(default: float, **values: Tensor | float) -> Tensor:
+        out = torch.full_like(first, default)
+        for name, value in values.items():
+            out = torch.where(of[name], value, out)
+        return out
+
+    def rectangle(size: int, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre and half length: the pixels that a crop fills, those that a cutout covers, else all."""
+        low, high = (-draw).clamp(min=0), size - draw.clamp(min=0)
+        cut = _cut(size, param)
+        centre = chosen(0, crop=(low + high - 1) / 2, cutout=draw - cut // 2 + (cut - 1) / 2)
+        return centre, chosen(size, crop=(high - low) / 2, cutout=cut / 2)
+
+    flipped = of["flip"] & (first < param.prob_flip)
+    low, high = 1 / param.ratio_scale, param.ratio_scale
+    sx, sy = (draw * (high - low) + low for draw in (first, second))
+    angle = (first - 0.5) * 2 * math.radians(param.ratio_rotate)
+    xx, yy = chosen(1, scale=sx, rotate=angle.cos()), chosen(1, scale=sy, rotate=angle.cos())
+    xy, yx = chosen(0, rotate=-angle.sin()), chosen(0, rotate=angle.sin())
+    bright, saturation, contrast = (first - 0.5) * param.brightness, second * param.saturation, third + param.contrast
+    row_centre, row_half = rectangle(H, first)
+    column_centre, column_half = rectangle(W, second)
+    columns = Parameters(
+        row_shift=chosen(0, crop=first),
+        row_centre=row_centre,
+        row_half=row_half,
+        column_sign=torch.where(flipped, -1.0, 1.0),
+        column_shift=torch.where(flipped, W - 1.0, chosen(0, crop=second)),
+        column_centre=column_centre,
+        column_half=column_half,
+        inverted=of["cutout"],
+        affine=of["scale"] | of["rotate"],
+        xi=xy,
+        yi=yy,
+        xj=xx,
+        yj=yx,
+        own=chosen(1, color=saturation * contrast),
+        gray=chosen(0, color=contrast * (1 - saturation)),
+        mean=chosen(0, color=1 - contrast),
+        shift=chosen(0, color=bright),
+    )
+    return torch.stack([column.float() for column in columns], dim=-1)
+
+
+def applied(x: Tensor, parameters: Tensor) -> Tensor:
+    """Augment x [G, n, C, H, W] with `parameters` [G, m, len(Parameters)], on one device; m is 1 or n.
+
+    The parameters of a group are those of all its images if m is 1. Gradients flow to x. Shapes and operations are
+    constant, and the host never waits, so that a CUDA graph can hold them. Equal to DiffAugment up to rounding.
+    """
+    G, m, _ = parameters.shape
+    H, W = x.shape[-2:]
+    p = Parameters(*parameters.flatten(0, 1).unbind(-1))  # [G * m]
+    images = x.reshape(G * m, -1, H, W)  # a group with one draw is an image with more channels
+    at = torch.arange(max(H, W), device=x.device, dtype=parameters.dtype)
+    i, j = at[:H, None], at[:W]  # [H, 1] and [W]
+
+    def wide(value: Tensor) -> Tensor:
+        return value[:, None, None]
+
+    # Flip and crop. Pixels that a crop would read outside the image are read at its other side, and set to 0 below:
+    # then no two pixels are read at the same place, and the gradient adds nothing up.
+    rows = (i + wide(p.row_shift)).remainder(H)
+    columns = torch.addcmul(wide(p.column_shift), wide(p.column_sign), j).remainder(W)
+    index = torch.add(columns, rows, alpha=W).long().view(G * m, 1, H * W)
+    moved = images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
+    inside = ((i - wide(p.row_centre)).abs() < wide(p.row_half)) & (
+        (j - wide(p.column_centre)).abs() < wide(p.column_half)
+    )
+    moved = moved * (inside != wide(p.inverted))[:, None]
+
+    # Scale and rotate.
+    first = Parameters._fields.index("xi")
+    matrices = parameters.flatten(0, 1)[:, None, None, first : first + 4]
+    by_row, by_column = matrices.split(2, dim=-1)  # both (x, y)
+    i, j = (torch.linspace(1 / s - 1, 1 - 1 / s, s, device=x.device, dtype=parameters.dtype) for s in (H, W))
+    grid = torch.addcmul(by_column * j[:, None], by_row, i[:, None, None])  # [G * m, H, W, 2]
+    sampled = F.grid_sample(images, grid.to(x.dtype), align_corners=False)
+    x = torch.where(p.affine.bool()[:, None, None, None], sampled, moved).view(x.shape)
+
+    # Colour: the steps of `_color` multiplied out. Other operations have 1 * x + 0 + 0 + 0, which is exactly x.
+    own, gray, mean, shift = (value.view(G, m, 1, 1, 1) for value in (p.own, p.gray, p.mean, p.shift))
+    out = torch.addcmul(shift, x.mean(dim=(2, 3, 4), keepdim=True), mean)
+    out = torch.addcmul(out, x.mean(dim=2, keepdim=True), gray)
+    return torch.addcmul(out, x, own)

@@ -3,10 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import augment as handed_on
 import ddm.augment
-from ddm.augment import OPERATIONS, DiffAugment, ParamDiffAug, augment_classes
+from ddm.augment import (
+    OPERATIONS,
+    DiffAugment,
+    ParamDiffAug,
+    Parameters,
+    applied,
+    augment_classes,
+    draw_classes,
+    draw_images,
+    parameters,
+)
 from ddm.compat import augment, get_daparam
 from ddm.errors import UserError
 
@@ -140,3 +151,52 @@ def test_augment_py_hands_on_the_names_of_version_0_1_0():
     assert handed_on.augment is augment and handed_on.get_daparam is get_daparam
     for name in ("OPERATIONS", "DiffAugment", "ParamDiffAug", "augment_classes"):
         assert getattr(handed_on, name) is getattr(ddm.augment, name)
+
+
+def draws(names, n, size, seed):
+    drawn = [draw_images(name, n, size, torch.Generator().manual_seed(seed + k)) for k, name in enumerate(names)]
+    return parameters(*(torch.stack(part) for part in zip(*drawn, strict=True)), size)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 16, 24)])
+def test_all_operations_in_one_call_equal_diffaugment(shape):
+    names, n = [*OPERATIONS, STRATEGY], 4
+    x = torch.randn(len(names), n, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for seed in range(0, 60, 10):
+        generators = [torch.Generator().manual_seed(seed + k) for k in range(len(names))]
+        pairs = zip(x, names, generators, strict=True)
+        expected = torch.stack([DiffAugment(part, name, generator=g) for part, name, g in pairs])
+        out = applied(x, draws(names, n, shape[1:], seed))
+        torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
+        weights = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+        gradients = [torch.autograd.grad((result * weights).sum(), x)[0] for result in (out, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+        seeds = [seed + k for k in range(len(x))]
+        together = applied(x, parameters(*draw_classes(STRATEGY, seeds, shape[1:]), shape[1:]))
+        torch.testing.assert_close(together, augment_classes(x, STRATEGY, seeds), rtol=0, atol=2e-5)
+
+
+def test_draws_of_images_leave_the_generator_as_diffaugment_does():
+    g, h = (torch.Generator().manual_seed(5) for _ in range(2))
+    for _ in range(20):
+        DiffAugment(torch.zeros(3, 3, 16, 16), STRATEGY, generator=g)
+        draw_images(STRATEGY, 3, (16, 16), h)
+        assert torch.equal(g.get_state(), h.get_state())
+
+
+def test_one_call_has_a_constant_number_of_device_calls_and_no_sync():
+    """On the meta device a sync raises; views are no device calls."""
+    calls = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.extend([] if function.is_view else [str(function)])
+            return function(*args, **(kwargs or {}))
+
+    for m in (1, 5):
+        x = torch.empty(7, 5, 3, 32, 32, device="meta", requires_grad=True)
+        with Count():
+            out = applied(x, torch.empty(7, m, len(Parameters._fields), device="meta"))
+        assert len(calls) <= 30, calls
+        out.backward(torch.empty_like(out))
+        calls.clear()
