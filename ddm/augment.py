@@ -427,3 +427,33 @@ def applied(x: Tensor, parameters: Tensor) -> Tensor:
     out = torch.addcmul(shift, x.mean(dim=(2, 3, 4), keepdim=True), mean)
     out = torch.addcmul(out, x.mean(dim=2, keepdim=True), gray)
     return torch.addcmul(out, x, own)
+
+
+class Siamese:
+    """The augmentation of real and synthetic images: one draw for all images of a class.
+
+    `drawn` draws on the CPU at any time before `applied`. A CPU augments classes with the same operation together; on
+    an accelerator all classes are augmented in one call of constant shape.
+    """
+
+    PREFIX = "augmentation "
+
+    def __init__(self, strategy: str, size: tuple[int, int], device: str | torch.device):
+        """Prepare for images of size (H, W). Raises UserError for an unknown strategy."""
+        self.strategy, self.size = strategy, size
+        operations = operations_of(strategy)
+        known = bool(operations) and all(name in DRAWINGS for name in strategy.split("_"))
+        # Constant shapes compute every operation for every image. Where nothing is launched, that only costs time.
+        self.constant = known and torch.device(device).type != "cpu"
+
+    def drawn(self, seeds: list[int]) -> dict[str, Tensor]:
+        """Tensors [classes, ...] on the CPU, by name, from a seed per class."""
+        if not self.constant:
+            return {self.PREFIX + "seeds": torch.tensor(seeds)}
+        return {self.PREFIX + "parameters": parameters(*draw_classes(self.strategy, seeds, self.size), self.size)}
+
+    def applied(self, x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """Augment x [classes, n, C, H, W] with the result of `drawn` for these classes; other names are ignored."""
+        if not self.constant:
+            return augment_classes(x, self.strategy, drawn[self.PREFIX + "seeds"].tolist())
+        return applied(x, drawn[self.PREFIX + "parameters"])

@@ -6,7 +6,10 @@ published order and shapes (github.com/VICO-UoE/DatasetCondensation). The classi
 published AlexNet, VGG and ResNet accept 32x32 only.
 """
 
+import copy
+import itertools
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -412,6 +415,63 @@ def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return net
+
+
+class Initial:
+    """Draws the parameters that `initialise` draws, the same bits, as one vector on the CPU.
+
+    A call changes nothing but its generator, so that several threads can make calls. Modules that draw from torch's
+    global generator when they are reset are drawn here from a seed that the call's generator gives.
+    """
+
+    def __init__(self, net: nn.Module):
+        """Read shapes and constants from a network on any device."""
+        self.net = copy.deepcopy(net).to_empty(device="cpu")
+        self.lock = threading.Lock()
+        first, second = self._reset(0), self._reset(1)
+        self.spans: list[tuple[slice, float]] = []  # in the order of the draws: where, and the bound of the values
+        at = {id(p): end for p, end in zip(self.net.parameters(), ends(self.net), strict=True)}
+        for module in self.net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = module.weight[0].numel() ** -0.5
+                for p in module.parameters(recurse=False):
+                    self.spans.append((slice(at[id(p)] - p.numel(), at[id(p)]), bound))
+        for where, _ in self.spans:
+            first[where] = second[where] = 0
+        self.constants = first if torch.equal(first, second) else None
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        """The parameters [P] of a fresh network, float32."""
+        if self.constants is None:
+            return self._reset(int(torch.randint(2**62, (1,), generator=generator)), generator)
+        vector = self.constants.clone()
+        for where, bound in self.spans:
+            vector[where].uniform_(generator=generator).mul_(2 * bound).sub_(bound)
+        return vector
+
+    def _reset(self, seed: int, generator: torch.Generator | None = None) -> Tensor:
+        with self.lock, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return flat(initialise(self.net, generator or torch.Generator("cpu")))
+
+
+def ends(net: nn.Module) -> list[int]:
+    """The end of each parameter in the vector of `flat`."""
+    return list(itertools.accumulate(p.numel() for p in net.parameters()))
+
+
+@torch.no_grad()
+def flat(net: nn.Module) -> Tensor:
+    """All parameters as one vector; running statistics of BatchNorm are left out."""
+    return torch.cat([p.flatten() for p in net.parameters()])
+
+
+@torch.no_grad()
+def assign(net: nn.Module, vector: Tensor) -> None:
+    """Set all parameters from one vector."""
+    parameters = list(net.parameters())
+    pieces = vector.split([p.numel() for p in parameters])
+    torch._foreach_copy_(parameters, [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)])
 
 
 def empty_network(

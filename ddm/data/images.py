@@ -205,6 +205,10 @@ class ImageData:
         """The training images at indices [...] (a CPU tensor), normalised on the device: [..., C, H, W]."""
         return self.normalise(self.x_train[to_device(indices, self.x_train.device)])
 
+    def drawn(self, real: Tensor) -> Tensor:
+        """The normalised training images [...] at indices [...] on any device; images [..., C, H, W] are normalised."""
+        return self.batch(real) if real.dtype == torch.long else self.normalise(real)
+
 
 def subset(images: Tensor | Mapped, rows: Tensor) -> Tensor | Mapped:
     """The images at some rows; images of a store are not read yet."""

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ddm import device
+from ddm.augment import Siamese
 from ddm.bars import bar
 from ddm.data.images import ImageData
 from ddm.data.partition import decoded
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods.distribution import Networks
+from ddm.methods.draws import Ahead, Draws
 from ddm.methods.matching import Matcher, Needs, Objective
 from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
@@ -53,9 +55,12 @@ class Condensation:
         plan = self.plan
         self.data = self.data.to(plan.machine.device)
         self.labels = plan.labels()
-        sampler, settings = SAMPLERS[plan.settings.real_sampling], plan.settings
-        self.sampler = sampler(self.data, settings.batch_real, settings.seed, plan.classes)
-        self.networks = Networks(self.data, plan, self.matcher.needs)
+        settings = plan.settings
+        sampler = SAMPLERS[settings.real_sampling](self.data, settings.batch_real, settings.seed, plan.classes)
+        self.networks = Networks(self.data, plan, self.matcher.needs, self.matcher.net)
+        self.augmentation = Siamese(settings.dsa_strategy, self.data.im_size, plan.machine.device)
+        self.draws = Draws(self.data, plan, sampler, self.networks, self.augmentation)
+        self.ahead = Ahead(self.draws.draw, plan.machine.device)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         plan = self.plan
@@ -70,11 +75,12 @@ class Condensation:
 
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
+        drawn = self.ahead.next(self.experiment, iteration, self.iterations)
+        drawn["network"] = self.networks.current(drawn["network"])
         while True:
             try:
-                parts = (self.matcher, self.networks, self.syn_set, self.sampler)
-                step = condensation_step(*parts, self.experiment, iteration, self.plan)
-                self.pending.append((iteration, step))
+                parts = (self.matcher, self.syn_set, self.data, self.augmentation)
+                self.pending.append((iteration, condensation_step(*parts, drawn, self.plan)))
                 break
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
@@ -89,8 +95,8 @@ class Condensation:
         pending, self.pending = self.pending, []
         if not pending:
             return []
-        names = list(pending[0][1].terms)
-        rows = torch.stack([torch.stack([step.terms[name].sum() for name in names]) for _, step in pending]).tolist()
+        names = pending[0][1].names
+        rows = torch.stack([step.terms.sum(1) for _, step in pending]).tolist()
         # Sums over all ranks, in rank order.
         rows = [
             [sum(values) for values in zip(*row, strict=True)]
@@ -117,7 +123,8 @@ class Condensation:
 
     def _nonfinite_values(self, step: Step) -> str:
         """The terms or gradients that are not finite, with this rank's classes; empty if all are finite."""
-        bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in step.terms.items()}
+        pairs = zip(step.names, step.terms, strict=True)
+        bad = {name: (~values.isfinite()).nonzero().flatten().tolist() for name, values in pairs}
         bad = {name: hit for name, hit in bad.items() if hit}
         if bad:
             classes = step.chunks[min(k for hit in bad.values() for k in hit)]

@@ -23,7 +23,7 @@ from ddm.methods import cache
 from ddm.methods.matching import Needs
 from ddm.methods.plan import Plan, pooled
 from ddm.methods.settings import PoolSettings
-from ddm.networks import Network, empty_network, initialise, untapped
+from ddm.networks import Initial, Network, assign, empty_network, flat, initialise, untapped
 
 SNAPSHOTS = 8  # points of a network's training that are kept, in equal steps, besides its initialisation
 BATCH = 128
@@ -32,33 +32,40 @@ WARM_UP = 0.2  # fraction of a training in which the learning rate rises; it the
 
 
 class Networks:
-    """Sets the parameters of the networks of each iteration."""
+    """Draws and sets the parameters of the networks of each iteration."""
 
-    def __init__(self, data: ImageData, plan: Plan, needs: Needs):
+    def __init__(self, data: ImageData, plan: Plan, needs: Needs, net: Network):
         """Train the networks of the pool that the cache lacks, if the run has one; `data` is on the device.
 
-        Raises UserError for a damaged cache, or if a network diverges.
+        `net` has the architecture of the networks. Raises UserError for a damaged cache, or if a network diverges.
         """
-        self.settings, self.draw = plan.settings, NETWORKS[plan.settings.networks]
-        # [networks, 1 + SNAPSHOTS, parameters]
+        self.settings, self.sample = plan.settings, NETWORKS[plan.settings.networks]
+        self.initial, self.finished = Initial(net), needs.logits
+        # On the CPU: [networks, 1 + SNAPSHOTS, parameters]
         self.points = trained_pool(data, plan) if pooled(plan.settings, needs) else torch.empty(0)
-        self.online = Online(data, plan) if self.draw is online else None
+        self.online = Online(data, plan, self.initial) if plan.settings.networks == "online" else None
 
     def start(self, experiment: int, saved: Tensor | None) -> None:
         """Start an experiment, or resume it from an earlier `state()`."""
         if self.online:
             self.online.start(experiment, saved)
 
-    def next(self, net: Network, finished: Network | None, seed: int, experiment: int, iteration: int) -> None:
-        """Set the networks of an iteration, a function of (seed, experiment, iteration) and of `state()`.
+    def draw(self, experiment: int, iteration: int) -> dict[str, Tensor]:
+        """The random parameters [P] of an iteration, on the CPU: a function of (seed, experiment, iteration).
 
-        `net` embeds the images; `finished`, if there is one, classifies them after the end of its training.
+        "network" embeds the images (online networks: its number in the pool); "finished", if the objective needs it,
+        classifies them after the end of its training. Safe to call from several threads.
         """
-        where = (seed, experiment, iteration, -1)
-        self.draw(self, net, rng.generator(*where, "network"))
-        if finished is not None:
+        where = (self.settings.seed, experiment, iteration, -1)
+        drawn = {"network": self.sample(self, rng.generator(*where, "network"))}
+        if self.finished:
             number = torch.randint(len(self.points), (1,), generator=rng.generator(*where, "finished network"))
-            assign(finished, self.points[int(number), -1])
+            drawn["finished"] = self.points[int(number), -1].float()
+        return drawn
+
+    def current(self, drawn: Tensor) -> Tensor:
+        """The parameters [P] of the network that `draw` has chosen."""
+        return self.online.pick(drawn) if self.online else drawn
 
     def learn(self, synthetic: Callable[[], tuple[Tensor, Tensor]], experiment: int, iteration: int) -> None:
         """After a step: train the network of the step on the decoded images and labels of `synthetic()`, if online."""
@@ -70,35 +77,33 @@ class Networks:
         return self.online.state() if self.online else None
 
 
-def random(networks: Networks, net: Network, generator: torch.Generator) -> None:
+def random(networks: Networks, generator: torch.Generator) -> Tensor:
     """A fresh network."""
-    initialise(net, generator)
+    return networks.initial(generator)
 
 
-def trained(networks: Networks, net: Network, generator: torch.Generator) -> None:
+def trained(networks: Networks, generator: torch.Generator) -> Tensor:
     """A network of the pool at a random point of its training."""
     points = networks.points
     number = int(torch.randint(len(points), (1,), generator=generator))
     at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
     before = min(int(at), SNAPSHOTS - 1)
-    point = points[number, before]
-    if networks.settings.interpolate:
-        point = point.float().lerp(points[number, before + 1].float(), at - before)
-    assign(net, point)
+    point = points[number, before].float()
+    return point.lerp(points[number, before + 1].float(), at - before) if networks.settings.interpolate else point
 
 
-def mixed(networks: Networks, net: Network, generator: torch.Generator) -> None:
+def mixed(networks: Networks, generator: torch.Generator) -> Tensor:
     """A fresh network with probability 1/2, else a network of the pool."""
-    draw = random if torch.rand(1, generator=generator) < 0.5 else trained
-    draw(networks, net, generator)
+    sample = random if torch.rand(1, generator=generator) < 0.5 else trained
+    return sample(networks, generator)
 
 
-def online(networks: Networks, net: Network, generator: torch.Generator) -> None:
-    """A network that trains on the synthetic set."""
-    assign(net, networks.online.pick(generator))
+def online(networks: Networks, generator: torch.Generator) -> Tensor:
+    """The number [1] of a network that trains on the synthetic set."""
+    return torch.randint(networks.settings.pool, (1,), generator=generator)
 
 
-NETWORKS: dict[str, Callable[[Networks, Network, torch.Generator], None]] = {
+NETWORKS: dict[str, Callable[[Networks, torch.Generator], Tensor]] = {
     "random": random,
     "trained": trained,
     "mixed": mixed,
@@ -116,8 +121,8 @@ class Online:
     takes its place. Not of the DDM paper; source: FRePo (Zhou et al., NeurIPS 2022).
     """
 
-    def __init__(self, data: ImageData, plan: Plan):
-        self.settings, self.machine = plan.settings, plan.machine
+    def __init__(self, data: ImageData, plan: Plan, initial: Initial):
+        self.settings, self.machine, self.initial = plan.settings, plan.machine, initial
         net = empty_network(untapped(self.settings.model), data.channel, data.num_classes, data.im_size, data.device)
         self.net = self.machine.laid_out_net(net).train()
         self.forward = self.machine.compiled(self.net.forward)
@@ -134,12 +139,12 @@ class Online:
 
     def fresh(self, experiment: int, iteration: int, number: int) -> Tensor:
         """The parameters [P] of an untrained network."""
-        initialise(self.net, rng.generator(self.settings.seed, experiment, iteration, number, "online network"))
-        return flat(self.net)
+        generator = rng.generator(self.settings.seed, experiment, iteration, number, "online network")
+        return rng.to_device(self.initial(generator), self.machine.device)
 
-    def pick(self, generator: torch.Generator) -> Tensor:
+    def pick(self, number: Tensor) -> Tensor:
         """Choose the network of this iteration; return its parameters [P]."""
-        self.number = int(torch.randint(len(self.weights), (1,), generator=generator))
+        self.number = int(number)
         return self.weights[self.number]
 
     def learn(self, images: Tensor, labels: Tensor, experiment: int, iteration: int) -> None:
@@ -170,7 +175,7 @@ class Online:
 
 
 def trained_pool(data: ImageData, plan: Plan) -> Tensor:
-    """The points of all networks of a pool, float16 on the device: [networks, 1 + SNAPSHOTS, parameters].
+    """The points of all networks of a pool, float16 on the CPU: [networks, 1 + SNAPSHOTS, parameters].
 
     Networks that the cache lacks are trained. Ranks, and other processes with the same pool, share this work.
     """
@@ -210,7 +215,7 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
         points = found[number]
         if not isinstance(points, Tensor) or points.shape != shape or not points.isfinite().all():
             raise cache.damaged(path, f"it does not fit {model}")
-    return torch.stack([found[number] for number in range(s.pool)]).to(machine.device)
+    return torch.stack([found[number] for number in range(s.pool)])
 
 
 def train(
@@ -250,20 +255,7 @@ def train(
     return points
 
 
-@torch.no_grad()
-def flat(net: Network) -> Tensor:
-    """All parameters as one vector; running statistics of BatchNorm are left out."""
-    return torch.cat([p.flatten() for p in net.parameters()])
-
-
 def stored(net: Network) -> Tensor:
     """All parameters as the pool keeps them: float16, on the CPU."""
     return flat(net).half().cpu()
 
-
-@torch.no_grad()
-def assign(net: Network, vector: Tensor) -> None:
-    """Set all parameters from one vector."""
-    parameters = list(net.parameters())
-    pieces = vector.split([p.numel() for p in parameters])
-    torch._foreach_copy_(parameters, [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)])

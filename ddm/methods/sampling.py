@@ -32,12 +32,8 @@ class Random:
         """Prepare to draw n images per class, for some classes (None: all)."""
         self.data, self.n = data, n
 
-    def batch(self, classes: range, generator: Callable[[int], torch.Generator]) -> Tensor:
-        """Normalised real images [classes, n, C, H, W]; `generator(c)` is the random generator of class c."""
-        return self.data.batch(torch.stack(self.indices(classes, generator)))
-
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
-        """For each class, the indices [n] of the drawn images."""
+        """For each class, the indices [n] of the drawn images; `generator(c)` is the random generator of class c."""
         return [self.data.draw(c, self.n, generator(c)) for c in classes]
 
 
@@ -68,13 +64,12 @@ def herd(points: Tensor, n: int) -> Tensor:
     """Select n of the points [classes, m, d] whose sum stays near 0: indices [classes, n] (Welling, ICML 2009)."""
     products = points @ points.transpose(1, 2)
     growth = products.diagonal(dim1=1, dim2=2).clone()  # the growth of |sum|^2 if a point is added
-    picks = []
+    products.mul_(2).diagonal(dim1=1, dim2=2).fill_(torch.inf)  # no point is picked twice
+    classes, picks = torch.arange(len(points)), []
     for _ in range(n):
-        pick = growth.argmin(1, keepdim=True)
-        picks.append(pick)
-        growth += 2 * products.take_along_dim(pick[:, None], dim=2)[:, :, 0]
-        growth.scatter_(1, pick, torch.inf)
-    return torch.cat(picks, dim=1)
+        picks.append(growth.argmin(1))
+        growth += products[classes, picks[-1]]  # a row; the products are symmetric
+    return torch.stack(picks, dim=1)
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 Classes go through the network in chunks (`--class_chunk`), with one backward per chunk. This is exact because the
 objective is a sum over classes. The network is always the same module with other parameters.
+
+A step draws nothing (see draws.py), and has the same operations and shapes in every iteration.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,21 +14,14 @@ import torch
 from torch import Tensor
 
 from ddm import rng
-from ddm.augment import augment_classes
+from ddm.augment import Siamese
 from ddm.data.images import ImageData
 from ddm.data.partition import decoded, encoded
-from ddm.methods.distribution import Networks
 from ddm.methods.matching import Matcher
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
-from ddm.methods.sampling import Random, initial_indices
-
-# (completed iterations, total iterations) -> factor of lr_img in [0, 1]
-SCHEDULES = {
-    "constant": lambda done, total: 1.0,
-    "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
-}
-
+from ddm.methods.sampling import initial_indices
+from ddm.networks import assign
 
 def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
     """counts[c] random real images of each class c, normalised: [N, C, H, W]."""
@@ -53,8 +47,7 @@ def first_images(init: str, data: ImageData, counts: Sequence[int], factor: int,
 class Synthetic:
     """The set during condensation, or a rank's part of it; a step changes its tensors in place."""
 
-    images: Tensor  # the stored images [N, C, H, W], normalised, in class order, requires grad
-    optimizer: torch.optim.Optimizer
+    images: Tensor  # the stored images [N, C, H, W], normalised, in class order
     velocity: Tensor  # the optimizer's buffers: [N, C, H, W] for one buffer, [N, buffers, C, H, W] for several
     finite: Tensor  # boolean scalar: whether the last step was finite
     bounds: Tensor | None = None  # [2, C, 1, 1]: the images are clipped to these after each step
@@ -64,73 +57,78 @@ class Synthetic:
         cls, images: Tensor, plan: Plan, velocity: Tensor | None = None, bounds: Tensor | None = None
     ) -> "Synthetic":
         """Start from images [N, C, H, W] and, when resuming, their momentum."""
-        images.requires_grad_(True)
-        rule = OPTIMIZERS[plan.settings.optimizer]
-        velocity = rule.empty(images) if velocity is None else velocity
-        optimizer = rule.make(images, plan.settings)
-        optimizer.state[images] = rule.state(velocity)
-        return cls(images, optimizer, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
+        velocity = OPTIMIZERS[plan.settings.optimizer].empty(images) if velocity is None else velocity
+        return cls(images, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
 
 
 class Step(NamedTuple):
     """The results of a step, on the device."""
 
-    terms: dict[str, Tensor]  # name -> [chunks], each summed over the classes of the chunk
+    terms: Tensor  # [names, chunks], each summed over the classes of the chunk
     gradient_finite: Tensor  # boolean [N], for each synthetic image
     finite: Tensor  # boolean scalar: terms, gradients and updated pixels are finite on all ranks
+    names: tuple[str, ...]  # of the terms
     chunks: list[range]  # the classes of each chunk
 
 
 def condensation_step(
     matcher: Matcher,
-    networks: Networks,
     syn_set: Synthetic,
-    sampler: Random,
-    experiment: int,
-    iteration: int,
+    data: ImageData,
+    augmentation: Siamese,
+    drawn: dict[str, Tensor],
     plan: Plan,
 ) -> Step:
-    """Take one step on a rank's synthetic pixels under the next network, without a host sync.
+    """Take one step on a rank's synthetic pixels, without a host sync, with the iteration's Draws on the device.
 
     If a term, gradient or updated pixel is not finite, images and momentum stay unchanged. They also stay unchanged in
     all later steps, unless --on_nonfinite is 'skip'. If a forward or backward pass runs out of memory, raises the
     device's error; images and momentum are unchanged.
     """
-    settings, image_syn, velocity, finite = plan.settings, syn_set.images, syn_set.velocity, syn_set.finite
-    where = (settings.seed, experiment, iteration)
-    networks.next(matcher.net, matcher.finished, *where)
-    schedule = SCHEDULES[settings.lr_schedule](iteration - 1, settings.Iteration)
-    syn_set.optimizer.param_groups[0]["lr"] = settings.lr_img * schedule
-    syn_set.optimizer.zero_grad(set_to_none=True)
-    parts: dict[str, list[Tensor]] = {}
-    first, done = 0, []
-    for classes in plan.chunks():
-        # The real and synthetic images of a class have the same augmentation.
-        seeds = [rng.seed_of(*where, c, "augmentation") for c in classes]
-        real = sampler.batch(classes, lambda c: rng.generator(*where, c, "real images"))
-        last = first + len(classes) * plan.counts[classes.start]
-        syn = decoded(image_syn[first:last], plan.factor).unflatten(0, (len(classes), -1))
-        first, done = last, [*done, classes]
-        real, syn = (augment_classes(x, settings.dsa_strategy, seeds) for x in (real, syn))
-        terms = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)
-        sum(terms.values()).backward()
-        for name, value in terms.items():
-            parts.setdefault(name, []).append(value.detach())
-
-    terms = {name: torch.stack(values) for name, values in parts.items()}
-    gradient_finite = image_syn.grad.isfinite().flatten(1).all(1)
-    before, velocity_before = image_syn.detach().clone(), velocity.clone()
-    rule = OPTIMIZERS[settings.optimizer]
-    if rule.normalised:
-        image_syn.grad.div_(image_syn.grad.square().mean((1, 2, 3), keepdim=True).sqrt().add_(1e-12))
-    syn_set.optimizer.state[image_syn]["step"].fill_(iteration - 1)  # Adam's; a function of the iteration on resume
-    syn_set.optimizer.step()
+    terms, gradient, chunks = gradients(matcher, syn_set.images, data, augmentation, drawn, plan)
+    names = tuple(terms[0])
+    terms = torch.stack([torch.stack([part[name] for part in terms]) for name in names])
     with torch.no_grad():
-        good = torch.stack(list(terms.values())).isfinite().all() & gradient_finite.all() & image_syn.isfinite().all()
+        images, velocity = OPTIMIZERS[plan.settings.optimizer].update(
+            syn_set.images, gradient, syn_set.velocity, drawn["lr"], drawn["done"], plan.settings
+        )
+        # 0 * x is NaN, and so is a sum with it, if x is not finite. Fewer calls than isfinite.
+        gradient_zeros = (gradient * 0).flatten(1).sum(1)
+        gradient_finite = gradient_zeros == 0
+        good = (gradient_zeros.sum() + (terms * 0).sum() + (images * 0).sum()) == 0
         good = plan.ranks.everywhere(good)
-        finite.copy_(good if settings.on_nonfinite == "skip" else finite & good)
-        image_syn.copy_(torch.where(finite, image_syn, before))
+        finite = syn_set.finite
+        finite.copy_(good if plan.settings.on_nonfinite == "skip" else finite & good)
         if syn_set.bounds is not None:
-            image_syn.clamp_(*syn_set.bounds)
-        velocity.copy_(torch.where(finite, velocity, velocity_before))
-    return Step(terms, gradient_finite, finite.clone(), done)
+            images.clamp_(*syn_set.bounds)
+        syn_set.images.copy_(torch.where(finite, images, syn_set.images))
+        syn_set.velocity.copy_(torch.where(finite, velocity, syn_set.velocity))
+    return Step(terms, gradient_finite, finite.clone(), names, chunks)
+
+
+def gradients(
+    matcher: Matcher,
+    images: Tensor,
+    data: ImageData,
+    augmentation: Siamese,
+    drawn: dict[str, Tensor],
+    plan: Plan,
+) -> tuple[list[dict[str, Tensor]], Tensor, list[range]]:
+    """The terms of each chunk, their gradient [N, C, H, W] in the stored images, and the chunks."""
+    assign(matcher.net, drawn["network"])
+    if matcher.finished is not None:
+        assign(matcher.finished, drawn["finished"])
+    terms, parts, chunks, first = [], [], list(plan.chunks()), 0
+    for classes in chunks:
+        here = slice(classes.start - plan.classes.start, classes.stop - plan.classes.start)
+        of_chunk = {name: x[here] for name, x in drawn.items() if name.startswith(Siamese.PREFIX)}
+        last = first + len(classes) * plan.counts[classes.start]
+        stored = images[first:last].detach().requires_grad_()
+        first = last
+        syn = decoded(stored, plan.factor).unflatten(0, (len(classes), -1))
+        real = data.drawn(drawn["real"][here])
+        real, syn = (augmentation.applied(x, of_chunk) for x in (real, syn))
+        values = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)
+        parts += torch.autograd.grad(sum(values.values()), [stored])
+        terms.append({name: value.detach() for name, value in values.items()})
+    return terms, parts[0] if len(parts) == 1 else torch.cat(parts), chunks
