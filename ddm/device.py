@@ -144,6 +144,11 @@ def free_memory(device: str) -> int | None:
         return None
 
 
+def total_memory(device: str) -> int | None:
+    """All bytes of a CUDA device; None for other devices."""
+    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else None
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that a device or the C library is out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

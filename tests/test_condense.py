@@ -16,7 +16,8 @@ from ddm.data import loading
 from ddm.errors import UserError
 from ddm.losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
 from ddm.methods import matching
-from ddm.methods.step import SCHEDULES, real_images
+from ddm.methods.optimizers import SCHEDULES
+from ddm.methods.step import real_images
 from ddm.networks import get_network, initialise
 from ddm.runs import experiments
 

@@ -15,8 +15,8 @@ from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.methods import cache, distribution
 from ddm.methods.condensation import Condensation
-from ddm.methods.step import condensation_step
-from ddm.networks import ARCHITECTURES, ConvNet, get_network, initialise
+from ddm.methods.step import gradients
+from ddm.networks import ARCHITECTURES, ConvNet, assign, flat, get_network, initialise
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
 
@@ -60,33 +60,30 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
 
 def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
     made = built(data_path, tmp_path)
-    net, points = made.matcher.net, made.networks.points.float()
+    points = made.networks.points.float()
     drawn, seen = [], set()
     for iteration in range(1, 40):
-        made.networks.next(net, None, 0, 0, iteration)
+        found = made.networks.draw(0, iteration)["network"]
         generator = rng.generator(0, 0, iteration, -1, "network")
         number, at = int(torch.randint(3, (1,), generator=generator)), float(torch.rand(1, generator=generator)) * 8
         k = int(at)
         expected = (1 - at + k) * points[number, k] + (at - k) * points[number, k + 1]
-        found = torch.cat([p.detach().flatten() for p in net.parameters()])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         seen.add(number)
     assert seen == {0, 1, 2}
     for seed in range(40):
-        distribution.mixed(made.networks, net, torch.Generator().manual_seed(seed))
-        found = torch.cat([p.detach().flatten() for p in net.parameters()])
+        found = distribution.mixed(made.networks, torch.Generator().manual_seed(seed))
         generator = torch.Generator().manual_seed(seed)
         fresh = bool(torch.rand(1, generator=generator) < 0.5)
         if fresh:
-            initialise(expected := get_network("ConvNetW32", 3, 10), generator)
+            expected = flat(initialise(get_network("ConvNetW32", 3, 10), generator))
         else:
-            distribution.trained(made.networks, expected := get_network("ConvNetW32", 3, 10), generator)
-        assert torch.equal(found, torch.cat([p.detach().flatten() for p in expected.parameters()]))
+            expected = distribution.trained(made.networks, generator)
+        assert torch.equal(found, expected)
         drawn.append(fresh)
     assert 10 < sum(drawn) < 30
     made.networks.settings = made.plan.settings.but(interpolate=False)
-    distribution.trained(made.networks, net, torch.Generator().manual_seed(0))
-    found = torch.cat([p.detach().flatten() for p in net.parameters()])
+    found = distribution.trained(made.networks, torch.Generator().manual_seed(0))
     assert any(torch.equal(found, point) for point in points.flatten(0, 1))
 
 
@@ -177,13 +174,13 @@ def test_cross_entropy_under_a_finished_network(networks, weights, chunk, data_p
     made = built(data_path, tmp_path, *argv)
     made.start(0, None)
     images = made.images().detach().clone().requires_grad_()
-    parts = (made.matcher, made.networks, made.syn_set, made.sampler)
-    step = condensation_step(*parts, 0, 1, made.plan)
+    drawn = made.draws.draw(0, 1)
+    terms, gradient, chunks = gradients(made.matcher, images, made.data, made.augmentation, drawn, made.plan)
     # By hand: the same two networks, the gradients of both terms at the pixels.
     generator = rng.generator(0, 0, 1, -1, "finished network")
     number, judge = int(torch.randint(3, (1,), generator=generator)), get_network("ConvNetW32", 3, 10)
-    distribution.assign(judge.requires_grad_(False), made.networks.points[number, -1])
-    real = made.sampler.batch(range(10), lambda c: rng.generator(0, 0, 1, c, "real images"))
+    assign(judge.requires_grad_(False), made.networks.points[number, -1])
+    real = made.data.batch(drawn["real"])
     means = [
         made.matcher.net.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
         for x in (real, images.view(10, 2, 3, 32, 32))
@@ -192,8 +189,9 @@ def test_cross_entropy_under_a_finished_network(networks, weights, chunk, data_p
     ce = F.cross_entropy(judge(images), torch.arange(10).repeat_interleave(2), reduction="none").view(10, 2).mean(1)
     a, b = (torch.autograd.grad(loss.sum(), images)[0] for loss in (mmd, ce))
     expected = a + 0.5 * b
-    torch.testing.assert_close(made.syn_set.images.grad, expected, rtol=1e-3, atol=1e-6)
-    value = step.terms["L_CE"].sum()
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+    assert len(terms) == len(chunks)
+    value = sum(part["L_CE"] for part in terms)
     torch.testing.assert_close(value, 0.5 * ce.sum().detach(), rtol=1e-4, atol=1e-6)
 
 

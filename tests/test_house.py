@@ -17,8 +17,9 @@ from ddm.evaluation.protocol import EVAL_MODES
 from ddm.losses import MOMENTS
 from ddm.methods.coreset import methods
 from ddm.methods.objective import ICD_FORMS
+from ddm.methods.optimizers import SCHEDULES
 from ddm.methods.sampling import SAMPLERS
-from ddm.methods.step import INITS, SCHEDULES
+from ddm.methods.step import INITS
 from ddm.settings import Role, Settings, declarations
 
 EVERY = [*(name for name in RECIPES), *COMMANDS]

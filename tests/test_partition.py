@@ -9,7 +9,6 @@ from conftest import command, maker, parse, parsed, run, tiny_arrays
 from torch.nn import functional as F
 
 import ddm
-from ddm import rng
 from ddm.commands import evaluate
 from ddm.data import loading
 from ddm.data.partition import decoded, encoded
@@ -68,7 +67,7 @@ def test_a_step_moves_the_stored_pixels_by_the_gradient_of_the_decoded_ones(made
     before = ours.images().detach().clone().requires_grad_()
     ours.step(1)
     # The same step by hand: L_MMD of the decoded images under the same network.
-    real = ours.sampler.batch(range(10), lambda c: rng.generator(0, 0, 1, c, "real images"))
+    real = data.batch(ours.draws.draw(0, 1)["real"])
     net = ours.matcher.net
     with torch.no_grad():
         target = net.embed(real.flatten(0, 1)).unflatten(0, (10, 4)).mean(1)

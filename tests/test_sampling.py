@@ -46,7 +46,6 @@ def test_a_batch_is_of_its_class_without_repeats_and_the_same_in_any_company(kin
         (alone,) = draws.indices(range(c, c + 1), generator)
         assert torch.equal(own, alone)
     assert not torch.equal(together[0], draws.indices(range(3, 4), lambda c: generator(c, 2))[0])
-    assert draws.batch(range(3, 7), generator).shape == (4, 16, 1, 8, 8)
 
 
 def test_classes_with_nothing_to_choose_are_drawn_as_ever(digits):

@@ -12,7 +12,6 @@ from ddm.errors import UserError
 from ddm.evaluation.protocol import Evaluator
 from ddm.losses import correlation_matching, mean_matching, moments_matching
 from ddm.methods.plan import choose_chunk, condensing_pixels
-from ddm.methods.step import condensation_step
 from ddm.networks import empty_network
 from ddm.settings import MachineSettings
 
@@ -30,8 +29,8 @@ def steps(recipe, data_path, *argv):
     made.start(0, None)
     losses, start = [], made.images().clone()
     for it in (1, 2, 3):
-        terms = condensation_step(made.matcher, made.networks, made.syn_set, made.sampler, 0, it, made.plan).terms
-        losses.append(torch.stack([term.sum() for term in terms.values()]))
+        made.step(it)
+        losses.append(made.pending[-1][1].terms.sum(1))
     return torch.stack(losses), made.images(), start
 
 

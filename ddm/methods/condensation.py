@@ -15,6 +15,7 @@ from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods.distribution import Networks
 from ddm.methods.draws import Ahead, Draws
+from ddm.methods.graphs import Graphed
 from ddm.methods.matching import Matcher, Needs, Objective
 from ddm.methods.plan import cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
@@ -60,7 +61,7 @@ class Condensation:
         self.networks = Networks(self.data, plan, self.matcher.needs, self.matcher.net)
         self.augmentation = Siamese(settings.dsa_strategy, self.data.im_size, plan.machine.device)
         self.draws = Draws(self.data, plan, sampler, self.networks, self.augmentation)
-        self.ahead = Ahead(self.draws.draw, plan.machine.device)
+        self.ahead = Ahead(self.draws.draw, plan.machine.device, last=self.iterations)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         plan = self.plan
@@ -72,20 +73,30 @@ class Condensation:
         self.syn_set = Synthetic.start(images, plan, velocity, bounds)
         self.networks.start(experiment, networks)
         self.experiment, self.pending = experiment, []
+        self._plan_steps()
+
+    def _plan_steps(self) -> None:
+        """Decide whether steps run as a CUDA graph; a new set or plan needs a new one."""
+        plan = self.plan
+        cuda = torch.device(plan.machine.device).type == "cuda" and plan.settings.graphs == "auto"
+        captured = cuda and plan.ranks.world == 1 and self.matcher.needs.captured and self.draws.on_device
+        self._take = Graphed(self._eager, self.say) if captured else self._eager
+
+    def _eager(self, drawn: dict[str, Tensor]) -> Step:
+        return condensation_step(self.matcher, self.syn_set, self.data, self.augmentation, drawn, self.plan)
 
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
-        drawn = self.ahead.next(self.experiment, iteration, self.iterations)
-        drawn["network"] = self.networks.current(drawn["network"])
+        drawn = self.networks.completed(self.ahead.next(self.experiment, iteration), self.experiment, iteration)
         while True:
             try:
-                parts = (self.matcher, self.syn_set, self.data, self.augmentation)
-                self.pending.append((iteration, condensation_step(*parts, drawn, self.plan)))
+                self.pending.append((iteration, self._take(drawn)))
                 break
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
                     raise
             self.plan = self.plan.halved()
+            self._plan_steps()
             chunk = self.plan.settings.class_chunk
             self.say(f"out of memory: continuing with --class_chunk {chunk}; results change only by rounding")
             device.release()

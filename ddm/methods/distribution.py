@@ -53,19 +53,22 @@ class Networks:
     def draw(self, experiment: int, iteration: int) -> dict[str, Tensor]:
         """The random parameters [P] of an iteration, on the CPU: a function of (seed, experiment, iteration).
 
-        "network" embeds the images (online networks: its number in the pool); "finished", if the objective needs it,
+        "network" embeds the images; online networks are left to `completed`. "finished", if the objective needs it,
         classifies them after the end of its training. Safe to call from several threads.
         """
         where = (self.settings.seed, experiment, iteration, -1)
-        drawn = {"network": self.sample(self, rng.generator(*where, "network"))}
+        drawn = {} if self.online else {"network": self.sample(self, rng.generator(*where, "network"))}
         if self.finished:
             number = torch.randint(len(self.points), (1,), generator=rng.generator(*where, "finished network"))
             drawn["finished"] = self.points[int(number), -1].float()
         return drawn
 
-    def current(self, drawn: Tensor) -> Tensor:
-        """The parameters [P] of the network that `draw` has chosen."""
-        return self.online.pick(drawn) if self.online else drawn
+    def completed(self, drawn: dict[str, Tensor], experiment: int, iteration: int) -> dict[str, Tensor]:
+        """The result of `draw` on the device, with the network of this iteration if it depends on earlier steps."""
+        if not self.online:
+            return drawn
+        generator = rng.generator(self.settings.seed, experiment, iteration, -1, "network")
+        return drawn | {"network": self.sample(self, generator)}
 
     def learn(self, synthetic: Callable[[], tuple[Tensor, Tensor]], experiment: int, iteration: int) -> None:
         """After a step: train the network of the step on the decoded images and labels of `synthetic()`, if online."""
@@ -99,8 +102,8 @@ def mixed(networks: Networks, generator: torch.Generator) -> Tensor:
 
 
 def online(networks: Networks, generator: torch.Generator) -> Tensor:
-    """The number [1] of a network that trains on the synthetic set."""
-    return torch.randint(networks.settings.pool, (1,), generator=generator)
+    """A network that trains on the synthetic set, on the device."""
+    return networks.online.pick(generator)
 
 
 NETWORKS: dict[str, Callable[[Networks, torch.Generator], Tensor]] = {
@@ -132,20 +135,21 @@ class Online:
         if saved is None:
             self.weights = torch.stack([self.fresh(experiment, 0, number) for number in range(self.settings.pool)])
             self.momentum, self.ages = torch.zeros_like(self.weights), [0] * self.settings.pool
-            return
-        values = saved[:, :-1].to(self.machine.device, copy=True)
-        self.weights, self.momentum = (x.contiguous() for x in values.chunk(2, dim=1))
-        self.ages = saved[:, -1].int().tolist()
+        else:
+            values = saved[:, :-1].to(self.machine.device, copy=True)
+            self.weights, self.momentum = (x.contiguous() for x in values.chunk(2, dim=1))
+            self.ages = saved[:, -1].int().tolist()
+        self.picked = torch.empty_like(self.weights[0])
 
     def fresh(self, experiment: int, iteration: int, number: int) -> Tensor:
         """The parameters [P] of an untrained network."""
         generator = rng.generator(self.settings.seed, experiment, iteration, number, "online network")
         return rng.to_device(self.initial(generator), self.machine.device)
 
-    def pick(self, number: Tensor) -> Tensor:
-        """Choose the network of this iteration; return its parameters [P]."""
-        self.number = int(number)
-        return self.weights[self.number]
+    def pick(self, generator: torch.Generator) -> Tensor:
+        """Choose the network of this iteration; return its parameters [P], always in the same memory."""
+        self.number = int(torch.randint(len(self.weights), (1,), generator=generator))
+        return self.picked.copy_(self.weights[self.number])
 
     def learn(self, images: Tensor, labels: Tensor, experiment: int, iteration: int) -> None:
         """One step of SGD on a random batch of the set, with the settings and augmentation of the evaluation."""
@@ -258,4 +262,3 @@ def train(
 def stored(net: Network) -> Tensor:
     """All parameters as the pool keeps them: float16, on the CPU."""
     return flat(net).half().cpu()
-

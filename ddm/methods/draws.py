@@ -15,6 +15,7 @@ from ddm import rng
 from ddm.augment import Siamese
 from ddm.data.images import ImageData
 from ddm.methods.distribution import Networks
+from ddm.methods.optimizers import SCHEDULES
 from ddm.methods.plan import Plan
 from ddm.methods.sampling import Random
 
@@ -22,12 +23,6 @@ AHEAD = 8  # iterations that are drawn ahead on an accelerator
 THREADS = 4
 # Real images of an iteration that are read ahead, if they do not fit the device: at most so many bytes.
 READ_AHEAD = 2**28
-
-# (completed iterations, total iterations) -> factor of lr_img in [0, 1]
-SCHEDULES = {
-    "constant": lambda done, total: 1.0,
-    "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
-}
 
 
 class Draws:
@@ -70,28 +65,33 @@ class Ahead:
     On the CPU they are made when they are needed, and are not copied.
     """
 
-    def __init__(self, draw: Callable[[int, int], dict[str, Tensor]], device: str | torch.device):
-        self.draw, self.device = draw, torch.device(device)
+    def __init__(self, draw: Callable[[int, int], dict[str, Tensor]], device: str | torch.device, last: int):
+        """`draw(experiment, iteration)` is called for iterations up to `last`, on an accelerator by threads."""
+        self.draw, self.device, self.last = draw, torch.device(device), last
+        self.accelerator = self.device.type != "cpu"
         self.pool: ThreadPoolExecutor | None = None
         self.pending: dict[tuple[int, int], Future[tuple[Tensor, dict[str, Tensor]]]] = {}
-        self.buffer: Tensor | None = None
+        self.block: Tensor | None = None  # the device's memory of all draws; every iteration has the same shapes
+        self.views: dict[str, Tensor] = {}
 
-    def next(self, experiment: int, iteration: int, last: int) -> dict[str, Tensor]:
-        """The draws of an iteration; those of the following ones, up to `last`, are made in the background."""
-        if self.device.type == "cpu":
+    def next(self, experiment: int, iteration: int) -> dict[str, Tensor]:
+        """The draws of an iteration; those of the following ones are made in the background."""
+        if not self.accelerator:
             return self.draw(experiment, iteration)
         self.pool = self.pool or ThreadPoolExecutor(THREADS, "draws")
-        wanted = [(experiment, i) for i in range(iteration, min(iteration + AHEAD, last) + 1)]
+        end = max(iteration, min(iteration + AHEAD, self.last)) + 1
+        wanted = [(experiment, i) for i in range(iteration, end)]
         for key in self.pending.keys() - set(wanted):
             self.pending.pop(key).cancel()
         for key in wanted:
             if key not in self.pending:
                 self.pending[key] = self.pool.submit(self._packed, *key)
-        packed, parts = self.pending.pop(wanted[0]).result()
-        if self.buffer is None or self.buffer.shape != packed.shape:
-            self.buffer = torch.empty_like(packed, device=self.device)
-        self.buffer.copy_(packed, non_blocking=True)
-        return unpacked(self.buffer, parts)
+        block, drawn = self.pending.pop(wanted[0]).result()
+        if self.block is None:
+            self.block = torch.empty_like(block, device=self.device)
+            self.views = unpacked(self.block, drawn)
+        self.block.copy_(block, non_blocking=True)
+        return dict(self.views)
 
     def _packed(self, experiment: int, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
         drawn = self.draw(experiment, iteration)

@@ -13,19 +13,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddm.device import Machine
+from ddm.device import Machine, total_memory
 from ddm.errors import UserError
 from ddm.losses import PER_IMAGE, balanced
 from ddm.networks import Network
 from ddm.ranks import Ranks
 
+# Memory per pixel of a pass: a fourth of the device for 2 feature maps of 128 channels and their copies, in float32.
+BYTES_OF_A_PIXEL = 4 * 128 * 4 * 4
+
 
 def pass_pixels(device: str | torch.device) -> int:
     """Pixels per pass, for real images in a part and for synthetic images in a chunk if --class_chunk is 0.
 
-    A CPU is fastest if feature maps fit its caches. An accelerator is fastest with large passes.
+    A CPU is fastest if feature maps fit its caches. An accelerator is fastest with large passes: 8,192 images of 32x32
+    if it has 64 GiB or more. Its whole memory decides, not what is free, so that two runs are computed alike.
     """
-    return 2**16 if torch.device(device).type == "cpu" else 2**20
+    if torch.device(device).type == "cpu":
+        return 2**16
+    whole = total_memory(str(device)) or 2**33
+    return min(2**23, 2 ** ((whole // BYTES_OF_A_PIXEL).bit_length() - 1))
 
 
 def _same(x: Tensor) -> Tensor:
@@ -62,6 +69,7 @@ class Needs(NamedTuple):
     # Statistic -> the norm of its terms' gradient at a map, relative to the gradient of all else; None: not balanced.
     balance: Mapping[str, float] | None = None
     logits: bool = False  # the outputs of a network that has finished its training, for `syn.logits`
+    captured: bool = True  # a CUDA graph can hold its operations: none waits for the device
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}

@@ -68,6 +68,8 @@ def needs(settings: CompleteSettings) -> Needs:
     """The feature maps that the objective reads, and whether it needs all classes in one pass."""
     needed = style_needs(settings, mm=settings.mm_ratio, cm=settings.cm_ratio)
     needed = needed._replace(all_classes=bool(settings.rr_ratio), gathers=True, logits=bool(settings.ce_ratio))
+    if settings.icd_ratio and settings.icd_form == "spread":  # eigh waits for the device
+        needed = needed._replace(captured=False)
     if settings.weights != "balanced":
         return needed
     return needed._replace(balance={"moments": settings.mm_ratio, "mean_gram": settings.cm_ratio})

@@ -4,6 +4,7 @@ They are functions of tensors, not torch.optim's objects: a step may turn out no
 nothing, and in a CUDA graph the learning rate must be a tensor.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,12 @@ import torch
 from torch import Tensor
 
 from ddm.methods.settings import CondensingSettings
+
+# (completed iterations, total iterations) -> factor of lr_img in [0, 1]
+SCHEDULES = {
+    "constant": lambda done, total: 1.0,
+    "cosine": lambda done, total: (1 + math.cos(math.pi * done / total)) / 2,
+}
 
 # (images [N, C, H, W], their gradient, buffers as `empty` returns them, learning rate, completed iterations (scalar
 # tensors), settings) -> new images and new buffers

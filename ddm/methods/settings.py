@@ -136,6 +136,13 @@ class CondensingSettings(SetSettings, PoolSettings):
         chosen=True,
         rare=True,
     )
+    graphs: str = grouped("machine")(
+        "auto",
+        "run a step as one CUDA graph; auto: on CUDA, in one process, if all its operations allow it",
+        choices=("auto", "off"),
+        role=Role.MANNER,
+        rare=True,
+    )
     on_nonfinite: str = optimisation(
         "stop",
         "stop or skip a step with a non-finite loss, gradient or pixel; results.json lists skipped steps",

@@ -23,6 +23,7 @@ from ddm.methods.plan import Plan
 from ddm.methods.sampling import initial_indices
 from ddm.networks import assign
 
+
 def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
     """counts[c] random real images of each class c, normalised: [N, C, H, W]."""
     return data.batch(initial_indices(data, counts, seed, experiment))
