@@ -1,15 +1,23 @@
 """Steps on torch's meta device, where a CPU tensor in the computation or a host sync fails."""
 
+import sys
+import threading
+
 import pytest
 import torch
-from conftest import QUICK, RECIPES, maker, parse
+from conftest import QUICK, RECIPES, ROOT, maker, parse
 from torch import nn
 
+from ddm import rng
 from ddm.augment import DiffAugment
 from ddm.data import loading
 from ddm.evaluation.protocol import train_step
-from ddm.methods import distribution
+from ddm.methods import distribution, matching
 from ddm.networks import empty_network
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import device_calls
+from device_calls import Calls, random_data
 
 EVERY_CHOICE = (
     "--rr_ratio 1 --icd_ratio 1 --icd_form spread --style_tap conv --style_stats image --style_scale relative "
@@ -39,11 +47,35 @@ def test_a_condensation_step(recipe, argv, terms, data_path, monkeypatch):
     made.start(0, None)
     image_syn = made.syn_set.images
     assert image_syn.device.type == "meta" and next(made.matcher.net.parameters()).device.type == "meta"
+    calls = []
     for iteration in range(1, 13):  # every operation of the strategy gets its turn
-        made.step(iteration)
+        with Calls() as counted:
+            made.step(iteration)
+        calls.append(counted.device)
         _, step = made.pending.pop()
         assert len(step.names) == len(step.terms) == terms
         assert all(value.device.type == "meta" for value in step[:3])
+        assert counted.copies == 1 or made.networks.online
+    # As a CUDA graph needs it; the first step allocates the memory of the draws.
+    assert made.networks.online or all(call == calls[1] for call in calls[1:])
+    made.ahead.close()
+
+
+@pytest.mark.parametrize(("classes", "case", "most"), [(10, "MMD", 180), (10, "best", 270), (100, "MMD", 230)])
+def test_a_step_has_few_device_calls(classes, case, most, monkeypatch):
+    """The table of docs/speed.md; before draws were made ahead, L_MMD had 361 and 690."""
+    monkeypatch.setattr(matching, "total_memory", lambda device: 64 * 2**30)
+    data = random_data(classes, 32, 256)
+    threads = []
+    seed_of = rng.seed_of
+    monkeypatch.setattr(
+        rng, "seed_of", lambda *where: (threads.append((where[2], threading.get_ident())), seed_of(*where))[1]
+    )
+    mine, replayed, same = device_calls.ours(case, data, ipc=10, batch_real=256)
+    assert mine.device.total() <= most and mine.copies == 1 and same
+    assert (replayed.device.total(), replayed.copies, replayed.host) <= (4, 1, 40)
+    threads = [thread for iteration, thread in threads if iteration > 0]
+    assert len(threads) > 100 and threading.get_ident() not in threads  # the step's thread seeds no generator
 
 
 def test_an_evaluation_step():

@@ -88,7 +88,7 @@ class Ahead:
                 self.pending[key] = self.pool.submit(self._packed, *key)
         block, drawn = self.pending.pop(wanted[0]).result()
         if self.block is None:
-            self.block = torch.empty_like(block, device=self.device)
+            self.block = torch.empty(block.shape, dtype=block.dtype, device=self.device)
             self.views = unpacked(self.block, drawn)
         self.block.copy_(block, non_blocking=True)
         return dict(self.views)

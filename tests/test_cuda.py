@@ -1,0 +1,87 @@
+"""What only a GPU can show: `pytest -m cuda`. Skipped without one; benchmarks/gpu.py runs them."""
+
+import pytest
+import torch
+from conftest import QUICK, maker, parse
+
+from ddm.augment import Siamese
+from ddm.data.loading import load
+from ddm.methods.graphs import WARM_UP, Graphed
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CASES = {
+    "paper": ("--preset", "paper", "--lr_img", "0.001"),
+    "best": ("--preset", "fast,best"),
+    "strong": ("--preset", "fast,strong", "--pool", "2", "--pool_epochs", "1"),
+    "online": ("--preset", "fast,best", "--networks", "online", "--pool", "2"),
+    "batchnorm": ("--preset", "dm", "--model", "ConvNetBN", "--lr_img", "0.1"),
+}
+
+
+def started(data_path, tmp_path, *flags):
+    line = [*QUICK, "--model", "ConvNetW32", "--data_path", data_path, "--network_cache", tmp_path, "--device", "cuda"]
+    settings = parse("DM_DDM", *line, "--Iteration", "9", "--compile", "off", "--precision", "fp32", *flags)
+    made = maker("DM_DDM", settings, load("CIFAR10", data_path))
+    made.prepare()
+    made.start(0, None)
+    return made
+
+
+def after(made, iterations=9):
+    for iteration in range(1, iterations + 1):
+        made.step(iteration)
+    return made.images().cpu(), [report.terms for report in made.check()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_graph_equals_eager_steps(case, data_path, tmp_path):
+    graphed, eager = (started(data_path, tmp_path, *CASES[case], "--graphs", graphs) for graphs in ("auto", "off"))
+    (images, terms), (expected, expected_terms) = after(graphed), after(eager)
+    assert isinstance(graphed._take, Graphed) and graphed._take.graph is not None and not graphed._take.failed
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    for own, other in zip(terms, expected_terms, strict=True):
+        assert own == pytest.approx(other, rel=1e-3)
+
+
+def test_a_graph_resumes_in_the_middle(data_path, tmp_path):
+    whole, half = (started(data_path, tmp_path, *CASES["best"]) for _ in range(2))
+    expected, _ = after(whole)
+    after(half, WARM_UP + 2)
+    resumed = started(data_path, tmp_path, *CASES["best"])
+    resumed.start(0, half.state())
+    for iteration in range(WARM_UP + 3, 10):
+        resumed.step(iteration)
+    torch.testing.assert_close(resumed.images().cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_equals_that_of_the_cpu(data_path, tmp_path):
+    made = started(data_path, tmp_path, *CASES["best"])
+    cpu = started(data_path, tmp_path, *CASES["best"], "--device", "cpu")
+    (images, _), (expected, _) = after(made, 1), after(cpu, 1)
+    moved = expected - started(data_path, tmp_path, *CASES["best"]).images().cpu()
+    assert (images - expected).norm() < 0.05 * moved.norm()
+
+
+def test_a_step_never_waits_for_the_device(data_path, tmp_path):
+    made = started(data_path, tmp_path, *CASES["best"])
+    after(made, WARM_UP + 2)  # the capture waits once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for iteration in range(WARM_UP + 3, 10):
+            made.step(iteration)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 28)])
+def test_augmentation_equals_that_of_the_cpu(size):
+    x = torch.randn(12, 3, 3, *size, generator=torch.Generator().manual_seed(0))
+    strategy = "color_crop_cutout_flip_scale_rotate"
+    here, there = (Siamese(strategy, size, device) for device in ("cpu", "cuda"))
+    expected = here.applied(x, here.drawn(list(range(12))))
+    drawn = {name: value.cuda() for name, value in there.drawn(list(range(12))).items()}
+    torch.testing.assert_close(there.applied(x.cuda(), drawn).cpu(), expected, rtol=0, atol=5e-5)
