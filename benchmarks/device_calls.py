@@ -16,7 +16,7 @@ from unittest import mock
 import step
 import timing
 import torch
-from step import CASES, PRESETS, random_data
+from step import BEST, CASES, random_data
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,7 +28,7 @@ from ddm.methods import matching
 from ddm.methods.condensation import Condensation
 from ddm.methods.graphs import WARM_UP, Graphed
 
-ALL = CASES | {"best": PRESETS["best"]}
+ALL = CASES | BEST
 
 
 class Calls(TorchDispatchMode):
@@ -90,16 +90,11 @@ def plain(case: str, data: ImageData, ipc: int, batch_real: int) -> Calls:
     data = data.to("meta")
     images = torch.empty(data.num_classes * ipc, *data.shape, device="meta", requires_grad=True)
     optimizer = torch.optim.SGD([images], lr=1.0, momentum=0.5)
-    with mock.patch.object(step, "get_network", on_meta(step.get_network)), mock.patch.object(Tensor, "item"):
+    with mock.patch.object(Tensor, "item"):
         step.plain_step(case, images, optimizer, data, 1, settings)
         with Calls() as calls:
             step.plain_step(case, images, optimizer, data, 2, settings)
     return calls
-
-
-def on_meta(make):
-    """Networks that are made on the CPU, as published, and moved."""
-    return lambda *args, **kwargs: make(*args, **kwargs).to("meta")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Seconds of one evaluation epoch and of the final test, for ddm and for the plain protocol.
 
-    python benchmarks/evaluation.py [--ipc 10] [--test_images 10000] [--repeats 5] [--threads N]
+    python benchmarks/evaluation.py [--ipc 10] [--test_images 10000] [--repeats 5] [--threads N] [--device cpu]
 
 `plain` runs the protocol like the published scripts: a DataLoader over a TensorDataset, float32, eager, losses and
 accuracies read back after every batch. Images are random, 32x32, in 10 classes; the network is a ConvNet.
@@ -30,12 +30,14 @@ def augmented(images: torch.Tensor, generator: torch.Generator | None = None) ->
 def plain_epoch(loader, net, optimizer, criterion) -> int:
     net.train(optimizer is not None)
     correct = 0
+    where = next(net.parameters()).device
     for img, lab in loader:
+        img, lab = img.to(where), lab.to(where)
         if optimizer is not None:
             img = augmented(img)
         output = net(img)
         loss = criterion(output, lab)
-        correct += np.sum(np.equal(np.argmax(output.data.numpy(), axis=-1), lab.numpy()))
+        correct += np.sum(np.equal(np.argmax(output.data.cpu().numpy(), axis=-1), lab.cpu().numpy()))
         loss.item()
         if optimizer is not None:
             optimizer.zero_grad()
@@ -50,9 +52,11 @@ def main() -> None:
     parser.add_argument("--test_images", type=int, default=10000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    where = options.device
     torch.set_num_threads(options.threads)
-    machine = device.choose(MachineSettings(compile="on"), "cpu", pixels=0)
+    machine = device.choose(MachineSettings(compile="on"), where, pixels=0)
     device.keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(10 * options.ipc, 3, 32, 32, generator=generator)
@@ -60,14 +64,14 @@ def main() -> None:
     labels, test_labels = torch.arange(len(images)) % 10, torch.arange(len(test)) % 10
     criterion = nn.CrossEntropyLoss()
 
-    plain_net = get_network("ConvNet", 3, 10)
+    plain_net = get_network("ConvNet", 3, 10).to(where)
     plain_optimizer = torch.optim.SGD(plain_net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     plain_train = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
     plain_test = DataLoader(TensorDataset(test, test_labels), batch_size=256)
-    net = machine.compiled(machine.laid_out_net(get_network("ConvNet", 3, 10)))
+    net = machine.compiled(machine.laid_out_net(get_network("ConvNet", 3, 10).to(where)))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    train = Batches(images, labels, 256, shuffle=True)
-    testloader = Batches(test, test_labels, protocol.TEST_BATCH)
+    train = Batches(images.to(where), labels.to(where), 256, shuffle=True)
+    testloader = Batches(test.to(where), test_labels.to(where), protocol.TEST_BATCH)
 
     def epoch() -> None:
         net.train()
@@ -82,7 +86,7 @@ def main() -> None:
         },
         options.repeats,
     )
-    print(f"{timing.settings()}; ipc {options.ipc}, {options.test_images} test images, {machine.precision}")
+    print(f"{timing.settings(where)}; ipc {options.ipc}, {options.test_images} test images, {machine.precision}")
     print("| | plain s | ours s | plain / ours |\n|---|---|---|---|")
     for what in ("epoch", "test"):
         plain, ours = seconds[f"plain {what}"], seconds[f"our {what}"]

@@ -34,6 +34,7 @@ CASES = {  # name -> weights of the terms: L_MMD and at most one more
     "MM": PRESETS["dm"] | {"mm_ratio": 10000.0},
     "CM": PRESETS["dm"] | {"cm_ratio": 10000.0},
 }
+BEST = {"best": PRESETS["best"]}  # has no plain loop
 SHAPES = {  # name -> classes, image size, ipc, network
     "cifar10-ipc1": (10, 32, 1, "ConvNet"),
     "cifar10-ipc10": (10, 32, 10, "ConvNet"),
@@ -53,8 +54,8 @@ def random_data(classes: int, size: int, per_class: int) -> ImageData:
 
 
 def started(case: str, data: ImageData, **changes: object) -> Condensation:
-    """The maker of a `ddm condense` run on the CPU, before its first step."""
-    settings = DDM.settled(DDMSettings(**CASES[case] | {"device": "cpu"} | changes))
+    """The maker of a `ddm condense` run, on the CPU unless `device` says otherwise, before its first step."""
+    settings = DDM.settled(DDMSettings(**(CASES | BEST)[case] | {"device": "cpu"} | changes))
     device.keep_freed_memory()
     maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
     maker.prepare()
@@ -89,8 +90,8 @@ def plain_step(
     case: str, images: Tensor, optimizer: torch.optim.Optimizer, data: ImageData, it: int, settings: DDMSettings
 ) -> None:
     model = f"{settings.model}_gram" if case in ("MM", "CM") else settings.model
-    net = get_network(model, 3, data.num_classes, data.im_size).requires_grad_(False)
-    loss = torch.zeros(())
+    net = get_network(model, 3, data.num_classes, data.im_size).requires_grad_(False).to(images.device)
+    loss = torch.zeros((), device=images.device)
     for c in range(data.num_classes):
         seed = rng.seed_of(0, 0, it, c, "plain")
         drawn = data.draw(c, settings.batch_real, torch.Generator().manual_seed(seed))
