@@ -70,6 +70,7 @@ class Condensation:
 
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
+        self.plan = self.plan.at(self.experiment, iteration)
         while True:
             try:
                 parts = (self.matcher, self.networks, self.syn_set, self.sampler)
@@ -79,9 +80,8 @@ class Condensation:
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
                     raise
-            self.plan = self.plan.halved()
-            chunk = self.plan.settings.class_chunk
-            self.say(f"out of memory: continuing with --class_chunk {chunk}; results change only by rounding")
+            self.plan = self.plan.halved(self.experiment, iteration)
+            self.say(f"out of memory: continuing with --class_chunk {self.plan.chunk}; results change only by rounding")
             device.release()
         self.networks.learn(lambda: self.training_set(self.experiment, self.images()), self.experiment, iteration)
 
