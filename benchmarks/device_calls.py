@@ -109,8 +109,8 @@ def main() -> None:
     three = "device calls | copies | host"
     print(f"| classes | terms | step: {three} | replayed: {three} | same steps | plain loop: {three} |")
     print("|" + "---|" * 12)
-    bytes_ = int(options.memory * 2**30)
-    with mock.patch.object(matching, "total_memory", lambda device: bytes_):
+    budget = 2 ** (int(options.memory * 2**29).bit_length() - 1)  # see device.memory_budget
+    with mock.patch.object(matching, "memory_budget", lambda device: budget):
         for classes in map(int, options.classes.split(",")):
             data = random_data(classes, 32, options.batch_real)
             for case in options.cases.split(","):

@@ -117,7 +117,7 @@ def plain_step(
 
 def bare_convolutions(data: ImageData, settings: DDMSettings) -> Callable[[], None]:
     net, calls = get_network(settings.model, 3, data.num_classes, data.im_size), []
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.precision]
+    dtype = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}[settings.precision]
     for layer in net.features:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda module, inputs, output: calls.append((module, inputs[0].shape[1:])))

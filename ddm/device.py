@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +22,10 @@ F = TypeVar("F", bound=Callable)
 # CUDA: a guess, not measured, about ten minutes of work.
 REPAYS = {"cpu": 2**26, "cuda": 2**33}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
+# --precision -> whether CUDA rounds the factors of float32 convolutions and matrix products to TF32. With bf16 this
+# concerns what autocast leaves in float32, such as the products of L_RR. cuSOLVER, which solves L_RR, ignores it.
+TF32 = {"fp32": False, "tf32": True, "bf16": True}
+OUT_OF_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,18 @@ class Machine:
         torch._dynamo.config.recompile_limit = 64  # shapes and architectures of a run; the default 8 is too few
         return torch.compile(function, dynamic=False)
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether channels are last in memory: on CUDA, whose tensor cores read this layout, and in compiled runs."""
+        return self.compile == "on" or torch.device(self.device).type == "cuda"
+
     def laid_out_net(self, net: nn.Module) -> nn.Module:
-        """The network, with channels last in memory if the run is compiled; for images see `laid_out`."""
-        return net.to(memory_format=torch.channels_last) if self.compile == "on" else net
+        """The network, in the memory layout of `channels_last`; for images see `laid_out`."""
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """Images [..., C, H, W], with channels last in memory if the run is compiled."""
-        if self.compile != "on":
+        """Images [..., C, H, W], in the memory layout of `channels_last`."""
+        if not self.channels_last:
             return images
         flat = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         return flat.unflatten(0, images.shape[:-3])
@@ -58,7 +67,7 @@ class Machine:
 
 
 def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
-    """Choose precision and compilation for experiments that condense with `pixels` pixels.
+    """Choose precision and compilation for experiments that condense with `pixels` pixels, and set the precision.
 
     If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr.
     """
@@ -73,8 +82,40 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
             print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
         compile = "off" if problem else "on"
     if precision is None:
-        precision = "bf16" if compile == "on" and fast_bf16(kind) else "fp32"
+        precision = "bf16" if compile == "on" and fast_bf16(kind) else "tf32"
+    if precision == "tf32" and not has_tf32(kind):
+        precision = "fp32"  # recorded as it is computed
+    set_precision(kind, precision)
     return Machine(device, precision, compile)
+
+
+def set_precision(kind: str, precision: str) -> None:
+    """Set how this process multiplies float32 numbers on a kind of device; only CUDA has a choice.
+
+    torch's defaults are TF32 for convolutions and float32 for matrix products.
+    """
+    if kind == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = TF32[precision]
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Inside, this module may select a GPU and set the precision of CUDA; then both are as before.
+
+    For programs that use this package as a library.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    convolution, product = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolution.allow_tf32, product.allow_tf32
+    number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # asking would open a context there
+    try:
+        yield
+    finally:
+        convolution.allow_tf32, product.allow_tf32 = before
+        if torch.cuda.is_initialized() and torch.cuda.current_device() != number:
+            torch.cuda.set_device(number)
 
 
 def compiler_problem(device: str) -> str | None:
@@ -90,12 +131,27 @@ def compiler_problem(device: str) -> str | None:
 
 
 def fast_bf16(kind: str) -> bool:
-    """Whether a kind of device ('cpu', 'cuda') computes bfloat16 faster than float32."""
+    """Whether a kind of device ('cpu', 'cuda': the selected GPU) computes bfloat16 faster than float32."""
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # "Supported" is not enough on a CPU: emulated bfloat16 is several times slower than float32.
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return kind == "cpu" and torch.backends.mkldnn.is_available() and native
+
+
+def has_tf32(kind: str) -> bool:
+    """Whether a kind of device ('cpu', 'cuda': the selected GPU) has TF32, as NVIDIA GPUs since Ampere."""
+    return kind == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def select(device: str) -> str:
+    """The device, after selecting it if it is a numbered GPU. Must precede all other use of CUDA.
+
+    Otherwise torch judges bfloat16 on GPU 0, and pins memory and compiles in a context there.
+    """
+    if torch.device(device).type == "cuda" and torch.device(device).index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def find_device(name: str) -> str:
@@ -144,14 +200,21 @@ def free_memory(device: str) -> int | None:
         return None
 
 
-def total_memory(device: str) -> int | None:
-    """All bytes of a CUDA device; None for other devices."""
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else None
+def memory_budget(device: str) -> int | None:
+    """Bytes that a step may use: a power of two, at most half of the memory; None if unknown.
+
+    On CUDA this is half of all memory, so that other processes on the GPU do not change how a run is rounded: too
+    little free memory raises an error, and the step is repeated in smaller parts. On a CPU it is half of the free
+    memory, as the system would kill the run. The power of two hides its small changes.
+    """
+    memory = torch.cuda.mem_get_info(device)[1] if device.startswith("cuda") else free_memory(device)
+    return memory if memory is None else 2 ** ((memory // 2).bit_length() - 1)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that a device or the C library is out of memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error means that a device, a library on it (cuDNN, cuBLAS) or the C library is out of memory."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def release() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ddm import extensions, networks
+from ddm import device, extensions, networks
 from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.catalogue import Arrays
@@ -60,7 +60,7 @@ def condense(
     recipe = DDM
     if objective is not None:
         recipe = Recipe("library", objective, needs if callable(needs) else lambda _: needs or Needs())
-    with registered(network) as model:
+    with registered(network) as model, device.restored():
         if model:
             settings = settings.but(model=model)
         if data is not None:

@@ -209,7 +209,8 @@ def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
 
     real [classes, R, D], syn [classes, S, D], with all classes of the data set. Targets are one-hot vectors minus their
     mean. Embeddings are centred and scaled with the statistics of the real ones. `ridge` is relative to the mean
-    diagonal of the synthetic kernel. Unlike matched means, this term depends on differences between classes.
+    diagonal of the synthetic kernel. Unlike matched means, this term depends on differences between classes. If the
+    regression can't be solved in float32, the term is NaN.
 
     The term is not of the DDM paper. Source: RFAD (Loo et al., NeurIPS 2022), of the family of KIP (Nguyen et al.,
     2021) and FRePo (Zhou et al., 2022).
@@ -222,9 +223,10 @@ def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
     targets = torch.eye(classes, device=syn.device, dtype=syn.dtype) - 1 / classes
     K = s @ s.T / D  # [classes * S, classes * S]
     ridge_term = ridge * K.diagonal().detach().mean() * torch.eye(len(K), device=K.device, dtype=K.dtype)
-    # cholesky_ex does not check its result, which would wait for the device. A singular matrix can give NaN, which the
-    # step notices, or a finite wrong factor, which it does not; the ridge makes it unlikely.
-    factor = torch.linalg.cholesky_ex(K + ridge_term).L
+    # cholesky_ex does not raise, which would wait for the device. Where it fails, its factor may be finite, but is
+    # wrong; the step notices NaN.
+    factor, info = torch.linalg.cholesky_ex(K + ridge_term)
     weights = torch.cholesky_solve(targets.repeat_interleave(S, 0), factor)
+    weights = torch.where(info == 0, weights, torch.nan)
     error = r @ s.T / D @ weights - targets.repeat_interleave(R, 0)  # [classes * R, classes]
     return error.square().sum(1).unflatten(0, (classes, R)).mean(1)

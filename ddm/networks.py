@@ -88,7 +88,21 @@ class Network(nn.Module):
 # --- parts -----------------------------------------------------------------------------------------------
 
 
-class InstanceNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
+    """A group norm that returns the input's type, also under autocast on CUDA, which would return float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that returns the input's type, also under autocast on CUDA, which would return float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)
+
+
+class InstanceNorm(GroupNorm):
     """One group per channel, as published.
 
     Under torch.compile it uses explicit operations, which are fused with the next layers. They compute in float32 and
@@ -109,9 +123,9 @@ class InstanceNorm(nn.GroupNorm):
 NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
     "none": lambda c, h, w: None,
     "batchnorm": lambda c, h, w: nn.BatchNorm2d(c),
-    "layernorm": lambda c, h, w: nn.LayerNorm([c, h, w]),
+    "layernorm": lambda c, h, w: LayerNorm([c, h, w]),
     "instancenorm": lambda c, h, w: InstanceNorm(c),
-    "groupnorm": lambda c, h, w: nn.GroupNorm(4, c),
+    "groupnorm": lambda c, h, w: GroupNorm(4, c),
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),

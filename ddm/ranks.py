@@ -14,32 +14,53 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddm import torchrun
+from ddm import device, torchrun
 from ddm.errors import UserError
 
 T = TypeVar("T")
 
-# Ranks may finish far apart, so wait up to a day; torchrun notices dead ranks.
+# Within a step ranks differ by a compilation, a repeated step or a slow disk. A rank that hangs ends the others after
+# this time, on NCCL and on gloo.
+STEP_PATIENCE = timedelta(minutes=30)
+# Between steps ranks may finish far apart: one prepares data or trains networks while the others wait. A rank that ends
+# is noticed at once, as its connections close.
 PATIENCE = timedelta(days=1)
 
 
-def local_device(device: str) -> str:
-    """'cuda' -> the GPU of this rank; other devices are unchanged. Raises UserError for more ranks than GPUs."""
-    if device != "cuda" or torchrun.rank_and_world()[1] == 1:
-        return device
-    number = int(os.environ["LOCAL_RANK"])
-    if number >= torch.cuda.device_count():
+def local_device(name: str) -> str:
+    """'auto' or a torch device name -> the device of this rank, selected; 'cuda' is the GPU with the rank's number.
+
+    Raises UserError for an unknown or missing device, and for more ranks than GPUs.
+    """
+    found = device.find_device(name)
+    if torch.device(found).type == "cuda" and torchrun.rank_and_world()[1] > 1:
+        number, local = int(os.environ["LOCAL_RANK"]), torchrun.ranks_on_this_host()
+        if number >= torch.cuda.device_count():
+            raise UserError(f"{local} ranks, but {torch.cuda.device_count()} GPU(s): start one rank per GPU")
+        if found != "cuda" and local > 1:
+            raise UserError(f"--device {name} with {local} ranks on this machine: give --device cuda, one GPU per rank")
+        found = f"cuda:{number}" if found == "cuda" else found
+    return device.select(found)
+
+
+@contextlib.contextmanager
+def _together(rank: int) -> Iterator[None]:
+    """Around a collective operation: raises UserError if another rank has ended or does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{torchrun.ranks_on_this_host()} ranks, but {torch.cuda.device_count()} GPU(s): start one rank per GPU"
-        )
-    return f"cuda:{number}"
+            f"rank {rank} stops: another rank has ended or does not answer, see its message ({reason[:100]})"
+        ) from None
 
 
 class Ranks:
     """This process and its communication with the others."""
 
-    def __init__(self, rank: int = 0, world: int = 1):
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, patient: dist.ProcessGroup | None = None):
+        """`patient` is a group of all ranks that waits for PATIENCE; None: the default group."""
+        self.rank, self.world, self._patient = rank, world, patient
 
     @property
     def first(self) -> bool:
@@ -58,7 +79,8 @@ class Ranks:
         if self.world == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        with _together(self.rank):
+            dist.broadcast_object_list(values, src=0, group=self._patient, device=torch.device("cpu"))
         return values[0]
 
     def gather(self, value: Any) -> list:
@@ -66,7 +88,8 @@ class Ranks:
         if self.world == 1:
             return [value]
         values = [None] * self.world
-        dist.all_gather_object(values, value)
+        with _together(self.rank):
+            dist.all_gather_object(values, value, group=self._patient)
         return values
 
     def first_of_host(self, make: Callable[[], T]) -> T:
@@ -81,7 +104,8 @@ class Ranks:
         if self.world == 1:
             return list(values)
         maxima = torch.tensor(values)
-        dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        with _together(self.rank):
+            dist.all_reduce(maxima, dist.ReduceOp.MAX)
         return maxima.tolist()
 
     def everywhere(self, flag: Tensor) -> Tensor:
@@ -89,7 +113,8 @@ class Ranks:
         if self.world == 1:
             return flag
         minimum = flag.int()
-        dist.all_reduce(minimum, dist.ReduceOp.MIN)
+        with _together(self.rank):
+            dist.all_reduce(minimum, dist.ReduceOp.MIN)
         return minimum.bool()
 
     def gathered(self, part: Tensor, sizes: list[int]) -> Tensor:
@@ -103,23 +128,32 @@ class Ranks:
             part.detach().contiguous() if r == self.rank else part.new_empty(size, *part.shape[1:])
             for r, size in enumerate(sizes)
         ]
-        for r, x in enumerate(parts):
-            dist.broadcast(x, src=r)
+        with _together(self.rank):
+            for r, x in enumerate(parts):
+                dist.broadcast(x, src=r)
         return torch.cat([*parts[: self.rank], part, *parts[self.rank + 1 :]])
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Inside, the processes of torchrun are connected: NCCL on CUDA, gloo on a CPU."""
+    """Inside, the processes of torchrun are connected: NCCL on CUDA, gloo on a CPU. `device` is that of `local_device`.
+
+    After an error NCCL is left to the end of the process: closing it would wait for ranks that wait for this one.
+    """
     rank, world = torchrun.rank_and_world()
     if world == 1:
         yield Ranks()
         return
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    cuda = torch.device(device).type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        timeout=STEP_PATIENCE,
+        device_id=torch.device(device) if cuda else None,  # NCCL connects now, on this GPU
+    )
     try:
-        yield Ranks(rank, world)
-    finally:
-        dist.destroy_process_group()
+        yield Ranks(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
+    except BaseException:
+        if not cuda:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

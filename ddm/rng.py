@@ -22,7 +22,10 @@ def generator(seed: int, experiment: int, iteration: int, cls: int, purpose: str
 
 
 def to_device(draw: torch.Tensor, device: str | torch.device) -> torch.Tensor:
-    """Copy a CPU tensor to a device. Copies to CUDA use pinned memory, so that the host does not wait."""
-    if torch.device(device).type == "cuda":
-        draw = draw.pin_memory()
-    return draw.to(device, non_blocking=True)
+    """A tensor on a device. Copies from the CPU to CUDA use pinned memory, so that the host does not wait.
+
+    All other copies wait: the host could read a tensor on the CPU before an asynchronous copy has filled it.
+    """
+    if torch.device(device).type == "cuda" and draw.device.type == "cpu":
+        return draw.pin_memory().to(device, non_blocking=True)
+    return draw.to(device)

@@ -203,6 +203,20 @@ def images_per_class(text: str) -> int | str:
     return text if text.endswith(".json") else at_least(1)(text)
 
 
+def class_chunks(text: str) -> int | str:
+    """A check for a number >= 0, or its record after out-of-memory errors, such as 10,5@0:200 (see methods/plan.py)."""
+    first, *changes = text.split(",")
+    if not changes:
+        return at_least(0)(first)
+    at_least(1)(first)
+    for change in changes:
+        chunk, _, where = change.partition("@")
+        experiment, _, iteration = where.partition(":")
+        for number, low in ((chunk, 1), (experiment, 0), (iteration, 1)):
+            at_least(low)(number)
+    return text
+
+
 def a_path(text: str) -> str:
     """A check for a path; an empty path would mean the working folder."""
     if not text.strip():
@@ -242,8 +256,9 @@ class MachineSettings(DeviceSettings):
 
     precision: str | None = machine(
         None,
-        "precision of networks; unset: bf16 if the run is compiled and bf16 is fast on the device, else fp32",
-        choices=("fp32", "bf16"),
+        "precision of networks; unset: bf16 if the run is compiled and bf16 is fast on the device, else tf32 on CUDA, "
+        "fp32 elsewhere; fp32 never uses TF32",
+        choices=("fp32", "tf32", "bf16"),
         chosen=True,
         rare=True,
     )

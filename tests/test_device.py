@@ -64,7 +64,7 @@ def test_a_condensation_step(recipe, argv, terms, data_path, monkeypatch):
 @pytest.mark.parametrize(("classes", "case", "most"), [(10, "MMD", 180), (10, "best", 270), (100, "MMD", 230)])
 def test_a_step_has_few_device_calls(classes, case, most, monkeypatch):
     """The table of docs/speed.md; before draws were made ahead, L_MMD had 361 and 690."""
-    monkeypatch.setattr(matching, "total_memory", lambda device: 64 * 2**30)
+    monkeypatch.setattr(matching, "memory_budget", lambda device: 32 * 2**30)
     data = random_data(classes, 32, 256)
     threads = []
     seed_of = rng.seed_of

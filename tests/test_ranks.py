@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, maker, parse, run
 
+from ddm import ranks
 from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.methods.condensation import Condensation
@@ -82,6 +84,73 @@ def test_a_dead_rank_ends_the_job_and_leaves_a_good_checkpoint(data_path, tmp_pa
     assert all(not Path(f"/proc/{pid}").exists() for pid in ranks.values())
     state, problems = progress.newest(folder)
     assert state.iteration >= 2 and not problems and state.images.shape == (20, 3, 32, 32)
+
+
+FAILS_BEFORE = """
+import sys, time
+import torch
+from ddm import ranks
+from ddm.errors import UserError
+with ranks.joined("cpu") as group:
+    group.gather(None)
+    began = time.monotonic()
+    try:
+        if group.rank == 1:
+            raise UserError("this rank fails")
+        group.everywhere(torch.tensor(True))
+    except UserError as error:
+        print(f"{time.monotonic() - began:.0f} s: {error}")
+        raise SystemExit(2) from None
+"""
+
+
+def test_a_rank_that_fails_ends_the_others_in_one_line():
+    """Defect G8: they waited up to a day for it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"WORLD_SIZE": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILS_BEFORE],
+            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    (waiting, _), (failing, _) = (process.communicate(timeout=60) for process in pair)
+    assert [process.returncode for process in pair] == [2, 2]
+    assert failing.endswith("this rank fails\n")
+    assert waiting.count("\n") == 1 and int(waiting.split()[0]) < 10
+    assert "rank 0 stops: another rank has ended or does not answer" in waiting
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_no_rank_waits_for_a_day_within_a_step(device, monkeypatch):
+    """Defect G8: NCCL had the time-out of a day, and guessed its GPU."""
+    calls = []
+    for variable, value in {"MASTER_ADDR": "x", "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    for name in ("init_process_group", "new_group", "destroy_process_group", "all_gather_object", "all_reduce"):
+        monkeypatch.setattr(
+            torch.distributed, name, lambda *args, _name=name, **options: calls.append((_name, args, options)) or _name
+        )
+    with ranks.joined(device) as group:
+        group.gather(1)
+        group.largest(3)
+    (_, backend, options), (_, _, patient), (_, _, gather), (_, _, reduce), (last, _, _) = calls
+    cuda = device != "cpu"
+    assert backend == ("cpu:gloo,cuda:nccl" if cuda else "gloo",) and last == "destroy_process_group"
+    assert options == {"timeout": ranks.STEP_PATIENCE, "device_id": torch.device(device) if cuda else None}
+    assert patient == {"backend": "gloo", "timeout": ranks.PATIENCE} and ranks.PATIENCE > ranks.STEP_PATIENCE
+    assert gather == {"group": "new_group"} and reduce == {}
+    calls.clear()
+    with pytest.raises(UserError), ranks.joined(device):
+        raise UserError("an error")
+    assert [name for name, _, _ in calls].count("destroy_process_group") == (not cuda)  # NCCL would wait for the others
 
 
 @pytest.mark.parametrize(("n", "world"), [(10, 1), (10, 3), (7, 7), (1000, 8)])

@@ -365,14 +365,14 @@ def test_out_of_memory_continues_with_half_the_classes(whole, tmp_path, monkeypa
 
     def small(*args):
         drawn, plan = args[-2:]
-        if plan.settings.class_chunk > 2 and drawn["done"] > 0:
+        if plan.chunk > 2 and drawn["done"] > 0:
             raise torch.OutOfMemoryError("no more")
         return original(*args)
 
     monkeypatch.setattr(condensation, "condensation_step", small)
     run(tmp_path)
     assert "continuing with --class_chunk 2" in capsys.readouterr().out
-    assert progress.read(tmp_path / progress.NAME).chosen["class_chunk"] == 2
+    assert progress.read(tmp_path / progress.NAME).chosen["class_chunk"] == "10,2@0:2"
     for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

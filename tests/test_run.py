@@ -21,17 +21,23 @@ def test_results_and_the_sets_file_agree_after_memory_ran_out(recipe, data_path,
 
     def scarce(*args):
         drawn, plan = args[-2:]
-        calls.append(plan.settings.class_chunk)
-        if drawn["done"] == 1 and plan.settings.class_chunk > 4:
+        calls.append(plan.chunk)
+        if drawn["done"] == 1 and plan.chunk > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*args)
 
     monkeypatch.setattr(condensation, "condensation_step", scarce)
     saved, results = run(recipe, data_path, tmp_path, "--class_chunk", "10", "--eval_every", "0")
-    assert calls == [10, 10, 5, 2, 2] and results["args"]["class_chunk"] == 2
+    assert calls == [10, 10, 5, 2, 2] and results["args"]["class_chunk"] == "10,2@0:2"
     assert saved["args"] == results["args"] and saved["asked"] == results["asked"]
     assert saved["asked"]["class_chunk"] == 10
     assert saved["accs_all_exps"] == {quick_model(recipe): results["accuracies"]}
+    # Defect G7: the record repeats the run bit for bit, where no chunk alone does.
+    monkeypatch.setattr(condensation, "condensation_step", whole)
+    argv = ("--eval_every", "0", "--num_eval", "1", "--class_chunk")
+    again, repeated = run(recipe, data_path, tmp_path / "again", *argv, results["args"]["class_chunk"])
+    assert repeated["args"]["class_chunk"] == "10,2@0:2"
+    assert torch.equal(again["data"][0][0], saved["data"][0][0])
 
 
 class Counting:

@@ -128,7 +128,7 @@ def settle(requested: EvaluateSettings) -> Choice:
         found = {a[name] for a in arguments if name in a}
         origin[name] = found.pop() if len(found) == 1 else 0
     values["epochs"], values["lr_net"] = str(values["epochs"]), str(values["lr_net"])
-    values["device"] = ranks.local_device(device.find_device(requested.device))
+    values["device"] = ranks.local_device(requested.device)
     settings = dataclasses.replace(requested, **values)
     operations_of(settings.dsa_strategy)
     if settings.eval_split == "val":

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ddm import device, rng
+from ddm import ranks, rng
 from ddm.commands.settings import ScoreSettings
 from ddm.data.images import ImageData, Normalisation
 from ddm.data.loading import check_name, load, short_name
@@ -238,5 +238,5 @@ def settle(requested: ScoreSettings) -> ScoreSettings:
         res=requested.res or args.get("res"),
         model=requested.model or KNOWN[dataset].model,
         full_epochs=requested.full_epochs or requested.num_epochs,
-        device=device.find_device(requested.device),
+        device=ranks.local_device(requested.device),
     )

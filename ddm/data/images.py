@@ -230,9 +230,14 @@ class Normalised:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the stored images: keys are needed there. Normalised images may be on another device."""
+        return self.images.device
+
     def __getitem__(self, key: slice | Tensor) -> Tensor:
         if isinstance(key, Tensor):
-            key = to_device(key, self.images.device)
+            key = to_device(key, self.device)
         return self.data.normalise(self.images[key])
 
 
@@ -259,10 +264,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
-        order = torch.randperm(n, generator=self.generator, device="cpu") if self.shuffle else None
-        if order is not None:
-            order = to_device(order, self.labels.device)
-        for first in range(0, n, self.batch_size):
-            key = slice(first, min(first + self.batch_size, n))
-            key = key if order is None else order[key]
-            yield self.images[key], self.labels[key]
+        batches = (slice(first, min(first + self.batch_size, n)) for first in range(0, n, self.batch_size))
+        if not self.shuffle:
+            for rows in batches:
+                yield self.images[rows], self.labels[rows]
+            return
+        order = torch.randperm(n, generator=self.generator, device="cpu")
+        # Images may be on the CPU and labels on an accelerator, from which the host would have to wait for a key.
+        of_images, of_labels = (to_device(order, x.device) for x in (self.images, self.labels))
+        for rows in batches:
+            yield self.images[of_images[rows]], self.labels[of_labels[rows]]

@@ -17,7 +17,7 @@ from ddm.methods.distribution import Networks
 from ddm.methods.draws import Ahead, Draws
 from ddm.methods.graphs import Graphed
 from ddm.methods.matching import Matcher, Needs, Objective
-from ddm.methods.plan import cautions, condensing_plan
+from ddm.methods.plan import Plan, cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.settings import CondensingSettings
 from ddm.methods.step import Step, Synthetic, condensation_step, first_images
@@ -73,14 +73,21 @@ class Condensation:
         self.syn_set = Synthetic.start(images, plan, velocity, bounds)
         self.networks.start(experiment, networks)
         self.experiment, self.pending = experiment, []
-        self._plan_steps()
+        self._take = self._way()
 
-    def _plan_steps(self) -> None:
-        """Decide whether steps run as a CUDA graph; a new set or plan needs a new one."""
+    def _follow(self, plan: Plan) -> None:
+        """Take the next steps by a plan with maybe other chunks."""
+        changed = plan.chunk != self.plan.chunk
+        self.plan = plan
+        if changed:
+            self._take = self._way()
+
+    def _way(self) -> Callable[[dict[str, Tensor]], Step]:
+        """The function that takes a step: a CUDA graph where that is possible. A set and its chunks have one graph."""
         plan = self.plan
         cuda = torch.device(plan.machine.device).type == "cuda" and plan.settings.graphs == "auto"
         captured = cuda and plan.ranks.world == 1 and self.matcher.needs.captured and self.draws.on_device
-        self._take = Graphed(self._eager, self.say) if captured else self._eager
+        return Graphed(self._eager, self.say) if captured else self._eager
 
     def _eager(self, drawn: dict[str, Tensor]) -> Step:
         return condensation_step(self.matcher, self.syn_set, self.data, self.augmentation, drawn, self.plan)
@@ -88,6 +95,7 @@ class Condensation:
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
         drawn = self.networks.completed(self.ahead.next(self.experiment, iteration), self.experiment, iteration)
+        self._follow(self.plan.at(self.experiment, iteration))
         while True:
             try:
                 self.pending.append((iteration, self._take(drawn)))
@@ -95,10 +103,8 @@ class Condensation:
             except (RuntimeError, MemoryError) as error:
                 if not device.is_out_of_memory(error):
                     raise
-            self.plan = self.plan.halved()
-            self._plan_steps()
-            chunk = self.plan.settings.class_chunk
-            self.say(f"out of memory: continuing with --class_chunk {chunk}; results change only by rounding")
+            self._follow(self.plan.halved(self.experiment, iteration))
+            self.say(f"out of memory: continuing with --class_chunk {self.plan.chunk}; results change only by rounding")
             device.release()
         self.networks.learn(lambda: self.training_set(self.experiment, self.images()), self.experiment, iteration)
 

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddm.device import Machine, total_memory
+from ddm.device import Machine, memory_budget
 from ddm.errors import UserError
 from ddm.losses import PER_IMAGE, balanced
 from ddm.networks import Network
 from ddm.ranks import Ranks
 
-# Memory per pixel of a pass: a fourth of the device for 2 feature maps of 128 channels and their copies, in float32.
-BYTES_OF_A_PIXEL = 4 * 128 * 4 * 4
+BYTES_OF_A_PIXEL = 4 * 128 * 2 * 4  # of a pass: two maps of 128 channels in float32 are a fourth of the budget
 
 
 def pass_pixels(device: str | torch.device) -> int:
@@ -31,8 +30,7 @@ def pass_pixels(device: str | torch.device) -> int:
     """
     if torch.device(device).type == "cpu":
         return 2**16
-    whole = total_memory(str(device)) or 2**33
-    return min(2**23, 2 ** ((whole // BYTES_OF_A_PIXEL).bit_length() - 1))
+    return min(2**23, (memory_budget(str(device)) or 2**32) // BYTES_OF_A_PIXEL)
 
 
 def _same(x: Tensor) -> Tensor:

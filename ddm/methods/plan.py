@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,7 @@ class Plan:
     counts: tuple[int, ...]  # stored images of each class
     machine: Machine
     ranks: Ranks
+    chunk: int = 0  # classes per pass now, see `Chunks`; 0: the maker has no passes
     whole: bool = False  # all classes go through the network in one pass
     factor: int = 1  # a stored image holds factor x factor images, see data/partition.py
 
@@ -51,11 +52,11 @@ class Plan:
         return slice(sum(self.counts[: classes.start]), sum(self.counts[: classes.stop]))
 
     def chunks(self) -> Iterator[range]:
-        """This rank's classes in chunks of at most class_chunk consecutive classes with equal image counts."""
+        """This rank's classes in chunks of at most `chunk` consecutive classes with equal image counts."""
         first, stop = self.classes.start, self.classes.stop
         while first < stop:
             last = first + 1
-            while last < min(first + self.settings.class_chunk, stop) and self.counts[last] == self.counts[first]:
+            while last < min(first + self.chunk, stop) and self.counts[last] == self.counts[first]:
                 last += 1
             yield range(first, last)
             first = last
@@ -65,18 +66,68 @@ class Plan:
         labels = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
         return decoded_labels(labels, self.factor).to(self.machine.device)
 
-    def halved(self) -> "Plan":
-        """The same plan with half as many classes at a time, after running out of memory.
+    def at(self, experiment: int, iteration: int) -> "Plan":
+        """The plan of an iteration: out-of-memory errors in an earlier run may have halved the chunk there."""
+        if isinstance(self.settings.class_chunk, int):
+            return self
+        return replace(self, chunk=Chunks.of(self.settings.class_chunk).at(experiment, iteration))
+
+    def halved(self, experiment: int, iteration: int) -> "Plan":
+        """The plan with half as many classes at a time from an iteration on, after running out of memory there.
 
         Raises UserError if no smaller chunk is possible.
         """
-        chunk = self.settings.class_chunk
-        if chunk == 1 or self.whole:
+        if self.chunk == 1 or self.whole:
             raise UserError(
-                f"out of memory with {chunk} class(es) at a time: lower --batch_real or --ipc, or choose a smaller "
-                "--model"
+                f"out of memory with {self.chunk} class(es) at a time: lower --batch_real or --ipc, or choose a "
+                "smaller --model"
             )
-        return replace(self, settings=self.settings.but(class_chunk=chunk // 2))
+        chunk, start = self.chunk // 2, (self.settings.first_exp, 1)
+        chunks = Chunks.of(self.settings.class_chunk).limited(chunk, (experiment, iteration), start)
+        return replace(self, settings=self.settings.but(class_chunk=chunks.text()), chunk=chunk)
+
+
+class Chunks(NamedTuple):
+    """The classes per pass over a run, --class_chunk: a number, and its changes by (experiment, iteration).
+
+    Each out-of-memory error adds a change. A run that repeats the record rounds as the recorded one in every iteration.
+    """
+
+    first: int
+    changes: dict[tuple[int, int], int]  # from this iteration on
+
+    @classmethod
+    def of(cls, value: int | str) -> "Chunks":
+        """The chunks of a setting such as 10 or '10,5@0:200'."""
+        first, *rest = str(value).split(",")
+        changes = {}
+        for change in rest:
+            chunk, where = change.split("@")
+            experiment, iteration = where.split(":")
+            changes[int(experiment), int(iteration)] = int(chunk)
+        return cls(int(first), changes)
+
+    def at(self, experiment: int, iteration: int) -> int:
+        """The classes per pass in an iteration."""
+        passed = [where for where in self.changes if where <= (experiment, iteration)]
+        return self.changes[max(passed)] if passed else self.first
+
+    def limited(self, most: int, where: tuple[int, int], start: tuple[int, int]) -> "Chunks":
+        """At most `most` from an iteration on; `start` is the first iteration of the run."""
+        later = {place: min(most, chunk) for place, chunk in self.changes.items() if place > where}
+        if where <= start:
+            return Chunks(most, later)
+        earlier = {place: chunk for place, chunk in self.changes.items() if place < where}
+        return Chunks(self.first, {**earlier, where: most, **later})
+
+    def text(self) -> int | str:
+        """The value of --class_chunk: the number, if it never changes."""
+        parts, last = [str(self.first)], self.first
+        for (experiment, iteration), chunk in sorted(self.changes.items()):
+            if chunk != last:
+                parts.append(f"{chunk}@{experiment}:{iteration}")
+            last = chunk
+        return ",".join(parts) if len(parts) > 1 else self.first
 
 
 def settle(settings: SetSettings) -> SetSettings:
@@ -92,7 +143,7 @@ def settle(settings: SetSettings) -> SetSettings:
         lookup(SAMPLERS, settings.real_sampling, "real_sampling")
         if settings.lr_img is None and isinstance(settings.ipc, int):  # a .json file needs the classes: see the plan
             settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(settings.ipc))
-    return settings.but(device=ranks.local_device(device.find_device(settings.device)))
+    return settings.but(device=ranks.local_device(settings.device))
 
 
 def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
@@ -141,16 +192,23 @@ def condensing_plan(
             raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
         if len(set(counts)) > 1:
             raise UserError(f"--ipc {settings.ipc}: {what} needs equal numbers of images per class: give a number")
-        chunk = data.num_classes
+        chunks: int | str = data.num_classes
     else:
-        chunk = settings.class_chunk or choose_chunk(settings, data, counts, group)
+        chunks = settings.class_chunk or choose_chunk(settings, data, counts, group)
     machine = device.choose(
         settings, settings.device, condensing_pixels(settings, data, counts, pooled(settings, needs))
     )
-    classes = len(group.share(len(counts)))
-    settings = settings.but(class_chunk=min(chunk, classes), precision=machine.precision, compile=machine.compile)
+    record, classes = Chunks.of(chunks), len(group.share(len(counts)))
+    record = Chunks(min(record.first, classes), {at: min(chunk, classes) for at, chunk in record.changes.items()})
+    settings = settings.but(class_chunk=record.text(), precision=machine.precision, compile=machine.compile)
     plan = Plan(
-        settings=settings, counts=tuple(counts), machine=machine, ranks=group, whole=whole, factor=settings.factor
+        settings=settings,
+        counts=tuple(counts),
+        machine=machine,
+        ranks=group,
+        chunk=record.first,
+        whole=whole,
+        factor=settings.factor,
     )
     return plan, machine.laid_out_net(net).requires_grad_(False).train()
 
@@ -169,7 +227,7 @@ def with_factor(settings: CondensingSettings, data: ImageData) -> CondensingSett
 def choose_chunk(
     settings: CondensingSettings, data: ImageData, counts: Sequence[int], group: Ranks | None = None
 ) -> int:
-    """Choose the classes per backward: as many as are fast on the device and fit half of its free memory.
+    """Choose the classes per backward: as many as are fast on the device and fit its memory budget.
 
     The result divides the number of classes, so that all chunks have one shape and are compiled once.
     """
@@ -178,10 +236,10 @@ def choose_chunk(
     most = pass_pixels(settings.device) // (ipc * height * width)
     net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     needed = device.class_bytes(net, data.shape, settings.batch_real, ipc)
-    free = device.free_memory(settings.device)
-    if free is not None:  # the other half is for real images and other processes
+    budget = device.memory_budget(settings.device)
+    if budget is not None:  # the rest is for real images and other processes
         sharing = torchrun.ranks_on_this_host() if settings.device == "cpu" else 1
-        most = min(most, free // 2 // needed // sharing)
+        most = min(most, budget // needed // sharing)
     return max(n for n in range(1, classes + 1) if classes % n == 0 and n <= max(1, most))
 
 

@@ -16,6 +16,7 @@ from ddm.settings import (
     altered,
     at_least,
     below_one,
+    class_chunks,
     grouped,
     images_per_class,
     layer_numbers,
@@ -128,10 +129,11 @@ class CondensingSettings(SetSettings, PoolSettings):
     dis_metric: str = optimisation(
         "ours", "accepted as published; only gradient matching (match_loss) reads it", rare=True
     )
-    class_chunk: int = grouped("machine")(
+    class_chunk: int | str = grouped("machine")(
         0,
-        "classes per pass; fewer need less memory; 0: automatic",
-        check=at_least(0),
+        "classes per pass; fewer need less memory; 0: automatic; 10,5@0:200: 5 from iteration 200 of experiment 0, as "
+        "results.json records it after an out-of-memory error",
+        check=class_chunks,
         role=Role.MANNER,
         chosen=True,
         rare=True,

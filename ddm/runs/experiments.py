@@ -467,6 +467,12 @@ class Run:
         """All settings with their final values, and the command's name."""
         return plain(self.maker.arguments()) | {"recipe": self.state.recipe}
 
+    def chunks_of_ranks(self) -> dict:
+        """The --class_chunk of every rank, if there are several: memory may run out on some only."""
+        if self.ranks.world == 1:
+            return {}
+        return {"class_chunks": self.ranks.gather(self.arguments().get("class_chunk"))}
+
     def metadata(self) -> dict:
         """The entries of the set's file besides the images."""
         return set_metadata(self.arguments(), self.requested, self.maker.data, self.settings.seed)
@@ -501,6 +507,7 @@ class Run:
             "skipped": state.skipped,
             "images_per_class": list(maker.plan.counts),
             "ranks": self.ranks.world,
+            **self.chunks_of_ranks(),
             "seconds": self.seconds(),
             "iterations_per_second": state.steps / state.step_seconds if state.steps else None,
             "peak_memory_bytes": device.peak_memory(self.machine.device),
