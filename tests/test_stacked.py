@@ -36,7 +36,7 @@ def residual(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)
 
 
 def settings(model, **change) -> ProtocolSettings:
-    own = {"model": model, "epoch_eval_train": 2, "batch_train": 5, "num_eval": 2, "lr_net": 0.002}
+    own = {"model": model, "epoch_eval_train": 1, "batch_train": 3, "num_eval": 2, "lr_net": 0.002}
     return ProtocolSettings(**own | change)
 
 
@@ -106,7 +106,7 @@ def test_too_little_memory_halves_the_number(data_path, monkeypatch):
 def stacked_bytes() -> int:
     net = empty_network("ConvNetD1", 3, 10, (32, 32), "meta")
     size = sum(p.numel() for p in net.parameters())
-    return stacked.device.class_bytes(net, (3, 32, 32), 20, 5) + 24 * size
+    return stacked.device.class_bytes(net, (3, 32, 32), 12, 3) + 24 * size
 
 
 class Calls(TorchDispatchMode):
@@ -139,6 +139,6 @@ def test_device_calls_and_no_sync():
         counts.append(len(calls.calls))
     assert (counts[1] - counts[0]) / 10 / K < 5, calls.calls[-120:]
     test = [(torch.empty(2048, 3, 32, 32, device="meta"), torch.empty(2048, dtype=torch.long, device="meta"))]
-    with Calls() as calls, pytest.raises((NotImplementedError, RuntimeError), match="[Mm]eta"):  # it reads at its end
+    with Calls() as calls, pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # it reads at its end
         protocol.test_together(stack, test, machine)
     assert 15 < len(calls.calls) < 30, calls.calls
