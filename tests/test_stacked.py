@@ -17,14 +17,6 @@ from ddm.networks import BasicBlock, Network, Trunk, empty_network, get_network
 COVERED = ["ConvNetD1", "ConvNetGN", "ConvNetLN", "ConvNetBN", "LeNet", "AlexNet", "MLP", "Residual"]
 
 
-class Noted(Evaluator):
-    """An Evaluator that keeps its stacks."""
-
-    def _stack(self, *arguments):
-        self.stacks = [*getattr(self, "stacks", []), super()._stack(*arguments)]
-        return self.stacks[-1]
-
-
 def residual(channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
     """A narrow ResNet18 of one stage."""
     trunk = Trunk(channel, im_size)
@@ -42,7 +34,7 @@ def settings(model, **change) -> ProtocolSettings:
 
 def evaluated(data, settings, together, images=8, **change):
     """The Evaluator, its accuracies, curves and lines."""
-    evaluator, curves, lines = Noted(data, settings, Machine(), together=together, **change), [], []
+    evaluator, curves, lines = Evaluator(data, settings, Machine(), together=together, **change), [], []
     x, y = data.normalise(data.x_train[:images]), data.y_train[:images]
     accs = evaluator.accuracies(settings.model, x, y, 0, 5, range(settings.num_eval), lines.append, curves)
     return evaluator, accs, curves, lines
@@ -54,9 +46,9 @@ def test_networks_together_equal_single_ones(model, data_path, monkeypatch):
     data, own = load("CIFAR10", data_path), settings(model)
     together, accs, curves, lines = evaluated(data, own, True)
     single, expected, points, expected_lines = evaluated(data, own, False)
-    assert accs == expected and len(together.stacks) == 1 and not hasattr(single, "stacks")
+    assert accs == expected and list(together.stacks) == [(model, 2)] and not single.stacks
     torch.testing.assert_close(torch.tensor(curves), torch.tensor(points), rtol=1e-4, atol=1e-5)
-    values = together.stacks[0].of(own.num_eval - 1)  # the network that `single` has trained last
+    values = together.stacks[model, 2].of(own.num_eval - 1)  # the network that `single` has trained last
     for name, parameter in single.nets[model].named_parameters():
         torch.testing.assert_close(values[name], parameter, rtol=0, atol=1e-5)
     assert len(lines) == own.num_eval + 1 and "trained together" in lines[0]
@@ -75,7 +67,7 @@ def test_other_networks_are_trained_one_by_one(layer, data_path, monkeypatch):
         own = lambda channel, classes, im_size: Network([layer, nn.Flatten()], 3072, classes)  # noqa: E731
         monkeypatch.setitem(networks.ARCHITECTURES, "Own", own)
         evaluator, accs, *_ = evaluated(load("CIFAR10", data_path), settings("Own"), True)
-        assert len(accs) == 2 and not hasattr(evaluator, "stacks")
+        assert len(accs) == 2 and not evaluator.stacks
 
 
 def test_every_architecture_is_covered():
@@ -94,7 +86,7 @@ def test_too_little_memory_halves_the_number(data_path, monkeypatch):
     monkeypatch.setattr(protocol, "train_together", train_together)
     own = settings("ConvNetD1", num_eval=5)
     evaluator, accs, _, lines = evaluated(data, own, True)
-    assert accs == evaluated(data, own, False)[1] and [stack.K for stack in evaluator.stacks] == [5, 2, 2]
+    assert accs == evaluated(data, own, False)[1] and list(evaluator.stacks) == [("ConvNetD1", 2)]
     assert "continuing with 2 networks" in lines[0] and evaluator.at_once("ConvNetD1", 8, 5) == 2
     assert Evaluator(data, own, Machine()).at_once("ConvNetD1", 8, 5) == 1  # a CPU trains one by one
     assert Evaluator(data, own, Machine(), peers=True, together=True).at_once("ConvNetD1", 8, 5) == 1
@@ -132,7 +124,7 @@ def test_device_calls_and_no_sync():
     for epochs in (11, 21):
         stack = Stack(empty_network("ConvNet", 3, 10, (32, 32), "meta"), K)
         generators = [torch.Generator().manual_seed(k) for k in range(K)]
-        stack.initialise(get_network("ConvNet", 3, 10), generators, "meta")
+        stack.initialise(get_network("ConvNet", 3, 10), generators)
         with Calls() as calls:
             totals = protocol.train_together(stack, x, y, own.but(epoch_eval_train=epochs - 1), machine, generators)
         assert totals.shape == (epochs, K, 2) and totals.device.type == "meta"

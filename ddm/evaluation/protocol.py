@@ -216,7 +216,6 @@ def train_together(
         tuple(source.shape[-2:]),
         machine.device,
     )
-    forward = machine.compiled(stack.__call__)
     stack.train(True)
 
     def epoch(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -228,14 +227,14 @@ def train_together(
             img = images[keys.flatten()].unflatten(0, keys.shape)
             if parameters is not None:
                 img = applied(img, parameters[part])
-            total += step_together(forward, optimizer, maps_of(img), lab, machine)
+            total += step_together(stack, optimizer, maps_of(img), lab, machine)
         return total
 
     return schedule([stack.flat], settings, epoch, watch)
 
 
 def step_together(
-    forward: Callable[[Tensor], Tensor],
+    stack: Stack,
     optimizer: torch.optim.Optimizer | None,
     maps: Tensor,
     lab: Tensor,
@@ -244,7 +243,7 @@ def step_together(
     """`train_step` of a stack on maps [n, K * C, H, W] and labels [K, n]: [K, 2], on the device, no host sync."""
     with torch.set_grad_enabled(optimizer is not None):
         with machine.autocast():
-            output = forward(machine.laid_out(maps))
+            output = stack.forward(machine.laid_out(maps))
         output = output.float()  # [K, n, classes]
         losses = F.cross_entropy(output.flatten(0, 1), lab.flatten(), reduction="none").view_as(lab).sum(1)
     if optimizer is not None:
@@ -279,7 +278,7 @@ def report_line(
 class Evaluator:
     """Evaluates sets on one data set with fresh networks of an evaluation mode.
 
-    One network per architecture is built and compiled once; every evaluation initialises it again. On an accelerator,
+    Networks are built and compiled once per architecture; every evaluation initialises them again. On an accelerator,
     networks of one architecture are trained and tested together, as many as fit its memory, with equal results up to
     rounding.
     """
@@ -300,6 +299,7 @@ class Evaluator:
         self.together = stacked.stacks(machine.device) if together is None else together
         self.models = get_eval_pool(settings.eval_mode, settings.model)
         self.nets: dict[str, nn.Module] = {}
+        self.stacks: dict[tuple[str, int], Stack] = {}
         self.blanks: dict[str, Network] = {}
         self.limit: dict[str, int] = {}  # networks at once, after a larger number was out of memory
 
@@ -382,6 +382,7 @@ class Evaluator:
                         raise
                     new = None  # the traceback holds tensors until the end of this block
                 if new is None:
+                    self.stacks.pop((model, len(part)), None)
                     release()
                     most = self.limit[model] = len(part) // 2
                     log(f"out of memory: {model}: continuing with {most} networks at once; equal up to rounding")
@@ -397,9 +398,11 @@ class Evaluator:
         return f"{model} {first if first == last else f'{first}-{last}'}/{self.settings.num_eval}"
 
     def _stack(self, model: str, generators: list[torch.Generator]) -> Stack:
-        stack = Stack(self._empty(model, "meta"), len(generators))
-        stack.initialise(self._empty(model, "cpu"), generators, self.machine.device)
-        return stack
+        key, where = (model, len(generators)), self.machine.device
+        if key not in self.stacks:
+            self.stacks[key] = Stack(self._empty(model, "meta"), len(generators), where, self.machine)
+        self.stacks[key].initialise(self._empty(model, "cpu"), generators)
+        return self.stacks[key]
 
     def _together(
         self,

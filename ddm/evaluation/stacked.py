@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddm import device
 from ddm.augment import DRAWS, Parameters, draw_images, operations_of, parameters
+from ddm.device import Machine
 from ddm.networks import BasicBlock, InstanceNorm, Network, initialise
 from ddm.rng import to_device
 
@@ -125,8 +126,14 @@ def vectors(x: Tensor, K: int) -> Tensor:
 class Stack:
     """K networks of one architecture. All parameters are one leaf tensor, so that an optimizer has one to step."""
 
-    def __init__(self, net: Network, K: int):
-        """`net` is the architecture, on any device; `initialise` fills the parameters. Raises NotStackable."""
+    flat: Tensor
+    buffers: dict[str, Tensor]
+
+    def __init__(self, net: Network, K: int, where: str | torch.device = "meta", machine: Machine | None = None):
+        """`net` is the architecture, on any device; `initialise` fills the parameters. Raises NotStackable.
+
+        `forward` is compiled once if the machine compiles.
+        """
         if type(net) is not Network:
             raise NotStackable(type(net).__name__)
         self.net, self.K = net, K
@@ -135,17 +142,23 @@ class Stack:
             raise NotStackable("layers share parameters")
         self.shapes = {name: (K, *shape) for name, shape in shapes.items()}
         self.sizes = [K * shape.numel() for shape in shapes.values()]
+        self.flat = torch.empty(sum(self.sizes), device=where, requires_grad=True)
+        buffers = {name: b for name, b in net.named_buffers() if b.dim()}  # of BatchNorm, less its count of batches
+        self.buffers = {name: torch.empty(K, *b.shape, dtype=b.dtype, device=where) for name, b in buffers.items()}
+        self.forward = (machine or Machine()).compiled(self.logits)
 
-    def initialise(self, net: Network, generators: list[torch.Generator], where: str | torch.device) -> None:
-        """Fill the parameters on a device from `net` on the CPU, initialised by each of the K generators."""
+    @torch.no_grad()
+    def initialise(self, net: Network, generators: list[torch.Generator]) -> None:
+        """Fill the parameters from `net` on the CPU, initialised by each of the K generators."""
         values = []
         for generator in generators:
             initialise(net, generator)
             values.append([p.detach().clone() for p in net.parameters()])
         flat = torch.cat([torch.stack(own).flatten() for own in zip(*values, strict=True)])
-        self.flat = to_device(flat, where).requires_grad_()
-        buffers = {name: b for name, b in net.named_buffers() if b.dim()}
-        self.buffers = {name: to_device(b.expand(self.K, *b.shape).contiguous(), where) for name, b in buffers.items()}
+        self.flat.copy_(to_device(flat, self.flat.device))  # in place: a compiled forward knows this tensor
+        self.flat.grad = None
+        for name, buffer in self.buffers.items():
+            buffer.copy_(to_device(net.get_buffer(name), buffer.device))
 
     def train(self, training: bool) -> None:
         self.net.train(training)
@@ -158,7 +171,7 @@ class Stack:
         pieces = zip(self.flat.split(self.sizes), self.shapes.items(), strict=True)
         return {name: piece.view(shape) for piece, (name, shape) in pieces} | self.buffers
 
-    def __call__(self, maps: Tensor) -> Tensor:
+    def logits(self, maps: Tensor) -> Tensor:
         """Logits [K, n, num_classes] of maps [n, K * C, H, W]. Raises NotStackable."""
         own = self._own()
         x = through(self.net.features, maps, below(own, "features"), self.K)
@@ -174,10 +187,8 @@ def stackable(net: Network, image: tuple[int, int, int]) -> bool:
     """Whether ROWS covers a network on the meta device that reads images [C, H, W]."""
     try:
         stack = Stack(net, 2)
-        stack.flat = torch.empty(sum(stack.sizes), device="meta")
-        stack.buffers = {name: b.expand(2, *b.shape).clone() for name, b in net.named_buffers() if b.dim()}
         with torch.no_grad():
-            stack(maps_of(torch.empty(2, 2, *image, device="meta")))
+            stack.logits(maps_of(torch.empty(2, 2, *image, device="meta")))
     except NotStackable:
         return False
     return True
