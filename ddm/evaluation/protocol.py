@@ -7,7 +7,7 @@ accuracy is that after the **last** epoch, never the best one; --eval_protocol p
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -202,35 +202,43 @@ def train_together(
 
     They are on the device, and the host has not waited for it.
     """
-    labels, n = labels.to(machine.device), len(labels)
-    if isinstance(images, Tensor):
-        images = images.to(machine.device)
-    source = images if isinstance(images, Tensor) else images.images
-    on_host = source.device.type == "cpu"  # images of a store are read at indices of the host
-    epochs = drawn_epochs(
-        generators,
-        settings.epoch_eval_train + 1,
-        n,
-        settings.batch_train,
-        settings.dsa_strategy,
-        tuple(source.shape[-2:]),
-        machine.device,
-    )
+    E, batch, strategy = settings.epoch_eval_train, settings.batch_train, settings.dsa_strategy
+    epochs = epochs_together(images, labels, batch, strategy, generators, E + 1, machine.device)
     stack.train(True)
 
     def epoch(optimizer: torch.optim.Optimizer) -> Tensor:
-        host_order, order, parameters = next(epochs)
         total = torch.zeros(stack.K, 2, device=machine.device)
-        for first in range(0, n, settings.batch_train):
-            part = (slice(None), slice(first, min(first + settings.batch_train, n)))
-            lab, keys = labels[order[part]], (host_order if on_host else order)[part]
-            img = images[keys.flatten()].unflatten(0, keys.shape)
-            if parameters is not None:
-                img = applied(img, parameters[part])
-            total += step_together(stack, optimizer, maps_of(img), lab, machine)
+        for maps, lab in next(epochs):
+            total += step_together(stack, optimizer, maps, lab, machine)
         return total
 
     return schedule([stack.flat], settings, epoch, watch)
+
+
+def epochs_together(
+    images: Tensor | Normalised,
+    labels: Tensor,
+    batch: int,
+    strategy: str,
+    generators: list[torch.Generator],
+    epochs: int,
+    where: str,
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """For each epoch its augmented batches, one for every generator: maps [n, K * C, H, W] and labels [K, n]."""
+    labels, images = labels.to(where), images.to(where) if isinstance(images, Tensor) else images
+    source = images if isinstance(images, Tensor) else images.images
+    n, size = len(labels), tuple(source.shape[-2:])
+
+    def batches(host_order: Tensor, order: Tensor, parameters: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, n, batch):
+            part = (slice(None), slice(first, min(first + batch, n)))
+            # images of a store are read at indices of the host
+            keys = (host_order if source.device.type == "cpu" else order)[part]
+            img = images[keys.flatten()].unflatten(0, keys.shape)
+            yield maps_of(img if parameters is None else applied(img, parameters[part])), labels[order[part]]
+
+    for drawn in drawn_epochs(generators, epochs, n, batch, strategy, size, where):
+        yield batches(*drawn)
 
 
 def step_together(

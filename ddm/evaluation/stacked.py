@@ -163,6 +163,10 @@ class Stack:
     def train(self, training: bool) -> None:
         self.net.train(training)
 
+    def vectors(self) -> Tensor:
+        """The parameters of each network as one vector, in the order of `Network.parameters`: [K, P]."""
+        return torch.cat([piece.view(self.K, -1) for piece in self.flat.detach().split(self.sizes)], dim=1)
+
     def of(self, number: int) -> dict[str, Tensor]:
         """The parameters and buffers of one network, as views."""
         return {name: value[number] for name, value in self._own().items()}
