@@ -1,7 +1,10 @@
 """Evaluation networks that are trained together, held against the same networks trained one by one."""
 
+import json
+
 import pytest
 import torch
+from conftest import command, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,3 +137,27 @@ def test_device_calls_and_no_sync():
     with Calls() as calls, pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # it reads at its end
         protocol.test_together(stack, test, machine)
     assert 15 < len(calls.calls) < 30, calls.calls
+
+
+def test_a_run_and_evaluate_train_networks_together(data_path, tmp_path, monkeypatch):
+    """As on an accelerator; also resumed after the first two of three networks."""
+
+    def evaluate(folder):
+        own = ("--model", "ConvNetW32", "--epoch_eval_train", "1", "--data_path", data_path)
+        sets = next((tmp_path / "run").glob("res_*.pt"))
+        for number in (2, 3, 5):
+            command("evaluate", sets, *own, "--num_eval", number, "--save_path", tmp_path / folder)
+        (entry,) = json.loads((tmp_path / folder / "results.json").read_text())["evaluations"]
+        lines = (tmp_path / folder / "training.log").read_text()
+        return entry["accuracies"], [len(curve) for curve in entry["curves"]], lines.count("together")
+
+    expected = run("DM_DDM", data_path, tmp_path / "single")[1]["evaluations"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stacked, "stacks", lambda where: True)
+        found = run("DM_DDM", data_path, tmp_path / "run")[1]["evaluations"]
+        accuracies, curves, together = evaluate("together")
+    assert [entry["accuracies"] for entry in found] == [entry["accuracies"] for entry in expected]
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert log.count("trained together") == len(found)
+    assert together == 2 and curves == [2] * 5  # of two, one alone, two
+    assert evaluate("alone") == (accuracies, curves, 0)

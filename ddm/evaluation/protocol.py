@@ -380,7 +380,7 @@ class Evaluator:
             shown = watch(part) if watch else partial(bar, desc=self.title(model, part), unit="epoch", leave=False)
             if len(part) == 1:
                 curve: list[list[float]] = []
-                accs.append(self.accuracy(model, images, labels, *where, part[0], log, curve, shown))
+                accs.append(self.accuracy(model, images, labels, *where, part[0], log, curve=curve, watch=shown))
                 found = [curve]
             else:
                 try:

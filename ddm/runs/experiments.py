@@ -253,12 +253,15 @@ class Run:
 
     # --- the expected duration -----------------------------------------------------------------------------------
 
+    def cost_is_due(self) -> bool:
+        return not self.cost_printed and time.perf_counter() - self.started >= cost.AFTER_SECONDS
+
     def print_cost(self, experiment: int, training: tuple[str, float] | None = None) -> None:
         """After the first minute, print once how long the rest of the command will take.
 
         `training` is the network in training and its expected seconds, if there is one.
         """
-        if self.cost_printed or time.perf_counter() - self.started < cost.AFTER_SECONDS:
+        if not self.cost_is_due():
             return
         settings, state, maker = self.settings, self.state, self.maker
         if self.ranks.world > 1 and maker.iterations and not (self.step_times or state.steps):
@@ -307,8 +310,11 @@ class Run:
             began = 0.0
             for epoch in bar(epochs, desc=text, unit="epoch", leave=False, show=self.ranks.first):
                 yield epoch
-                began = began or time.perf_counter()  # after the first epoch, which may compile
-                if epoch:
+                if not began:
+                    protocol.wait_for(self.machine.device)
+                    began = time.perf_counter()  # after the first epoch, which may compile
+                elif self.cost_is_due():
+                    protocol.wait_for(self.machine.device)
                     passed = (time.perf_counter() - began) / epoch / len(numbers)
                     self.print_cost(experiment, (model, self.evaluator.from_epochs(passed, n)))
 
