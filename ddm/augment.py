@@ -417,7 +417,9 @@ def applied(x: Tensor, parameters: Tensor) -> Tensor:
     first = Parameters._fields.index("xi")
     matrices = parameters.flatten(0, 1)[:, None, None, first : first + 4]
     by_row, by_column = matrices.split(2, dim=-1)  # both (x, y)
-    i, j = (torch.linspace(1 / s - 1, 1 - 1 / s, s, device=x.device, dtype=parameters.dtype) for s in (H, W))
+    # as affine_grid computes them, so that a scaled grid is equal bit for bit
+    along = {s: torch.linspace(-1, 1, s, device=x.device, dtype=parameters.dtype) * ((s - 1) / s) for s in {H, W}}
+    i, j = along[H], along[W]
     grid = torch.addcmul(by_column * j[:, None], by_row, i[:, None, None])  # [G * m, H, W, 2]
     sampled = F.grid_sample(images, grid.to(x.dtype), align_corners=False)
     x = torch.where(p.affine.bool()[:, None, None, None], sampled, moved).view(x.shape)

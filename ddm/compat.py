@@ -115,7 +115,10 @@ def epoch(
     net.train(mode == "train")
     machine, augmentation = Machine(str(args.device)), _augmentation(args) if aug else None
     optimizer = optimizer if mode == "train" else None
-    return protocol.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
+    loss, accuracy = protocol.means(
+        *protocol.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
+    )
+    return loss, accuracy
 
 
 def evaluate_synset(

@@ -122,6 +122,30 @@ def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
     assert torch.equal(built(data_path, tmp_path / "part").networks.points, whole)
 
 
+def test_networks_of_a_pool_are_trained_together(data_path, tmp_path, monkeypatch):
+    """On an accelerator; networks that were trained together may extend those trained alone."""
+    monkeypatch.setattr(distribution, "BATCH", 32)
+    single, real = built(data_path, tmp_path / "single").networks.points, distribution.trained_together
+    sizes = []
+
+    def together(blank, data, settings, machine, numbers):
+        sizes.append(len(numbers))
+        if len(numbers) == 3:
+            raise torch.OutOfMemoryError
+        return real(blank, data, settings, machine, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distribution.stacked, "stacks", lambda where: True)
+        patch.setattr(distribution, "trained_together", together)
+        found = built(data_path, tmp_path / "together").networks.points
+        assert sizes == [3]  # then one by one
+        assert torch.equal(found, single)
+        built(data_path, tmp_path / "more", "--pool", "1")
+        found = built(data_path, tmp_path / "more").networks.points
+        assert sizes == [3, 2] and len(files(tmp_path / "more")) == 3
+    torch.testing.assert_close(found, single, rtol=0, atol=1e-3)
+
+
 def test_two_processes_share_the_training(data_path, tmp_path):
     line = [sys.executable, "-m", "ddm", "condense", *QUICK, "--model", "ConvNetW32", *POOL, "--pool", "6"]
     line += ["--data_path", str(data_path), "--network_cache", str(tmp_path / "cache"), "--eval_every", "0"]

@@ -118,7 +118,7 @@ def one_order(
         evaluator = protocol.Evaluator(now, settings, machine)
         whole = torch.cat(images).to(machine.device)
         nets = range(settings.num_eval)
-        by_net = [evaluator.accuracy(settings.model, whole, labels, seed, step, k, files.log) for k in nets]
+        by_net = evaluator.accuracies(settings.model, whole, labels, seed, step, nets, files.log)
         accs.append(statistics.fmean(by_net))
         files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")
         session.save()

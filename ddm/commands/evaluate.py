@@ -273,7 +273,7 @@ def score(
     where: dict,
     meter: cost.Meter,
 ) -> None:
-    """Train and test the remaining networks of one architecture on a set, and save after each network.
+    """Train and test the remaining networks of one architecture on a set; save after those trained together.
 
     An earlier measurement with the key `where` is extended.
     """
@@ -284,16 +284,16 @@ def score(
         entry = {**where, "protocol": line, "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
-    for it_eval in range(len(entry["accuracies"]), choice.settings.num_eval):
+    while left := range(len(entry["accuracies"]), choice.settings.num_eval):
         evaluator = evaluator or protocol.Evaluator(data, settings, machine, choice.peers)
-        curve: list[list[float]] = []
-        at = (row.experiment, row.iteration, it_eval)
-        accuracy = evaluator.accuracy(model, row.set.images, row.set.labels, *at, session.files.log, curve)
-        entry["accuracies"].append(accuracy)
-        entry["curves"].append([[round(x, 5) for x in point] for point in curve])
+        images, labels = row.set.images, row.set.labels
+        numbers = left[: evaluator.at_once(model, len(labels), len(left))]
+        at, curves = (row.experiment, row.iteration, numbers), []
+        entry["accuracies"] += evaluator.accuracies(model, images, labels, *at, session.files.log, curves)
+        entry["curves"] += [[[round(x, 5) for x in point] for point in curve] for curve in curves]
         entry.update(protocol.summary(entry["accuracies"]))
         session.save()
-        line = meter.done()
+        line = meter.done(len(numbers))
         if line:
             session.files.say(line)
     session.files.say(f"{row.set.name}, {model}: {protocol.describe(entry['accuracies'])}")

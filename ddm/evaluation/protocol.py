@@ -7,24 +7,28 @@ accuracy is that after the **last** epoch, never the best one; --eval_protocol p
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddm import rng
-from ddm.augment import DiffAugment
+from ddm.augment import DiffAugment, applied
 from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
-from ddm.device import Machine
+from ddm.device import Machine, is_out_of_memory, release
 from ddm.errors import UserError
+from ddm.evaluation import stacked
 from ddm.evaluation.peers import TEST_EVERY, best_epoch
 from ddm.evaluation.settings import ProtocolSettings
-from ddm.networks import empty_network, initialise
+from ddm.evaluation.stacked import Stack, drawn_epochs, maps_of
+from ddm.networks import Network, empty_network, initialise
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256
+MOST_TESTED = 2048  # images per test batch of an accelerator
 
 POOLS = {  # evaluation mode -> networks; S and SS follow the model, see get_eval_pool
     "M": ["MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"],
@@ -103,8 +107,8 @@ def one_epoch(
     machine: Machine,
     augmentation: Augmentation | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[float, float]:
-    """Train for one epoch, or test if optimizer is None: mean loss and accuracy in [0, 1].
+) -> tuple[Tensor, int]:
+    """Train for one epoch, or test if optimizer is None: [loss sum, number correct] on the device, number of images.
 
     Per-image augmentation is drawn from `generator` (on the CPU; None: torch's global generator, as published).
     """
@@ -115,8 +119,30 @@ def one_epoch(
             img = augmentation(img, generator)
         total += train_step(net, optimizer, criterion, machine.laid_out(img), lab, machine)
         n += lab.shape[0]
-    loss_sum, correct = total.tolist()
-    return loss_sum / n, correct / n
+    return total, n
+
+
+def schedule(
+    weights: Iterable[Tensor],
+    settings: ProtocolSettings,
+    epoch: Callable[[torch.optim.Optimizer], Tensor],
+    watch: Watch = unwatched,
+) -> Tensor:
+    """Train `weights` for epochs 0 .. E by `epoch(optimizer)`; the results of all epochs, stacked: [E + 1, ...].
+
+    They stay on the device, so that the host never waits for it.
+    """
+    E, lr, weights = settings.epoch_eval_train, settings.lr_net, list(weights)
+
+    def fresh_optimizer(lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    optimizer, totals = fresh_optimizer(lr), []
+    for ep in watch(range(E + 1)):
+        totals.append(epoch(optimizer))
+        if ep == E // 2 + 1:
+            optimizer = fresh_optimizer(lr / 10)  # with zero momentum
+    return torch.stack(totals)
 
 
 def train(
@@ -140,26 +166,111 @@ def train(
         images = images.to(machine.device)
     batches = Batches(images, labels, settings.batch_train, shuffle=True, generator=generator)
     criterion = nn.CrossEntropyLoss().to(machine.device)
-    E, lr = settings.epoch_eval_train, settings.lr_net
-
-    def fresh_optimizer(lr: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(net.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-
-    optimizer = fresh_optimizer(lr)
     net.train()
-    for ep in watch(range(E + 1)):
-        loss, accuracy = one_epoch(net, batches, optimizer, criterion, machine, augmentation, generator)
-        if curve is not None:
-            curve.append([loss, accuracy])
-        if ep == E // 2 + 1:
-            optimizer = fresh_optimizer(lr / 10)  # with zero momentum
-    return loss, accuracy
+
+    def epoch(optimizer: torch.optim.Optimizer) -> Tensor:
+        return one_epoch(net, batches, optimizer, criterion, machine, augmentation, generator)[0]
+
+    points = means(schedule(net.parameters(), settings, epoch, watch), len(labels))
+    if curve is not None:
+        curve += points
+    return points[-1][0], points[-1][1]
+
+
+def means(totals: Tensor, n: int) -> list:
+    """Sums [..., 2] over n images on a device -> lists of [loss, accuracy]; waits for the device."""
+    return (totals.cpu().double() / n).tolist()
 
 
 def test(net: nn.Module, testloader: Iterable[tuple[Tensor, Tensor]], machine: Machine) -> float:
     """The accuracy in [0, 1] on the images of a loader."""
     net.eval()
-    return one_epoch(net, testloader, None, nn.CrossEntropyLoss(), machine)[1]
+    total, n = one_epoch(net, testloader, None, nn.CrossEntropyLoss(), machine)
+    return total[1].item() / n
+
+
+def train_together(
+    stack: Stack,
+    images: Tensor | Normalised,
+    labels: Tensor,
+    settings: ProtocolSettings,
+    machine: Machine,
+    generators: list[torch.Generator],
+    watch: Watch = unwatched,
+) -> Tensor:
+    """Train each network of a stack as `train` trains it alone; sums of loss and correct images, [epochs, K, 2].
+
+    They are on the device, and the host has not waited for it.
+    """
+    E, batch, strategy = settings.epoch_eval_train, settings.batch_train, settings.dsa_strategy
+    epochs = epochs_together(images, labels, batch, strategy, generators, E + 1, machine.device)
+    stack.train(True)
+
+    def epoch(optimizer: torch.optim.Optimizer) -> Tensor:
+        total = torch.zeros(stack.K, 2, device=machine.device)
+        for maps, lab in next(epochs):
+            total += step_together(stack, optimizer, maps, lab, machine)
+        return total
+
+    return schedule([stack.flat], settings, epoch, watch)
+
+
+def epochs_together(
+    images: Tensor | Normalised,
+    labels: Tensor,
+    batch: int,
+    strategy: str,
+    generators: list[torch.Generator],
+    epochs: int,
+    where: str,
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """For each epoch its augmented batches, one for every generator: maps [n, K * C, H, W] and labels [K, n]."""
+    labels, images = labels.to(where), images.to(where) if isinstance(images, Tensor) else images
+    source = images if isinstance(images, Tensor) else images.images
+    n, size = len(labels), tuple(source.shape[-2:])
+
+    def batches(host_order: Tensor, order: Tensor, parameters: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, n, batch):
+            part = (slice(None), slice(first, min(first + batch, n)))
+            # images of a store are read at indices of the host
+            keys = (host_order if source.device.type == "cpu" else order)[part]
+            img = images[keys.flatten()].unflatten(0, keys.shape)
+            yield maps_of(img if parameters is None else applied(img, parameters[part])), labels[order[part]]
+
+    for drawn in drawn_epochs(generators, epochs, n, batch, strategy, size, where):
+        yield batches(*drawn)
+
+
+def step_together(
+    stack: Stack,
+    optimizer: torch.optim.Optimizer | None,
+    maps: Tensor,
+    lab: Tensor,
+    machine: Machine,
+) -> Tensor:
+    """`train_step` of a stack on maps [n, K * C, H, W] and labels [K, n]: [K, 2], on the device, no host sync."""
+    with torch.set_grad_enabled(optimizer is not None):
+        with machine.autocast():
+            output = stack.forward(machine.laid_out(maps))
+        output = output.float()  # [K, n, classes]
+        losses = F.cross_entropy(output.flatten(0, 1), lab.flatten(), reduction="none").view_as(lab).sum(1)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+        (losses.sum() / lab.shape[1]).backward()  # of each network, its mean loss
+        optimizer.step()
+    return torch.stack([losses.detach(), (output.argmax(2) == lab).sum(1)], dim=1)
+
+
+def test_together(stack: Stack, testloader: Iterable[tuple[Tensor, Tensor]], machine: Machine) -> list[float]:
+    """The accuracies in [0, 1] of the networks of a stack on the images of a loader."""
+    stack.train(False)
+    total, n = torch.zeros(stack.K, 2, device=machine.device), 0
+    for img, lab in testloader:
+        maps = img.to(machine.device).float().repeat(1, stack.K, 1, 1)
+        lab = lab.to(machine.device).expand(stack.K, -1)
+        total += step_together(stack, None, maps, lab, machine)
+        n += lab.shape[1]
+    return [accuracy for _, accuracy in means(total, n)]
 
 
 def report_line(
@@ -175,22 +286,49 @@ def report_line(
 class Evaluator:
     """Evaluates sets on one data set with fresh networks of an evaluation mode.
 
-    One network per architecture is built and compiled once; every evaluation initialises it again.
+    Networks are built and compiled once per architecture; every evaluation initialises them again. On an accelerator,
+    networks of one architecture are trained and tested together, as many as fit its memory, with equal results up to
+    rounding.
     """
 
-    def __init__(self, data: ImageData, settings: ProtocolSettings, machine: Machine, peers: bool = False):
-        """Prepare for one data set; `peers` selects the evaluation of peers.py."""
+    def __init__(
+        self,
+        data: ImageData,
+        settings: ProtocolSettings,
+        machine: Machine,
+        peers: bool = False,
+        together: bool | None = None,
+    ):
+        """Prepare for one data set; `peers` selects the evaluation of peers.py.
+
+        `together` trains networks together or one by one; by default the device decides.
+        """
         self.data, self.settings, self.machine, self.peers = data, settings, machine, peers
+        self.together = stacked.stacks(machine.device) if together is None else together
         self.models = get_eval_pool(settings.eval_mode, settings.model)
-        self.testloader = Batches(Normalised(data, data.x_test), data.y_test, TEST_BATCH)
         self.nets: dict[str, nn.Module] = {}
+        self.stacks: dict[tuple[str, int], Stack] = {}
+        self.blanks: dict[str, Network] = {}
+        self.limit: dict[str, int] = {}  # networks at once, after a larger number was out of memory
+
+    def _empty(self, model: str, device: str) -> Network:
+        return empty_network(model, self.data.channel, self.data.num_classes, self.data.im_size, device)
 
     def _net(self, model: str) -> nn.Module:
         if model not in self.nets:
-            data, machine = self.data, self.machine
-            net = empty_network(model, data.channel, data.num_classes, data.im_size, machine.device)
-            self.nets[model] = machine.compiled(machine.laid_out_net(net))
+            machine = self.machine
+            self.nets[model] = machine.compiled(machine.laid_out_net(self._empty(model, machine.device)))
         return self.nets[model]
+
+    def _blank(self, model: str) -> Network:
+        if model not in self.blanks:
+            self.blanks[model] = self._empty(model, "meta")
+        return self.blanks[model]
+
+    def _testloader(self, model: str, networks: int = 1) -> Batches:
+        data, where = self.data, self.machine.device
+        size = stacked.test_batch(self._blank(model), data.shape, networks, where, TEST_BATCH, MOST_TESTED)
+        return Batches(Normalised(data, data.x_test), data.y_test, size)
 
     def augmentation(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         return DiffAugment(images, self.settings.dsa_strategy, generator=generator)
@@ -203,13 +341,104 @@ class Evaluator:
         (seed, experiment, iteration, number) determine the weights, batches and augmentation of a network. So the
         results of different recipes are paired by network.
         """
+        numbers = range(self.settings.num_eval)
         return {
-            model: [
-                self.accuracy(model, images, labels, experiment, iteration, it_eval, log)
-                for it_eval in range(self.settings.num_eval)
-            ]
-            for model in self.models
+            model: self.accuracies(model, images, labels, experiment, iteration, numbers, log) for model in self.models
         }
+
+    def at_once(self, model: str, n: int, number: int) -> int:
+        """How many of `number` networks of an architecture are trained together on n images; 1: one by one."""
+        if not self.together or self.peers or number < 2:
+            return 1
+        blank, image = self._blank(model), self.data.shape
+        if not stacked.stackable(blank, image):
+            return 1
+        batch = min(n, self.settings.batch_train)
+        return min(self.limit.get(model, number), stacked.at_once(blank, image, batch, number, self.machine.device))
+
+    def accuracies(
+        self,
+        model: str,
+        images: Tensor | Normalised,
+        labels: Tensor,
+        experiment: int,
+        iteration: int,
+        numbers: Sequence[int],
+        log: Callable[[str], None],
+        curves: list[list[list[float]]] | None = None,
+        watch: Callable[[Sequence[int]], Watch] | None = None,
+    ) -> list[float]:
+        """`accuracy` of several fresh networks of one architecture, together or one by one; see `at_once`.
+
+        The curve of each is added to `curves`. `watch` of some numbers shows the progress of their training.
+        """
+        accs: list[float] = []
+        where = (experiment, iteration)
+        most = self.at_once(model, len(labels), len(numbers))
+        while len(accs) < len(numbers):
+            part = numbers[len(accs) : len(accs) + most]
+            shown = watch(part) if watch else partial(bar, desc=self.title(model, part), unit="epoch", leave=False)
+            if len(part) == 1:
+                curve: list[list[float]] = []
+                accs.append(self.accuracy(model, images, labels, *where, part[0], log, curve=curve, watch=shown))
+                found = [curve]
+            else:
+                try:
+                    new, found = self._together(model, images, labels, *where, part, log, shown)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    new = None  # the traceback holds tensors until the end of this block
+                if new is None:
+                    self.stacks.pop((model, len(part)), None)
+                    release()
+                    most = self.limit[model] = len(part) // 2
+                    log(f"out of memory: {model}: continuing with {most} networks at once; equal up to rounding")
+                    continue
+                accs += new
+            if curves is not None:
+                curves += found
+        return accs
+
+    def title(self, model: str, numbers: Sequence[int]) -> str:
+        """A text such as 'ConvNet 3/20' or 'ConvNet 1-10/20'."""
+        first, last = numbers[0] + 1, numbers[-1] + 1
+        return f"{model} {first if first == last else f'{first}-{last}'}/{self.settings.num_eval}"
+
+    def _stack(self, model: str, generators: list[torch.Generator]) -> Stack:
+        key, where = (model, len(generators)), self.machine.device
+        if key not in self.stacks:
+            self.stacks[key] = Stack(self._empty(model, "meta"), len(generators), where, self.machine)
+        self.stacks[key].initialise(self._empty(model, "cpu"), generators)
+        return self.stacks[key]
+
+    def _together(
+        self,
+        model: str,
+        images: Tensor | Normalised,
+        labels: Tensor,
+        experiment: int,
+        iteration: int,
+        numbers: Sequence[int],
+        log: Callable[[str], None],
+        watch: Watch,
+    ) -> tuple[list[float], list[list[list[float]]]]:
+        """The accuracies and curves of networks that are trained together."""
+        settings, machine = self.settings, self.machine
+        generators = [
+            [rng.generator(settings.seed, experiment, iteration, -1, f"{purpose} {k}") for k in numbers]
+            for purpose in ("evaluation network", "evaluation training")
+        ]
+        stack = self._stack(model, generators[0])
+        start = time.perf_counter()
+        totals = train_together(stack, images, labels, settings, machine, generators[1], watch)
+        curves = means(totals.transpose(0, 1), len(labels))  # waits for the device
+        seconds = time.perf_counter() - start
+        accs = test_together(stack, self._testloader(model, len(numbers)), machine)
+        log(f"{self.title(model, numbers)}: {len(numbers)} networks trained together in {seconds:.0f} s")
+        for k, curve, accuracy in zip(numbers, curves, accs, strict=True):
+            log(report_line(k, settings.epoch_eval_train, seconds / len(numbers), *curve[-1], accuracy))
+        return accs, curves
 
     def accuracy(
         self,
@@ -232,40 +461,56 @@ class Evaluator:
         net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
         generator = rng.generator(*where, f"evaluation training {it_eval}")
         if watch is None:
-            text = f"{model} {it_eval + 1}/{settings.num_eval}"
-            watch = partial(bar, desc=text, unit="epoch", leave=False)
+            watch = partial(bar, desc=self.title(model, [it_eval]), unit="epoch", leave=False)
+        testloader = self._testloader(model)
         start = time.perf_counter()
         if self.peers:
-            tested = partial(test, net, self.testloader, machine)
+            tested = partial(test, net, testloader, machine)
             outcome = best_epoch(net, images, labels, settings, machine, generator, tested, curve, watch)
             log(report_line(it_eval, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))
             return outcome[-1]
         loss, acc_train = train(net, images, labels, settings, machine, self.augmentation, generator, curve, watch)
-        seconds = time.perf_counter() - start
-        accuracy = test(net, self.testloader, machine)
+        seconds = time.perf_counter() - start  # `train` has waited for the device
+        accuracy = test(net, testloader, machine)
         log(report_line(it_eval, settings.epoch_eval_train, seconds, loss, acc_train, accuracy))
         return accuracy
 
     def network_seconds(self, model: str, images: Tensor | Normalised, labels: Tensor) -> float:
         """The expected seconds of one network, from two epochs of training; must not be called during a training."""
         settings, machine = self.settings, self.machine
-        net = initialise(self._net(model), rng.generator(settings.seed, 0, 0, -1, "estimate"))
+        number = self.at_once(model, len(labels), settings.num_eval)
+        fresh = [rng.generator(settings.seed, 0, 0, -1, "estimate") for _ in range(number)]
         passed: list[float] = []
 
         def watch(epochs: Iterable[int]) -> Iterable[int]:
             for epoch in (0, 1):  # the first may compile
                 yield epoch
+                wait_for(machine.device)
                 passed.append(time.perf_counter())
 
-        train(net, images, labels, settings, machine, self.augmentation, torch.Generator(), watch=watch)
-        return self.from_epochs(passed[1] - passed[0], len(labels))
+        if number > 1:
+            short, stack = settings.but(epoch_eval_train=1), self._stack(model, fresh)
+            train_together(stack, images, labels, short, machine, [torch.Generator() for _ in fresh], watch)
+        else:
+            net = initialise(self._net(model), fresh[0])
+            train(net, images, labels, settings, machine, self.augmentation, torch.Generator(), watch=watch)
+        return self.from_epochs((passed[1] - passed[0]) / number, len(labels))
 
     def from_epochs(self, epoch_seconds: float, n: int) -> float:
         """The expected seconds of one network trained on n images, from those of one epoch.
 
         Testing an image costs a third of training on it, as a backward pass costs two forward passes.
         """
-        return epoch_seconds * (self.settings.epoch_eval_train + 1 + len(self.testloader.labels) / (3 * n))
+        return epoch_seconds * (self.settings.epoch_eval_train + 1 + len(self.data.y_test) / (3 * n))
+
+
+def wait_for(device: str) -> None:
+    """Wait until a device has finished, for timing."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
 
 
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:

@@ -5,20 +5,23 @@ real images (not of the DDM paper; source: DANCE, Zhang et al., IJCAI 2024). mix
 online: networks that train on the synthetic set (FRePo, Zhou et al., NeurIPS 2022).
 """
 
+import contextlib
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddm import rng
+from ddm import device, rng
 from ddm.augment import DiffAugment
 from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine
 from ddm.errors import UserError
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, train_step
+from ddm.evaluation import stacked
+from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, epochs_together, step_together, train_step
 from ddm.methods import cache
 from ddm.methods.matching import Needs
 from ddm.methods.plan import Plan, pooled
@@ -199,18 +202,40 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
         forward = machine.compiled(net.forward)
         options = {"desc": f"pool of {s.pool} trained networks", "unit": "network", "show": group.first}
         with bar(total=len(missing), **options) as progress:
+            most = at_once(blank, data, machine, len(missing))
             while missing:
-                for number in list(missing):
-                    with cache.claimed(paths[number]) as mine:
+                before = len(missing)
+                with contextlib.ExitStack() as claims:
+                    claimed = []
+                    for number in list(missing):
+                        mine = claims.enter_context(cache.claimed(paths[number]))
                         points = cache.read(paths[number])
-                        if points is None and mine:
-                            points = train(net, forward, data, s, machine, number)
-                            cache.store(paths[number], points)
-                    if points is not None:
+                        if points is not None:
+                            found[number] = points
+                            missing.remove(number)
+                            progress.update()
+                        elif mine:
+                            claimed.append(number)
+                        if len(claimed) == most:
+                            break
+                    try:
+                        made = trained_together(blank, data, s, machine, claimed) if len(claimed) > 1 else []
+                    except (MemoryError, RuntimeError) as error:
+                        if not device.is_out_of_memory(error):
+                            raise
+                        made = None  # the traceback holds tensors until the end of this block
+                    if made is None:
+                        device.release()
+                        most = len(claimed) // 2
+                        continue
+                    if len(claimed) == 1:
+                        made = [train(net, forward, data, s, machine, claimed[0])]
+                    for number, points in zip(claimed, made, strict=True):
+                        cache.store(paths[number], points)
                         found[number] = points
                         missing.remove(number)
                         progress.update()
-                if missing:
+                if len(missing) == before:
                     time.sleep(1)  # other processes train the rest
     for part in group.gather({number: points for number, points in found.items() if points is not None}):
         found |= part
@@ -239,24 +264,78 @@ def train(
     initialise(net, rng.generator(*where, "pool network")).train()
     generator = rng.generator(*where, "pool training")
     batches = Batches(Normalised(data, data.x_train), data.y_train, BATCH, shuffle=True, generator=generator)
-    optimizer = torch.optim.SGD(net.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    criterion, steps, done = nn.CrossEntropyLoss(), settings.pool_epochs * len(batches), 0
+    criterion = nn.CrossEntropyLoss()
+
+    def step(optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+        images = DiffAugment(images, settings.dsa_strategy, generator=generator)
+        train_step(forward, optimizer, criterion, machine.laid_out(images), labels, machine)
+
+    epochs = (batches for _ in range(settings.pool_epochs))
+    points = points_of_training(net.parameters(), len(batches), epochs, settings, step, lambda: stored(net))
+    check_finite(points, number, settings)
+    return points
+
+
+def points_of_training(
+    weights: Iterable[Tensor],
+    steps_of_epoch: int,
+    epochs: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    settings: PoolSettings,
+    step: Callable[[torch.optim.Optimizer, Tensor, Tensor], None],
+    point: Callable[[], Tensor],
+) -> Tensor:
+    """Train `weights` by `step` on the batches of all epochs: 1 + SNAPSHOTS values of `point()`, stacked."""
+    optimizer = torch.optim.SGD(weights, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+    steps, done = settings.pool_epochs * steps_of_epoch, 0
     kept = {round(steps * k / SNAPSHOTS) for k in range(1, SNAPSHOTS + 1)}
-    points = [stored(net)]
-    for _ in range(settings.pool_epochs):
+    points = [point()]
+    for batches in epochs:
         for images, labels in batches:
             rising, falling = (done + 1) / (WARM_UP * steps), (1 - done / steps) / (1 - WARM_UP)
             optimizer.param_groups[0]["lr"] = settings.pool_lr * min(1, rising, falling)
-            images = DiffAugment(images, settings.dsa_strategy, generator=generator)
-            train_step(forward, optimizer, criterion, machine.laid_out(images), labels, machine)
+            step(optimizer, images, labels)
             done += 1
             if done in kept:
-                points.append(stored(net))
+                points.append(point())
     points += [points[-1]] * (1 + SNAPSHOTS - len(points))  # fewer steps than points
-    points = torch.stack(points)
+    return torch.stack(points)
+
+
+def check_finite(points: Tensor, number: int, settings: PoolSettings) -> None:
+    """Raise UserError if a network has diverged."""
     if not points.isfinite().all():
         raise UserError(f"network {number} of the pool diverged: lower --pool_lr {settings.pool_lr:g}")
-    return points
+
+
+def at_once(blank: Network, data: ImageData, machine: Machine, number: int) -> int:
+    """How many of `number` networks of a pool are trained together; `blank` is on the meta device."""
+    if number < 2 or not stacked.stacks(machine.device) or not stacked.stackable(blank, data.shape):
+        return 1
+    return stacked.at_once(blank, data.shape, min(BATCH, len(data.x_train)), number, machine.device)
+
+
+def trained_together(
+    blank: Network, data: ImageData, settings: PoolSettings, machine: Machine, numbers: list[int]
+) -> list[Tensor]:
+    """`train` of several networks of a pool at once, with equal results up to rounding; `blank` is as in `at_once`."""
+    fresh, training = (
+        [rng.generator(settings.seed, 0, number, -1, f"pool {purpose}") for number in numbers]
+        for purpose in ("network", "training")
+    )
+    stack = stacked.Stack(copy.deepcopy(blank).train(), len(numbers), machine.device, machine)
+    stack.initialise(copy.deepcopy(blank).to_empty(device="cpu"), fresh)
+    images, labels, s = Normalised(data, data.x_train), data.y_train, settings
+    epochs = epochs_together(images, labels, BATCH, s.dsa_strategy, training, s.pool_epochs, machine.device)
+
+    def step(optimizer: torch.optim.Optimizer, maps: Tensor, labels: Tensor) -> None:
+        step_together(stack, optimizer, maps, labels, machine)
+
+    points = points_of_training(
+        [stack.flat], -(-len(labels) // BATCH), epochs, s, step, lambda: stack.vectors().half().cpu()
+    )
+    for k, number in enumerate(numbers):
+        check_finite(points[:, k], number, settings)
+    return list(points.unbind(1))
 
 
 def stored(net: Network) -> Tensor:

@@ -38,9 +38,9 @@ class Meter:
         self.left, self.name = parts, name
         self.began, self.finished, self.printed = time.perf_counter(), 0, False
 
-    def done(self) -> str | None:
-        """Count a finished part. Return the line on the expected duration of the others, or None."""
-        self.left, self.finished = self.left - 1, self.finished + 1
+    def done(self, parts: int = 1) -> str | None:
+        """Count finished parts. Return the line on the expected duration of the others, or None."""
+        self.left, self.finished = self.left - parts, self.finished + parts
         passed = time.perf_counter() - self.began
         if self.printed or not self.left or passed < AFTER_SECONDS:
             return None

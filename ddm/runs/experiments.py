@@ -8,8 +8,9 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -252,12 +253,15 @@ class Run:
 
     # --- the expected duration -----------------------------------------------------------------------------------
 
+    def cost_is_due(self) -> bool:
+        return not self.cost_printed and time.perf_counter() - self.started >= cost.AFTER_SECONDS
+
     def print_cost(self, experiment: int, training: tuple[str, float] | None = None) -> None:
         """After the first minute, print once how long the rest of the command will take.
 
         `training` is the network in training and its expected seconds, if there is one.
         """
-        if self.cost_printed or time.perf_counter() - self.started < cost.AFTER_SECONDS:
+        if not self.cost_is_due():
             return
         settings, state, maker = self.settings, self.state, self.maker
         if self.ranks.world > 1 and maker.iterations and not (self.step_times or state.steps):
@@ -298,18 +302,20 @@ class Run:
         images = self.maker.baseline(experiment)  # as many as in the set, and available at any time
         return self.evaluator.network_seconds(model, *self.maker.training_set(experiment, images))
 
-    def watch(self, model: str, it_eval: int, experiment: int, n: int) -> protocol.Watch:
-        """A progress bar over the epochs of a network trained on n images; also prints the cost when it is due."""
-        settings = self.settings
-        text = f"exp {experiment} {model} {it_eval + 1}/{settings.num_eval}"
+    def watch(self, model: str, experiment: int, n: int, numbers: Sequence[int]) -> protocol.Watch:
+        """A progress bar over the epochs of networks trained together on n images; prints the cost when it is due."""
+        text = f"exp {experiment} {self.evaluator.title(model, numbers)}"
 
         def watched(epochs: Iterable[int]) -> Iterator[int]:
             began = 0.0
             for epoch in bar(epochs, desc=text, unit="epoch", leave=False, show=self.ranks.first):
                 yield epoch
-                began = began or time.perf_counter()  # after the first epoch, which may compile
-                if epoch:
-                    passed = (time.perf_counter() - began) / epoch
+                if not began:
+                    protocol.wait_for(self.machine.device)
+                    began = time.perf_counter()  # after the first epoch, which may compile
+                elif self.cost_is_due():
+                    protocol.wait_for(self.machine.device)
+                    passed = (time.perf_counter() - began) / epoch / len(numbers)
                     self.print_cost(experiment, (model, self.evaluator.from_epochs(passed, n)))
 
         return watched
@@ -377,7 +383,7 @@ class Run:
             self.files.save_grid(pixels, self.maker.plan.counts, self.state.experiment, iteration)
 
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:
-        """Evaluate images [N, C, H, W] on the remaining networks; checkpoint after one network per rank.
+        """Evaluate images [N, C, H, W] on the remaining networks; checkpoint after each rank's networks at once.
 
         The accuracies of these networks are recorded once all ranks have finished.
         """
@@ -386,15 +392,19 @@ class Run:
         for model in self.evaluator.models:
             entry = self.entry(experiment, iteration, kind, model)
             accs = entry.get("accuracies", [])
-            for it_first in range(len(accs), settings.num_eval, self.ranks.world):
-                it_eval, local = it_first + self.ranks.rank, []
+            while left := range(len(accs), settings.num_eval):
                 with self.interrupts.immediate():
                     training_set = training_set or self.maker.training_set(experiment, images)
-                    if it_eval < settings.num_eval:
-                        where, began = (experiment, iteration, it_eval), time.perf_counter()
-                        watch = self.watch(model, it_eval, experiment, len(training_set[1]))
-                        local = [self.evaluator.accuracy(model, *training_set, *where, self.files.log, watch=watch)]
-                        self.network_times.setdefault(model, []).append(time.perf_counter() - began)
+                    n, local = len(training_set[1]), []
+                    share = -(-len(left) // self.ranks.world)
+                    share = min(self.ranks.gather(self.evaluator.at_once(model, n, share)))
+                    numbers = left[self.ranks.rank * share : (self.ranks.rank + 1) * share]
+                    if numbers:
+                        where, began = (experiment, iteration, numbers), time.perf_counter()
+                        watch = partial(self.watch, model, experiment, n)
+                        local = self.evaluator.accuracies(model, *training_set, *where, self.files.log, watch=watch)
+                        seconds = (time.perf_counter() - began) / len(numbers)
+                        self.network_times.setdefault(model, []).extend([seconds] * len(numbers))
                     accs = [*accs, *(acc for part in self.ranks.gather(local) for acc in part)]
                 entry.update(protocol.summary(accs))
                 if len(accs) == settings.num_eval:
