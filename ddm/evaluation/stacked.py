@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddm import device
 from ddm.augment import DRAWS, Parameters, draw_images, operations_of, parameters
 from ddm.device import Machine
-from ddm.networks import BasicBlock, InstanceNorm, Network, initialise
+from ddm.networks import BasicBlock, GroupNorm, InstanceNorm, LayerNorm, Network, initialise
 from ddm.rng import to_device
 
 BLOCK_BYTES = 2**26  # of draws that are made at once and go to the device in one copy
@@ -64,12 +64,16 @@ def _linear(layer: nn.Linear, x: Tensor, own: dict[str, Tensor], K: int) -> Tens
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
     need(x.dim() == 4, layer)
-    return F.group_norm(x, K * layer.num_groups, flattened(own, "weight"), flattened(own, "bias"), layer.eps)
+    # Autocast on CUDA would return float32.
+    out = F.group_norm(x, K * layer.num_groups, flattened(own, "weight"), flattened(own, "bias"), layer.eps)
+    return out.to(x.dtype)
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
     need(x.dim() == 4 and len(layer.normalized_shape) == 3 and "weight" in own and "bias" in own, layer)
-    return torch.addcmul(flattened(own, "bias"), F.group_norm(x, K, eps=layer.eps), flattened(own, "weight"))
+    return torch.addcmul(flattened(own, "bias"), F.group_norm(x, K, eps=layer.eps), flattened(own, "weight")).to(
+        x.dtype
+    )
 
 
 def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
@@ -106,9 +110,8 @@ def _elementwise(layer: nn.Module, x: Tensor, own: dict[str, Tensor], K: int) ->
 ROWS: dict[type[nn.Module], Row] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
-    InstanceNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
+    **dict.fromkeys((nn.GroupNorm, GroupNorm, InstanceNorm), _group_norm),
+    **dict.fromkeys((nn.LayerNorm, LayerNorm), _layer_norm),
     nn.BatchNorm2d: _batch_norm,
     nn.Flatten: _flatten,
     nn.Sequential: _children,
