@@ -10,6 +10,7 @@ those of a device with 64 GiB (`--memory`).
 """
 
 import argparse
+import contextlib
 from collections import Counter
 from unittest import mock
 
@@ -24,9 +25,14 @@ from torch.utils._pytree import tree_leaves
 from ddm.commands.condense import DDM
 from ddm.commands.settings import DDMSettings
 from ddm.data.images import ImageData
+from ddm.device import Machine
+from ddm.evaluation import protocol
+from ddm.evaluation.settings import ProtocolSettings
+from ddm.evaluation.stacked import Stack
 from ddm.methods import matching
 from ddm.methods.condensation import Condensation
 from ddm.methods.graphs import WARM_UP, Graphed
+from ddm.networks import empty_network, get_network
 
 ALL = CASES | BEST
 
@@ -97,6 +103,28 @@ def plain(case: str, data: ImageData, ipc: int, batch_real: int) -> Calls:
     return calls
 
 
+def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int]:
+    """Device calls per network and training step of K stacked networks, and copies per training; those of a test batch.
+
+    Counted as a difference, so that what a training does once is left out of the calls per step.
+    """
+    settings, machine, counts = ProtocolSettings(), Machine("meta"), []
+    images, labels = torch.empty(100, 3, 32, 32, device="meta"), torch.empty(100, dtype=torch.long, device="meta")
+    for more in (1, 1 + epochs):
+        stack = Stack(empty_network("ConvNet", 3, 10, (32, 32), "meta"), K)
+        generators = [torch.Generator().manual_seed(k) for k in range(K)]
+        stack.initialise(get_network("ConvNet", 3, 10), generators)
+        with Calls() as calls:
+            short = settings.but(epoch_eval_train=more - 1)
+            protocol.train_together(stack, images, labels, short, machine, generators)
+        counts.append(calls)
+    first, last = counts
+    batch = [(images, labels)]
+    with Calls() as test, contextlib.suppress(NotImplementedError, RuntimeError):  # it reads its result at the end
+        protocol.test_together(stack, batch, machine)
+    return (last.device.total() - first.device.total()) / epochs / K, last.copies, test.device.total()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", default="10,100")
@@ -126,6 +154,11 @@ def main() -> None:
                     cells += ["", "", ""]
                 texts = [f"{cell:,}" if isinstance(cell, int) else cell for cell in cells]
                 print("| " + " | ".join(texts) + " |", flush=True)
+    print("\n| networks at once | device calls per network and training step | copies per training | per test batch |")
+    print("|---|---|---|---|")
+    for K in (1, 5, 20):
+        each, copies, tested = evaluation(K)
+        print(f"| {K} | {each:.2f} | {copies} | {tested} |", flush=True)
 
 
 if __name__ == "__main__":
