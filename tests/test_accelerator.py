@@ -56,9 +56,9 @@ def gpu(monkeypatch):
     for name, value in {"get_device_capability": (9, 0), "is_bf16_supported": True}.items():
         answer(name, value)
     monkeypatch.setattr(device, "compiler_problem", lambda device: None)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
-    return calls
+    before = tf32()
+    yield calls
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def tf32():
