@@ -22,9 +22,13 @@ def objective(real, syn, settings):
     return terms
 
 
+def needs(settings):
+    return ddm.terms.Needs(captured=settings.icd_form != "spread")  # its eigh waits for the device
+
+
 def settle(settings):
     return ddm.terms.settle_neighbours(settings, settings.icd_ratio)  # default: k = 0.2 * ipc
 
 
 if __name__ == "__main__":
-    ddm.recipe("DM_KNearest", Settings, objective, settle=settle)
+    ddm.recipe("DM_KNearest", Settings, objective, needs, settle)

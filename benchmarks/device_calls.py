@@ -3,7 +3,7 @@
     python benchmarks/device_calls.py [--classes 10,100] [--cases MMD,MM,CM,ICD,best] [--batch_real 256] [--ipc 10]
 
 Counted without a GPU, by dispatching to torch's meta device: CIFAR10's shape, float32, eager. `device calls` are ATen
-calls with a tensor of the device that are no views: an upper bound of kernel launches without torch.compile. `copies`
+calls with a tensor of the device that are no views; each is one or more kernels. `copies`
 are those from the host. `host` are operations on CPU tensors and views in the step's own thread. `replayed` is a step
 as a CUDA graph: what the host still does. A sync can't be counted: on the meta device it is an error. The passes are
 those of a device with 64 GiB (`--memory`).

@@ -444,18 +444,24 @@ class Siamese:
         """Prepare for images of size (H, W). Raises UserError for an unknown strategy."""
         self.strategy, self.size = strategy, size
         operations = operations_of(strategy)
-        known = bool(operations) and all(name in DRAWINGS for name in strategy.split("_"))
+        self.nothing = not operations
+        known = not self.nothing and all(name in DRAWINGS for name in strategy.split("_"))
         # Constant shapes compute every operation for every image. Where nothing is launched, that only costs time.
         self.constant = known and torch.device(device).type != "cpu"
+        self.captured = self.nothing or self.constant  # a CUDA graph can hold it
 
     def drawn(self, seeds: list[int]) -> dict[str, Tensor]:
         """Tensors [classes, ...] on the CPU, by name, from a seed per class."""
+        if self.nothing:
+            return {}
         if not self.constant:
             return {self.PREFIX + "seeds": torch.tensor(seeds)}
         return {self.PREFIX + "parameters": parameters(*draw_classes(self.strategy, seeds, self.size), self.size)}
 
     def applied(self, x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """Augment x [classes, n, C, H, W] with the result of `drawn` for these classes; other names are ignored."""
+        if self.nothing:
+            return x
         if not self.constant:
             return augment_classes(x, self.strategy, drawn[self.PREFIX + "seeds"].tolist())
         return applied(x, drawn[self.PREFIX + "parameters"])

@@ -207,7 +207,8 @@ def memory_budget(device: str) -> int | None:
     little free memory raises an error, and the step is repeated in smaller parts. On a CPU it is half of the free
     memory, as the system would kill the run. The power of two hides its small changes.
     """
-    memory = torch.cuda.mem_get_info(device)[1] if device.startswith("cuda") else free_memory(device)
+    cuda = device.startswith("cuda")
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else free_memory(device)
     return memory if memory is None else 2 ** ((memory // 2).bit_length() - 1)
 
 

@@ -465,7 +465,7 @@ class Initial:
 
     def _reset(self, seed: int, generator: torch.Generator | None = None) -> Tensor:
         with self.lock, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's generators too
             return flat(initialise(self.net, generator or torch.Generator("cpu")))
 
 

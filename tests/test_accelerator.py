@@ -263,9 +263,12 @@ def test_other_processes_on_the_gpu_do_not_change_the_chunk(data_path, monkeypat
     settings = settings.but(device="cuda:0")
     for free in (2**20, 2**30, 3 * 2**30):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 4 * 2**30))
+        properties = SimpleNamespace(total_memory=4 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, p=properties: p)
         found.add(choose_chunk(settings, data, 10 * [2]))
     assert found == {10}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**24, 2**24))
+    properties = SimpleNamespace(total_memory=2**24)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert choose_chunk(settings, data, 10 * [2]) == 1  # a GPU of 16 MiB
 
 

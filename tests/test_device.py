@@ -31,6 +31,7 @@ BALANCED = "--weights balanced --mm_ratio 1 --cm_ratio 1 --rr_ratio 1 --icd_rati
     [
         *((recipe, "", 4 if recipe == "DM_DDM" else 2) for recipe in RECIPES),
         ("DM_DDM", EVERY_CHOICE, 5),
+        ("DM_DDM", "--dsa_strategy none --preset dm", 1),
         ("DM_DDM", BALANCED, 5),
         ("DM_DDM", "--preset fast,best --real_sampling random", 2),
         ("DM_DDM", "--preset fast,strong --real_sampling random --ipc 1", 3),

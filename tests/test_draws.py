@@ -118,6 +118,7 @@ def test_a_graph_replays_the_step_and_is_captured_again_for_other_addresses(monk
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     graphed, x = Graphed(step, print), torch.ones(())
     results = [graphed({"x": x}).terms.item() for _ in range(WARM_UP + 3)]
     assert results == list(range(1, WARM_UP + 4)) and captured == ["thread_local"]
@@ -131,9 +132,13 @@ def test_a_failed_capture_is_one_warning_and_the_steps_go_on(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    said = []
+    said, streams = [], []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the usual stream")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     graphed = Graphed(lambda drawn: drawn["x"] + 1, said.append)
     assert [graphed({"x": torch.tensor(k)}).item() for k in range(8)] == list(range(1, 9))
+    assert streams == ["the usual stream"]
     assert said == [
         "warning: steps run without a CUDA graph (--graphs off): operation not permitted when stream is capturing"
     ]

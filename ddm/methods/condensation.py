@@ -86,7 +86,10 @@ class Condensation:
         """The function that takes a step: a CUDA graph where that is possible. A set and its chunks have one graph."""
         plan = self.plan
         cuda = torch.device(plan.machine.device).type == "cuda" and plan.settings.graphs == "auto"
-        captured = cuda and plan.ranks.world == 1 and self.matcher.needs.captured and self.draws.on_device
+        alone = plan.ranks.world == 1
+        captured = (
+            cuda and alone and all((self.matcher.needs.captured, self.augmentation.captured, self.draws.on_device))
+        )
         return Graphed(self._eager, self.say) if captured else self._eager
 
     def _eager(self, drawn: dict[str, Tensor]) -> Step:
@@ -107,6 +110,8 @@ class Condensation:
             self.say(f"out of memory: continuing with --class_chunk {self.plan.chunk}; results change only by rounding")
             device.release()
         self.networks.learn(lambda: self.training_set(self.experiment, self.images()), self.experiment, iteration)
+        if iteration == self.iterations:
+            self.ahead.close()
 
     def check(self) -> list[Report]:
         pending, self.pending = self.pending, []

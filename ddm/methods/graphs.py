@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddm.device import is_out_of_memory
+from ddm.device import release
 from ddm.methods.step import Step
 
 WARM_UP = 3  # eager steps before the capture: libraries choose their algorithms and torch.compile compiles in these
@@ -42,15 +42,16 @@ class Graphed:
     def _capture(self, drawn: dict[str, Tensor], addresses: list[int]) -> None:
         self.graph = None  # its memory is free again
         torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads may use CUDA meanwhile: those of draws.py allocate pinned memory.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.result = self.step(drawn)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
+        except RuntimeError as error:  # also out of memory: the eager steps had enough
             self.failed = True
+            torch.cuda.set_stream(stream)  # torch does not leave the stream of a broken capture
+            torch.cuda.synchronize()
+            release()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.say(f"warning: steps run without a CUDA graph (--graphs off): {reason[:100]}")
             return
