@@ -6,7 +6,7 @@ Counted without a GPU, by dispatching to torch's meta device: CIFAR10's shape, f
 calls with a tensor of the device that are no views; each is one or more kernels. `copies`
 are those from the host. `host` are operations on CPU tensors and views in the step's own thread. `replayed` is a step
 as a CUDA graph: what the host still does. A sync can't be counted: on the meta device it is an error. The passes are
-those of a device with 64 GiB (`--memory`).
+those of a device with 80 GiB (`--memory`).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ddm.evaluation.stacked import Stack
 from ddm.methods import matching
 from ddm.methods.condensation import Condensation
 from ddm.methods.graphs import WARM_UP, Graphed
-from ddm.networks import empty_network, get_network
+from ddm.networks import empty_network
 
 ALL = CASES | BEST
 
@@ -113,7 +113,7 @@ def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int]:
     for more in (1, 1 + epochs):
         stack = Stack(empty_network("ConvNet", 3, 10, (32, 32), "meta"), K)
         generators = [torch.Generator().manual_seed(k) for k in range(K)]
-        stack.initialise(get_network("ConvNet", 3, 10), generators)
+        stack.initialise(generators)
         with Calls() as calls:
             short = settings.but(epoch_eval_train=more - 1)
             protocol.train_together(stack, images, labels, short, machine, generators)
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(ALL))
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--batch_real", type=int, default=256)
-    parser.add_argument("--memory", type=float, default=64, help="GiB of the device, which decides the size of a pass")
+    parser.add_argument("--memory", type=float, default=80, help="GiB of the device, which decides the size of a pass")
     options = parser.parse_args()
     print(f"{timing.settings()}; ipc {options.ipc}, batch_real {options.batch_real}\n")
     three = "device calls | copies | host"

@@ -1,4 +1,4 @@
-"""Seconds of one evaluation epoch and of the final test, for ddm and for the plain protocol.
+"""Seconds of one evaluation epoch and of the final test, for ddm and for the plain protocol; and of stacked networks.
 
     python benchmarks/evaluation.py [--ipc 10] [--test_images 10000] [--repeats 5] [--threads N] [--device cpu]
 
@@ -7,20 +7,29 @@ accuracies read back after every batch. Images are random, 32x32, in 10 classes;
 """
 
 import argparse
+from functools import partial
 
 import numpy as np
 import timing
 import torch
+from step import random_data
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddm import device
 from ddm.augment import DiffAugment
 from ddm.data.images import Batches
+from ddm.device import Machine
 from ddm.evaluation import protocol
-from ddm.evaluation.settings import DSA_STRATEGY
+from ddm.evaluation.settings import DSA_STRATEGY, ProtocolSettings
 from ddm.networks import get_network
 from ddm.settings import MachineSettings
+
+NETWORKS, EPOCHS = 5, 11
+
+
+def print_nothing(line: str) -> None:
+    """A log of no interest."""
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -91,6 +100,20 @@ def main() -> None:
     for what in ("epoch", "test"):
         plain, ours = seconds[f"plain {what}"], seconds[f"our {what}"]
         print(f"| {what} | {plain:.3f} | {ours:.3f} | {plain / ours:.2f} |")
+    print(f"\n| {NETWORKS} networks, fp32, {EPOCHS} epochs and test | one by one s | together s | together / alone |")
+    print("|---|---|---|---|")
+    images, labels = images.to(where), labels.to(where)
+    for model in ("ConvNet", "ConvNetW32", "LeNet"):
+        settings = ProtocolSettings(model=model, num_eval=NETWORKS, epoch_eval_train=EPOCHS - 1)
+        runs = {
+            together: partial(
+                protocol.Evaluator(random_data(10, 32, 100).to(where), settings, Machine(where), together=together),
+                *(images, labels, 0, 0, print_nothing),
+            )
+            for together in (False, True)
+        }
+        alone, together = timing.medians(runs, options.repeats).values()
+        print(f"| {model} | {alone:.2f} | {together:.2f} | {together / alone:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ddm.evaluation import protocol, stacked
 from ddm.evaluation.protocol import Evaluator
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.evaluation.stacked import Stack, stackable
-from ddm.networks import BasicBlock, Network, Trunk, empty_network, get_network
+from ddm.networks import BasicBlock, Network, Trunk, empty_network
 
 COVERED = ["ConvNetD1", "ConvNetGN", "ConvNetLN", "ConvNetBN", "LeNet", "AlexNet", "MLP", "Residual"]
 
@@ -127,7 +127,7 @@ def test_device_calls_and_no_sync():
     for epochs in (11, 21):
         stack = Stack(empty_network("ConvNet", 3, 10, (32, 32), "meta"), K)
         generators = [torch.Generator().manual_seed(k) for k in range(K)]
-        stack.initialise(get_network("ConvNet", 3, 10), generators)
+        stack.initialise(generators)
         with Calls() as calls:
             totals = protocol.train_together(stack, x, y, own.but(epoch_eval_train=epochs - 1), machine, generators)
         assert totals.shape == (epochs, K, 2) and totals.device.type == "meta"

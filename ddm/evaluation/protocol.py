@@ -409,7 +409,7 @@ class Evaluator:
         key, where = (model, len(generators)), self.machine.device
         if key not in self.stacks:
             self.stacks[key] = Stack(self._empty(model, "meta"), len(generators), where, self.machine)
-        self.stacks[key].initialise(self._empty(model, "cpu"), generators)
+        self.stacks[key].initialise(generators)
         return self.stacks[key]
 
     def _together(

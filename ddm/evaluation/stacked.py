@@ -4,6 +4,7 @@ Maps of the K networks are channels of one tensor [n, K * C, H, W], so that conv
 are [K, n, D], so that linear layers are one batched product. Results equal those of K single networks up to rounding.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ddm import device
 from ddm.augment import DRAWS, Parameters, draw_images, operations_of, parameters
 from ddm.device import Machine
-from ddm.networks import BasicBlock, GroupNorm, InstanceNorm, LayerNorm, Network, initialise
+from ddm.networks import BasicBlock, GroupNorm, Initial, InstanceNorm, LayerNorm, Network
 from ddm.rng import to_device
 
 BLOCK_BYTES = 2**26  # of draws that are made at once and go to the device in one copy
@@ -150,18 +151,20 @@ class Stack:
         self.buffers = {name: torch.empty(K, *b.shape, dtype=b.dtype, device=where) for name, b in buffers.items()}
         self.forward = (machine or Machine()).compiled(self.logits)
 
+    @functools.cached_property
+    def initial(self) -> Initial:
+        return Initial(self.net)
+
     @torch.no_grad()
-    def initialise(self, net: Network, generators: list[torch.Generator]) -> None:
-        """Fill the parameters from `net` on the CPU, initialised by each of the K generators."""
-        values = []
-        for generator in generators:
-            initialise(net, generator)
-            values.append([p.detach().clone() for p in net.parameters()])
-        flat = torch.cat([torch.stack(own).flatten() for own in zip(*values, strict=True)])
+    def initialise(self, generators: list[torch.Generator]) -> None:
+        """Fill the parameters of each network from one of the K generators, as `networks.initialise` does."""
+        vectors = torch.stack([self.initial(generator) for generator in generators])  # [K, P]
+        pieces = vectors.split([size // self.K for size in self.sizes], dim=1)
+        flat = torch.cat([piece.flatten() for piece in pieces])
         self.flat.copy_(to_device(flat, self.flat.device))  # in place: a compiled forward knows this tensor
         self.flat.grad = None
-        for name, buffer in self.buffers.items():
-            buffer.copy_(to_device(net.get_buffer(name), buffer.device))
+        for name, buffer in self.buffers.items():  # BatchNorm's
+            buffer.copy_(to_device(self.initial.net.get_buffer(name), buffer.device))
 
     def train(self, training: bool) -> None:
         self.net.train(training)

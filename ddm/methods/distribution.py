@@ -323,7 +323,7 @@ def trained_together(
         for purpose in ("network", "training")
     )
     stack = stacked.Stack(copy.deepcopy(blank).train(), len(numbers), machine.device, machine)
-    stack.initialise(copy.deepcopy(blank).to_empty(device="cpu"), fresh)
+    stack.initialise(fresh)
     images, labels, s = Normalised(data, data.x_train), data.y_train, settings
     epochs = epochs_together(images, labels, BATCH, s.dsa_strategy, training, s.pool_epochs, machine.device)
 

@@ -38,11 +38,12 @@ class Draws:
         self.on_device = not away or self.reads
 
     def draw(self, experiment: int, iteration: int) -> dict[str, Tensor]:
-        """The draws of an iteration, on the CPU.
+        """The draws of an iteration for the classes of this rank, on the CPU, by name.
 
-        "real": indices [classes, batch_real] of real images, or the images themselves, uint8; "network" and "finished":
-        see Networks.draw; "lr" and "done": learning rate and completed iterations, scalars; all others are parameters
-        of the augmentation, [classes, ...]. Classes are those of this rank.
+        real: indices of real images [classes, batch_real], or the images themselves [classes, batch_real, C, H, W]
+        network, finished: parameters of networks [P], see Networks.draw
+        lr, done: scalars, the learning rate and the number of completed iterations
+        others: parameters of the augmentation [classes, ...], see Siamese.drawn
         """
         settings, classes = self.plan.settings, self.plan.classes
         where = (settings.seed, experiment, iteration)

@@ -26,7 +26,7 @@ def pass_pixels(device: str | torch.device) -> int:
     """Pixels per pass, for real images in a part and for synthetic images in a chunk if --class_chunk is 0.
 
     A CPU is fastest if feature maps fit its caches. An accelerator is fastest with large passes: 8,192 images of 32x32
-    if it has 64 GiB or more. Its whole memory decides, not what is free, so that two runs are computed alike.
+    if it has 80 GB. Its whole memory decides, not what is free, so that two runs are computed alike.
     """
     if torch.device(device).type == "cpu":
         return 2**16
