@@ -1,4 +1,4 @@
-"""What a GPU would be asked: calls, copies and syncs of a step and of an evaluation, of ddm and of the plain loop.
+"""What a GPU would be asked: calls and copies of a step and of an evaluation, of ddm and of the plain loop.
 
     python benchmarks/device_calls.py [--classes 10,100] [--cases MMD,MM,CM,ICD,best] [--batch_real 256] [--ipc 10]
 
@@ -26,7 +26,7 @@ from ddm.commands.condense import DDM
 from ddm.commands.settings import DDMSettings
 from ddm.data.images import ImageData
 from ddm.device import Machine
-from ddm.evaluation import protocol
+from ddm.evaluation import protocol, stacked
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.evaluation.stacked import Stack
 from ddm.methods import matching
@@ -103,8 +103,9 @@ def plain(case: str, data: ImageData, ipc: int, batch_real: int) -> Calls:
     return calls
 
 
-def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int]:
-    """Device calls per network and training step of K stacked networks, and copies per training; those of a test batch.
+def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int, int]:
+    """Of K stacked networks: device calls per network and training step, copies per training, calls of a test on
+    10,000 images, and the images in a batch of it.
 
     Counted as a difference, so that what a training does once is left out of the calls per step.
     """
@@ -119,10 +120,13 @@ def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int]:
             protocol.train_together(stack, images, labels, short, machine, generators)
         counts.append(calls)
     first, last = counts
-    batch = [(images, labels)]
+    blank, usual, most = empty_network("ConvNet", 3, 10, (32, 32), "meta"), protocol.TEST_BATCH, protocol.MOST_TESTED
+    size = stacked.test_batch(blank, (3, 32, 32), K, "meta", usual, most)
+    sizes = [min(size, 10000 - begin) for begin in range(0, 10000, size)]
+    batches = [(torch.empty(n, 3, 32, 32, device="meta"), torch.empty(n, device="meta").long()) for n in sizes]
     with Calls() as test, contextlib.suppress(NotImplementedError, RuntimeError):  # it reads its result at the end
-        protocol.test_together(stack, batch, machine)
-    return (last.device.total() - first.device.total()) / epochs / K, last.copies, test.device.total()
+        protocol.test_together(stack, batches, machine)
+    return (last.device.total() - first.device.total()) / epochs / K, last.copies, test.device.total(), size
 
 
 def main() -> None:
@@ -138,7 +142,9 @@ def main() -> None:
     print(f"| classes | terms | step: {three} | replayed: {three} | same steps | plain loop: {three} |")
     print("|" + "---|" * 12)
     budget = 2 ** (int(options.memory * 2**29).bit_length() - 1)  # see device.memory_budget
-    with mock.patch.object(matching, "memory_budget", lambda device: budget):
+    with contextlib.ExitStack() as patches:
+        for module in (matching, stacked.device):
+            patches.enter_context(mock.patch.object(module, "memory_budget", lambda device: budget))
         for classes in map(int, options.classes.split(",")):
             data = random_data(classes, 32, options.batch_real)
             for case in options.cases.split(","):
@@ -154,11 +160,13 @@ def main() -> None:
                     cells += ["", "", ""]
                 texts = [f"{cell:,}" if isinstance(cell, int) else cell for cell in cells]
                 print("| " + " | ".join(texts) + " |", flush=True)
-    print("\n| networks at once | device calls per network and training step | copies per training | per test batch |")
-    print("|---|---|---|---|")
-    for K in (1, 5, 20):
-        each, copies, tested = evaluation(K)
-        print(f"| {K} | {each:.2f} | {copies} | {tested} |", flush=True)
+        print(
+            "\n| networks at once | device calls per network and step | copies per training | final test | its batch |"
+        )
+        print("|---|---|---|---|---|")
+        for K in (1, 5, 10, 20):
+            each, copies, tested, size = evaluation(K)
+            print(f"| {K} | {each:.2f} | {copies} | {tested} | {size} |", flush=True)
 
 
 if __name__ == "__main__":

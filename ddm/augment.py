@@ -299,6 +299,18 @@ def draw_images(
     return torch.full((n,), NAMES.index(name)), numbers
 
 
+BUILT_IN = dict(OPERATIONS)  # a program may change OPERATIONS
+
+
+def drawn_ahead(strategy: str) -> bool:
+    """Whether `parameters` and `applied` have all operations of a strategy, which are then those of this module.
+
+    Raises UserError for an unknown strategy.
+    """
+    names = strategy.split("_") if operations_of(strategy) else []
+    return all(OPERATIONS[name] is BUILT_IN.get(name) for name in names)
+
+
 def draw_classes(
     strategy: str, seeds: list[int], size: tuple[int, int], param: ParamDiffAug | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -443,11 +455,9 @@ class Siamese:
     def __init__(self, strategy: str, size: tuple[int, int], device: str | torch.device):
         """Prepare for images of size (H, W). Raises UserError for an unknown strategy."""
         self.strategy, self.size = strategy, size
-        operations = operations_of(strategy)
-        self.nothing = not operations
-        known = not self.nothing and all(name in DRAWINGS for name in strategy.split("_"))
+        self.nothing = not operations_of(strategy)
         # Constant shapes compute every operation for every image. Where nothing is launched, that only costs time.
-        self.constant = known and torch.device(device).type != "cpu"
+        self.constant = not self.nothing and drawn_ahead(strategy) and torch.device(device).type != "cpu"
         self.captured = self.nothing or self.constant  # a CUDA graph can hold it
 
     def drawn(self, seeds: list[int]) -> dict[str, Tensor]:

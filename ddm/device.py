@@ -1,6 +1,7 @@
 """Properties of the machine: device, memory, precision, compilation."""
 
 import contextlib
+import copy
 import ctypes
 import gc
 import logging
@@ -8,15 +9,17 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ddm.errors import UserError
 from ddm.settings import MachineSettings
 
 F = TypeVar("F", bound=Callable)
+T = TypeVar("T")
 
 # Compiling (tens of seconds, once) pays off from so many pixels to condense. CPU: measured, about a minute uncompiled.
 # CUDA: a guess, not measured, about ten minutes of work.
@@ -108,14 +111,27 @@ def restored() -> Iterator[None]:
         yield
         return
     convolution, product = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolution.allow_tf32, product.allow_tf32
+    before = [_precision_flag(convolution, "conv"), _precision_flag(product)]
     number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # asking would open a context there
     try:
         yield
     finally:
-        convolution.allow_tf32, product.allow_tf32 = before
+        for flag in before:
+            setattr(*flag)
         if torch.cuda.is_initialized() and torch.cuda.current_device() != number:
             torch.cuda.set_device(number)
+
+
+def _precision_flag(backend: Any, part: str = "") -> tuple[Any, str, Any]:
+    """The object, name and value of the flag that a program has set.
+
+    Torch refuses to read the older `allow_tf32` after a program has set the newer `fp32_precision` of a part.
+    """
+    try:
+        return backend, "allow_tf32", backend.allow_tf32
+    except RuntimeError:
+        newer = getattr(backend, part) if part else backend
+        return newer, "fp32_precision", newer.fp32_precision
 
 
 def compiler_problem(device: str) -> str | None:
@@ -203,9 +219,9 @@ def free_memory(device: str) -> int | None:
 def memory_budget(device: str) -> int | None:
     """Bytes that a step may use: a power of two, at most half of the memory; None if unknown.
 
-    On CUDA this is half of all memory, so that other processes on the GPU do not change how a run is rounded: too
-    little free memory raises an error, and the step is repeated in smaller parts. On a CPU it is half of the free
-    memory, as the system would kill the run. The power of two hides its small changes.
+    On CUDA this is half of all memory, so that other processes on the GPU do not change how a run is rounded. If too
+    little is free, the step is repeated in smaller parts. On a CPU it is half of the free memory, as the system would
+    kill the run. The power of two hides its small changes.
     """
     cuda = device.startswith("cuda")
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else free_memory(device)
@@ -216,6 +232,18 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that a device, a library on it (cuDNN, cuBLAS) or the C library is out of memory."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def if_memory_allows(function: Callable[[], T]) -> T | None:
+    """The result of a function; None if memory ran out, after all that it held is released."""
+    try:
+        return function()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not in the block above: until its end, the traceback holds the function's tensors.
+    release()
+    return None
 
 
 def release() -> None:
@@ -243,15 +271,20 @@ def class_bytes(net: nn.Module, image: tuple[int, ...], batch_real: int, ipc: in
     The gradient needs every feature map of a synthetic image, and backward needs as much again. A real image needs
     only its pixels: drawn, normalised and augmented.
     """
+    return 4 * (2 * ipc * sum(map_sizes(net, image)) + 4 * batch_real * math.prod(image))
+
+
+def map_sizes(net: nn.Module, image: tuple[int, ...]) -> list[int]:
+    """The number of elements in the output of each layer for one image [C, H, W]; `net` is on the meta device."""
     sizes: list[int] = []
 
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        sizes.append(output.numel())
+    def note(module: nn.Module, inputs: tuple, output: Any) -> None:
+        sizes.append(sum(x.numel() for x in tree_leaves(output) if isinstance(x, Tensor)))
 
-    with torch.device("meta"):
-        hooks = [module.register_forward_hook(note) for module in net.modules() if not list(module.children())]
-        with torch.no_grad():
-            net(torch.empty(1, *image))
-        for hook in hooks:
-            hook.remove()
-    return 4 * (2 * ipc * sum(sizes) + 4 * batch_real * math.prod(image))
+    net = copy.deepcopy(net).eval()  # BatchNorm does not train on one image
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        net(torch.empty(1, *image, device="meta"))
+    return sizes

@@ -174,6 +174,20 @@ def test_a_library_call_leaves_the_process_as_it_was(initialised, gpu, monkeypat
     assert [call for call in gpu if call[0] == "set_device"] == [("set_device", "cuda:1"), ("set_device", 0)]
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older torch has one way")
+def test_a_program_with_the_newer_flags_gets_them_back(gpu):
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with device.restored():  # from here on the older flags raise an error
+            device.set_precision("cuda", "tf32")
+            assert [backend.fp32_precision for backend in backends] == ["tf32"] * 2
+        assert [backend.fp32_precision for backend in backends] == ["ieee"] * 2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True  # torch's defaults
+
+
 def test_gram_products_of_bfloat16_maps_are_in_bfloat16():
     seen = []
 

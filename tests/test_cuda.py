@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m cuda`. Skipped without one; benchmarks/gpu.py runs them."""
+"""Tests that need a GPU: `pytest -m cuda`. Skipped without one; benchmarks/gpu.py runs them."""
 
 import pytest
 import torch
@@ -6,7 +6,10 @@ from conftest import QUICK, maker, parse
 
 from ddm.augment import Siamese
 from ddm.data.loading import load
-from ddm.methods.graphs import WARM_UP, Graphed
+from ddm.device import Machine
+from ddm.evaluation.protocol import Evaluator, TrainingSet
+from ddm.evaluation.settings import ProtocolSettings
+from ddm.methods.graphs import WARM_UP
 
 pytestmark = [
     pytest.mark.cuda,
@@ -41,10 +44,39 @@ def after(made, iterations=9):
 def test_a_graph_equals_eager_steps(case, data_path, tmp_path):
     graphed, eager = (started(data_path, tmp_path, *CASES[case], "--graphs", graphs) for graphs in ("auto", "off"))
     (images, terms), (expected, expected_terms) = after(graphed), after(eager)
-    assert isinstance(graphed._take, Graphed) and graphed._take.graph is not None and not graphed._take.failed
+    assert graphed.replayed and not eager.replayed
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
     for own, other in zip(terms, expected_terms, strict=True):
         assert own == pytest.approx(other, rel=1e-3)
+
+
+def test_an_objective_that_waits_for_the_device_stays_eager(data_path, tmp_path):
+    """A capture that it breaks leaves the device usable."""
+    made, said = started(data_path, tmp_path), []
+    made.say, objective = said.append, made.matcher.objective
+
+    def waiting(real, syn, settings):
+        real.embedding.sum().item()
+        return objective(real, syn, settings)
+
+    made.matcher.objective = waiting
+    images, _ = after(made)
+    torch.testing.assert_close(images, after(started(data_path, tmp_path, "--graphs", "off"))[0], rtol=1e-4, atol=1e-4)
+    assert len(said) == 1 and said[0].startswith("warning: steps run eagerly")
+
+
+@pytest.mark.parametrize("model", ["ConvNetD1", "ConvNetBN", "ResNet18"])
+def test_networks_together_equal_single_ones(model, data_path):
+    data = load("CIFAR10", data_path).to("cuda")
+    settings = ProtocolSettings(model=model, num_eval=3, epoch_eval_train=2, batch_train=16, lr_net=0.002)
+    what = TrainingSet(data.normalise(data.x_train[:40]), data.y_train[:40], 0, 5)
+    found = {
+        together: Evaluator(data, settings, Machine("cuda"), together=together).trained(model, what, range(3), print)
+        for together in (True, False)
+    }
+    assert [one.together for one in found[True]] == [3] * 3 and [one.together for one in found[False]] == [1] * 3
+    curves = [torch.tensor([one.curve for one in found[together]])[..., 0] for together in (True, False)]
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-4)  # the losses
 
 
 def test_a_graph_resumes_in_the_middle(data_path, tmp_path):

@@ -1,6 +1,7 @@
 """Draws are made ahead of the step, by threads, and come to the device in one copy; a CUDA graph replays the step."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from ddm import rng
 from ddm.data.loading import load
-from ddm.methods.draws import AHEAD, Ahead, packed, unpacked
+from ddm.device import Machine
+from ddm.methods.draws import AHEAD, Ahead
 from ddm.methods.graphs import WARM_UP, Graphed
+from ddm.methods.matching import Needs
 from ddm.methods.step import Step
 from ddm.networks import Initial, empty_network, flat, initialise
 
@@ -39,8 +42,8 @@ def test_packed_tensors_are_unpacked_as_they_were():
         "c": torch.rand(3, 5),
         "d": torch.ones(3, dtype=torch.uint8),
     }
-    block = packed(tensors, pinned=False)
-    for name, x in unpacked(block, tensors).items():
+    block = rng.packed(tensors, pinned=False)
+    for name, x in rng.unpacked(block, tensors).items():
         assert torch.equal(x, tensors[name]) and x.dtype == tensors[name].dtype
         assert block.data_ptr() <= x.data_ptr() < block.data_ptr() + block.numel()
 
@@ -70,6 +73,23 @@ def test_steps_with_draws_of_threads_equal_steps_with_their_own(flags, data_path
         assert len(ahead.ahead.pending) == min(AHEAD, 12 - iteration)
     assert torch.equal(plain.images(), ahead.images())
     ahead.ahead.close()
+
+
+def test_how_steps_are_taken_on_cuda_is_said_once(data_path):
+    """The reason for eager steps; on a CPU there is nothing to say."""
+    made, said = started(data_path, "--device", "cpu"), []
+    made.say = said.append
+    made._step_function()
+    assert not said
+    made.plan = dataclasses.replace(made.plan, machine=Machine("cuda"))
+    assert isinstance(made._step_function(), Graphed) == made.augmentation.captured
+    made.augmentation.captured = True
+    assert isinstance(made._step_function(), Graphed) and not made.replayed
+    said.clear()
+    made.matcher.needs = Needs()  # of an objective that declares nothing
+    for _ in range(2):
+        assert made._step_function() == made._eager
+    assert said == ["steps run eagerly, not as a CUDA graph: the objective does not declare Needs(captured=True)"]
 
 
 def test_draws_of_a_jump_and_of_another_experiment_are_right():
@@ -119,11 +139,13 @@ def test_a_graph_replays_the_step_and_is_captured_again_for_other_addresses(monk
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    graphed, x = Graphed(step, print), torch.ones(())
+    said: list[str] = []
+    graphed, x = Graphed(step, said.append), torch.ones(())
     results = [graphed({"x": x}).terms.item() for _ in range(WARM_UP + 3)]
     assert results == list(range(1, WARM_UP + 4)) and captured == ["thread_local"]
     x = torch.ones(())
     assert graphed({"x": x}).terms.item() == WARM_UP + 4 and len(captured) == 2
+    assert set(said) == {"steps run as a CUDA graph"}
 
 
 def test_a_failed_capture_is_one_warning_and_the_steps_go_on(monkeypatch):
@@ -140,5 +162,6 @@ def test_a_failed_capture_is_one_warning_and_the_steps_go_on(monkeypatch):
     assert [graphed({"x": torch.tensor(k)}).item() for k in range(8)] == list(range(1, 9))
     assert streams == ["the usual stream"]
     assert said == [
-        "warning: steps run without a CUDA graph (--graphs off): operation not permitted when stream is capturing"
+        "warning: steps run eagerly, as the capture of a CUDA graph failed: "
+        "operation not permitted when stream is capturing"
     ]

@@ -8,11 +8,11 @@ from conftest import command, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddm import networks
+from ddm import augment, networks
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.evaluation import protocol, stacked
-from ddm.evaluation.protocol import Evaluator
+from ddm.evaluation.protocol import Evaluator, TrainingSet
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.evaluation.stacked import Stack, stackable
 from ddm.networks import BasicBlock, Network, Trunk, empty_network
@@ -37,10 +37,10 @@ def settings(model, **change) -> ProtocolSettings:
 
 def evaluated(data, settings, together, images=8, **change):
     """The Evaluator, its accuracies, curves and lines."""
-    evaluator, curves, lines = Evaluator(data, settings, Machine(), together=together, **change), [], []
-    x, y = data.normalise(data.x_train[:images]), data.y_train[:images]
-    accs = evaluator.accuracies(settings.model, x, y, 0, 5, range(settings.num_eval), lines.append, curves)
-    return evaluator, accs, curves, lines
+    evaluator, lines = Evaluator(data, settings, Machine(), together=together, **change), []
+    what = TrainingSet(data.normalise(data.x_train[:images]), data.y_train[:images], 0, 5)
+    found = evaluator.trained(settings.model, what, range(settings.num_eval), lines.append)
+    return evaluator, [one.accuracy for one in found], [one.curve for one in found], lines
 
 
 @pytest.mark.parametrize("model", COVERED)
@@ -73,6 +73,58 @@ def test_other_networks_are_trained_one_by_one(layer, data_path, monkeypatch):
         assert len(accs) == 2 and not evaluator.stacks
 
 
+def test_networks_that_a_stack_would_not_compute_as_they_are():
+    def made(change):
+        net = empty_network("ConvNetD1", 3, 10, (32, 32), "meta")
+        change(net)
+        return net
+
+    def normed(net):
+        torch.nn.utils.parametrizations.weight_norm(net.features[0])
+
+    changes = {
+        "frozen": lambda net: net.features[0].weight.requires_grad_(False),
+        "hook": lambda net: net.features[0].register_forward_hook(lambda *a: None),
+        "hook before": lambda net: net.features[0].register_forward_pre_hook(lambda *a: None),
+        "weight norm": normed,
+    }
+    assert stackable(made(lambda net: None), (3, 32, 32))
+    for name, change in changes.items():
+        assert not stackable(made(change), (3, 32, 32)), name
+
+
+def test_own_augmentations_are_trained_one_by_one(data_path, monkeypatch):
+    """A new operation and a changed one have no draws of constant shape."""
+    data, flip = load("CIFAR10", data_path), augment.OPERATIONS["flip"]
+    for name, operation in {"invert": lambda x, param, draws: -x, "flip": lambda *a: flip(*a)}.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(augment.OPERATIONS, name, operation)
+            own = settings("ConvNetD1", dsa_strategy=f"{name}_crop")
+            together, alone = (evaluated(data, own, choice) for choice in (True, False))
+            assert together[1:3] == alone[1:3] and not together[0].stacks
+            assert not augment.Siamese(own.dsa_strategy, (32, 32), "meta").captured
+    assert augment.Siamese("flip_crop", (32, 32), "meta").captured
+
+
+def test_the_memory_of_networks_that_need_several_values_per_channel():
+    net = empty_network("ResNet18BN", 1, 10, (8, 8), "meta")  # the last maps have one pixel
+    assert min(stacked.device.map_sizes(net, (1, 8, 8))) > 0 and net.training
+
+
+def test_an_estimate_survives_too_little_memory(data_path, monkeypatch):
+    data, real = load("CIFAR10", data_path), protocol.train_together
+
+    def train_together(stack, *arguments):
+        if stack.K > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(stack, *arguments)
+
+    monkeypatch.setattr(protocol, "train_together", train_together)
+    evaluator = Evaluator(data, settings("ConvNetD1", num_eval=5), Machine(), together=True)
+    assert evaluator.network_seconds("ConvNetD1", data.normalise(data.x_train[:8]), data.y_train[:8]) > 0
+    assert evaluator.at_once("ConvNetD1", 8, 5) == 2
+
+
 def test_every_architecture_is_covered():
     for name in networks.UNTAPPED | networks.TAPPABLE:
         assert stackable(empty_network(name, 3, 10, (32, 32), "meta"), (3, 32, 32)), name
@@ -93,9 +145,41 @@ def test_too_little_memory_halves_the_number(data_path, monkeypatch):
     assert "continuing with 2 networks" in lines[0] and evaluator.at_once("ConvNetD1", 8, 5) == 2
     assert Evaluator(data, own, Machine()).at_once("ConvNetD1", 8, 5) == 1  # a CPU trains one by one
     assert Evaluator(data, own, Machine(), peers=True, together=True).at_once("ConvNetD1", 8, 5) == 1
-    monkeypatch.setattr(stacked.device, "free_memory", lambda where: 2 * 3 * stacked_bytes())
+    monkeypatch.setattr(stacked.device, "memory_budget", lambda where: 3 * stacked_bytes())
     assert Evaluator(data, own, Machine(), together=True).at_once("ConvNetD1", 8, 20) == 3
     assert Evaluator(data, own, Machine(), together=True).at_once("ConvNetD1", 8, 4) == 2  # 2 + 2, not 3 + 1
+
+
+def test_too_little_memory_for_a_test_repeats_only_the_test(data_path, monkeypatch):
+    data, real, sizes, trainings = load("CIFAR10", data_path), protocol.test_together, [], []
+
+    def test_together(stack, testloader, machine):
+        sizes.append(testloader.batch_size)
+        if testloader.batch_size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(stack, testloader, machine)
+
+    own = settings("ConvNetD1")
+    expected = evaluated(data, own, False)[1]
+    monkeypatch.setattr(stacked, "stacks", lambda where: True)
+    monkeypatch.setattr(stacked.device, "memory_budget", lambda where: 2**40)
+    monkeypatch.setattr(protocol, "test_together", test_together)
+    train_together = protocol.train_together
+    monkeypatch.setattr(protocol, "train_together", lambda *a: trainings.append(1) or train_together(*a))
+    assert evaluated(data, own, True)[1] == expected
+    assert sizes == [2048, 1024, 512, 256, 128, 64, 32, 16] and len(trainings) == 1
+
+
+def test_no_map_has_more_elements_than_32_bits_count(monkeypatch):
+    monkeypatch.setattr(stacked, "stacks", lambda where: True)
+    monkeypatch.setattr(stacked.device, "memory_budget", lambda where: 2**50)
+    net = empty_network("ConvNet", 3, 10, (32, 32), "meta")
+    assert stacked.largest(net, (3, 32, 32)) == 128 * 32 * 32
+    for K in (1, 10, 20, 60):
+        size = stacked.test_batch(net, (3, 32, 32), K, "cuda", 256, 2048)
+        assert size * K * 128 * 32 * 32 < 2**31 and size == min(2048, (2**31 - 1) // (K * 128 * 32 * 32))
+    K = stacked.at_once(net, (3, 32, 32), "flip", 256, 100, "cuda")
+    assert K == 50 and K * 256 * 128 * 32 * 32 < 2**31  # 50 + 50, not 63 + 37
 
 
 def stacked_bytes() -> int:
@@ -110,12 +194,14 @@ class Calls(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.calls: list[str] = []
+        self.copies = 0  # from the host
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         where = [a.device.type for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
         done = function(*args, **(kwargs or {}))
         if not function.is_view and ("meta" in where or getattr(done, "device", torch.device("cpu")).type == "meta"):
             self.calls.append(str(function))
+            self.copies += "cpu" in where
         return done
 
 
@@ -132,6 +218,7 @@ def test_device_calls_and_no_sync():
             totals = protocol.train_together(stack, x, y, own.but(epoch_eval_train=epochs - 1), machine, generators)
         assert totals.shape == (epochs, K, 2) and totals.device.type == "meta"
         counts.append(len(calls.calls))
+        assert calls.copies == 1  # the draws of all epochs
     assert (counts[1] - counts[0]) / 10 / K < 5, calls.calls[-120:]
     test = [(torch.empty(2048, 3, 32, 32, device="meta"), torch.empty(2048, dtype=torch.long, device="meta"))]
     with Calls() as calls, pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # it reads at its end
@@ -149,6 +236,7 @@ def test_a_run_and_evaluate_train_networks_together(data_path, tmp_path, monkeyp
             command("evaluate", sets, *own, "--num_eval", number, "--save_path", tmp_path / folder)
         (entry,) = json.loads((tmp_path / folder / "results.json").read_text())["evaluations"]
         lines = (tmp_path / folder / "training.log").read_text()
+        assert entry.get("together", []) == [2] * lines.count("together") * 2
         return entry["accuracies"], [len(curve) for curve in entry["curves"]], lines.count("together")
 
     expected = run("DM_DDM", data_path, tmp_path / "single")[1]["evaluations"]
@@ -159,5 +247,7 @@ def test_a_run_and_evaluate_train_networks_together(data_path, tmp_path, monkeyp
     assert [entry["accuracies"] for entry in found] == [entry["accuracies"] for entry in expected]
     log = (tmp_path / "run" / "training.log").read_text()
     assert log.count("trained together") == len(found)
+    assert [entry["together"] for entry in found] == [[entry["n"]] * entry["n"] for entry in found]
+    assert not any("together" in entry for entry in expected)
     assert together == 2 and curves == [2] * 4
     assert evaluate("alone", 4) == (accuracies, curves, 0)

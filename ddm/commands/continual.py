@@ -116,9 +116,9 @@ def one_order(
         now = classes_of(data, data.name, seen).to(machine.device)
         labels = torch.arange(len(seen), device=machine.device).repeat_interleave(each)
         evaluator = protocol.Evaluator(now, settings, machine)
-        whole = torch.cat(images).to(machine.device)
-        nets = range(settings.num_eval)
-        by_net = evaluator.accuracies(settings.model, whole, labels, seed, step, nets, files.log)
+        what = protocol.TrainingSet(torch.cat(images).to(machine.device), labels, seed, step)
+        trained = evaluator.trained(settings.model, what, range(settings.num_eval), files.log)
+        by_net = [one.accuracy for one in trained]
         accs.append(statistics.fmean(by_net))
         files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")
         session.save()

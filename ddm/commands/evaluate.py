@@ -286,12 +286,11 @@ def score(
     evaluator = None
     while left := range(len(entry["accuracies"]), choice.settings.num_eval):
         evaluator = evaluator or protocol.Evaluator(data, settings, machine, choice.peers)
-        images, labels = row.set.images, row.set.labels
-        numbers = left[: evaluator.at_once(model, len(labels), len(left))]
-        at, curves = (row.experiment, row.iteration, numbers), []
-        entry["accuracies"] += evaluator.accuracies(model, images, labels, *at, session.files.log, curves)
-        entry["curves"] += [[[round(x, 5) for x in point] for point in curve] for curve in curves]
-        entry.update(protocol.summary(entry["accuracies"]))
+        what = protocol.TrainingSet(row.set.images, row.set.labels, row.experiment, row.iteration)
+        numbers = left[: evaluator.at_once(model, len(what.labels), len(left))]
+        trained = evaluator.trained(model, what, numbers, session.files.log)
+        entry["curves"] += [[[round(x, 5) for x in point] for point in one.curve] for one in trained]
+        protocol.record(entry, trained)
         session.save()
         line = meter.done(len(numbers))
         if line:

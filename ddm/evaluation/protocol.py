@@ -8,7 +8,9 @@ accuracy is that after the **last** epoch, never the best one; --eval_protocol p
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from ddm import rng
 from ddm.augment import DiffAugment, applied
 from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
-from ddm.device import Machine, is_out_of_memory, release
+from ddm.device import Machine, if_memory_allows
 from ddm.errors import UserError
 from ddm.evaluation import stacked
 from ddm.evaluation.peers import TEST_EVERY, best_epoch
@@ -43,6 +45,7 @@ EVAL_MODES = ("S", "SS", *POOLS)
 
 # (images [n, C, H, W], generator or None) -> augmented images
 Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
+T = TypeVar("T")
 # epochs -> the same epochs, shown as they pass
 Watch = Callable[[Iterable[int]], Iterable[int]]
 
@@ -283,6 +286,28 @@ def report_line(
     )
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """A set to evaluate.
+
+    (seed, experiment, iteration, number) determine the weights, batches and augmentation of a network. So the results
+    of different recipes are paired by network.
+    """
+
+    images: Tensor | Normalised  # [N, C, H, W], normalised
+    labels: Tensor  # [N]
+    experiment: int
+    iteration: int
+
+
+class Trained(NamedTuple):
+    """The results of one evaluation network."""
+
+    accuracy: float  # on the test images, in [0, 1]
+    curve: list[list[float]]  # training loss and accuracy of each epoch
+    together: int = 1  # how many networks were trained at once
+
+
 class Evaluator:
     """Evaluates sets on one data set with fresh networks of an evaluation mode.
 
@@ -309,7 +334,9 @@ class Evaluator:
         self.nets: dict[str, nn.Module] = {}
         self.stacks: dict[tuple[str, int], Stack] = {}
         self.blanks: dict[str, Network] = {}
-        self.limit: dict[str, int] = {}  # networks at once, after a larger number was out of memory
+        # Networks at once, and images of a test batch, after a larger number was out of memory.
+        self.limit: dict[str, int] = {}
+        self.most_tested = MOST_TESTED
 
     def _empty(self, model: str, device: str) -> Network:
         return empty_network(model, self.data.channel, self.data.num_classes, self.data.im_size, device)
@@ -325,80 +352,59 @@ class Evaluator:
             self.blanks[model] = self._empty(model, "meta")
         return self.blanks[model]
 
-    def _testloader(self, model: str, networks: int = 1) -> Batches:
-        data, where = self.data, self.machine.device
-        size = stacked.test_batch(self._blank(model), data.shape, networks, where, TEST_BATCH, MOST_TESTED)
-        return Batches(Normalised(data, data.x_test), data.y_test, size)
-
     def augmentation(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         return DiffAugment(images, self.settings.dsa_strategy, generator=generator)
 
     def __call__(
         self, images: Tensor | Normalised, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
     ) -> dict[str, list[float]]:
-        """The test accuracies in [0, 1] of settings.num_eval fresh networks of each architecture.
-
-        (seed, experiment, iteration, number) determine the weights, batches and augmentation of a network. So the
-        results of different recipes are paired by network.
-        """
-        numbers = range(self.settings.num_eval)
+        """The test accuracies in [0, 1] of settings.num_eval fresh networks of each architecture; see TrainingSet."""
+        what, numbers = TrainingSet(images, labels, experiment, iteration), range(self.settings.num_eval)
         return {
-            model: self.accuracies(model, images, labels, experiment, iteration, numbers, log) for model in self.models
+            model: [trained.accuracy for trained in self.trained(model, what, numbers, log)] for model in self.models
         }
 
     def at_once(self, model: str, n: int, number: int) -> int:
         """How many of `number` networks of an architecture are trained together on n images; 1: one by one."""
-        if not self.together or self.peers or number < 2:
+        if not self.together or self.peers:
             return 1
-        blank, image = self._blank(model), self.data.shape
-        if not stacked.stackable(blank, image):
-            return 1
-        batch = min(n, self.settings.batch_train)
-        return min(self.limit.get(model, number), stacked.at_once(blank, image, batch, number, self.machine.device))
+        blank, image, settings = self._blank(model), self.data.shape, self.settings
+        batch, most = min(n, settings.batch_train), self.limit.get(model, number)
+        return min(most, stacked.at_once(blank, image, settings.dsa_strategy, batch, number, self.machine.device))
 
-    def accuracies(
+    def trained(
         self,
         model: str,
-        images: Tensor | Normalised,
-        labels: Tensor,
-        experiment: int,
-        iteration: int,
+        what: TrainingSet,
         numbers: Sequence[int],
         log: Callable[[str], None],
-        curves: list[list[list[float]]] | None = None,
         watch: Callable[[Sequence[int]], Watch] | None = None,
-    ) -> list[float]:
-        """`accuracy` of several fresh networks of one architecture, together or one by one; see `at_once`.
+    ) -> list[Trained]:
+        """Train and test fresh networks of one architecture, together or one by one; see `at_once`.
 
-        The curve of each is added to `curves`. `watch` of some numbers shows the progress of their training.
+        `watch` of some numbers shows the progress of their training; by default a progress bar.
         """
-        accs: list[float] = []
-        where = (experiment, iteration)
-        most = self.at_once(model, len(labels), len(numbers))
-        while len(accs) < len(numbers):
-            part = numbers[len(accs) : len(accs) + most]
+        done: list[Trained] = []
+        most = self.at_once(model, len(what.labels), len(numbers))
+        while len(done) < len(numbers):
+            part = numbers[len(done) : len(done) + most]
             shown = watch(part) if watch else partial(bar, desc=self.title(model, part), unit="epoch", leave=False)
             if len(part) == 1:
-                curve: list[list[float]] = []
-                accs.append(self.accuracy(model, images, labels, *where, part[0], log, curve=curve, watch=shown))
-                found = [curve]
+                done.append(self._single(model, what, part[0], log, shown))
+                continue
+            new = if_memory_allows(partial(self._together, model, what, part, log, shown))
+            if new is None:
+                most = self._halved(model, len(part))
+                log(f"out of memory: {model}: continuing with {most} networks at once; equal up to rounding")
             else:
-                try:
-                    new, found = self._together(model, images, labels, *where, part, log, shown)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    new = None  # the traceback holds tensors until the end of this block
-                if new is None:
-                    self.stacks.pop((model, len(part)), None)
-                    release()
-                    most = self.limit[model] = len(part) // 2
-                    log(f"out of memory: {model}: continuing with {most} networks at once; equal up to rounding")
-                    continue
-                accs += new
-            if curves is not None:
-                curves += found
-        return accs
+                done += new
+        return done
+
+    def _halved(self, model: str, number: int) -> int:
+        """How many networks are trained together from now on, after `number` were out of memory."""
+        self.stacks.pop((model, number), None)
+        self.limit[model] = number // 2
+        return number // 2
 
     def title(self, model: str, numbers: Sequence[int]) -> str:
         """A text such as 'ConvNet 3/20' or 'ConvNet 1-10/20'."""
@@ -412,74 +418,63 @@ class Evaluator:
         self.stacks[key].initialise(generators)
         return self.stacks[key]
 
+    def _generators(self, what: TrainingSet, numbers: Sequence[int], purpose: str) -> list[torch.Generator]:
+        where = (self.settings.seed, what.experiment, what.iteration, -1)
+        return [rng.generator(*where, f"evaluation {purpose} {k}") for k in numbers]
+
     def _together(
-        self,
-        model: str,
-        images: Tensor | Normalised,
-        labels: Tensor,
-        experiment: int,
-        iteration: int,
-        numbers: Sequence[int],
-        log: Callable[[str], None],
-        watch: Watch,
-    ) -> tuple[list[float], list[list[list[float]]]]:
-        """The accuracies and curves of networks that are trained together."""
-        settings, machine = self.settings, self.machine
-        generators = [
-            [rng.generator(settings.seed, experiment, iteration, -1, f"{purpose} {k}") for k in numbers]
-            for purpose in ("evaluation network", "evaluation training")
-        ]
-        stack = self._stack(model, generators[0])
+        self, model: str, what: TrainingSet, numbers: Sequence[int], log: Callable[[str], None], watch: Watch
+    ) -> list[Trained]:
+        """`trained` of several networks at once."""
+        settings, machine, K = self.settings, self.machine, len(numbers)
+        stack = self._stack(model, self._generators(what, numbers, "network"))
+        generators = self._generators(what, numbers, "training")
         start = time.perf_counter()
-        totals = train_together(stack, images, labels, settings, machine, generators[1], watch)
-        curves = means(totals.transpose(0, 1), len(labels))  # waits for the device
+        totals = train_together(stack, what.images, what.labels, settings, machine, generators, watch)
+        curves = means(totals.transpose(0, 1), len(what.labels))  # waits for the device
         seconds = time.perf_counter() - start
-        accs = test_together(stack, self._testloader(model, len(numbers)), machine)
-        log(f"{self.title(model, numbers)}: {len(numbers)} networks trained together in {seconds:.0f} s")
+        accs = self._tested(model, K, partial(test_together, stack, machine=machine))
+        log(f"{self.title(model, numbers)}: {K} networks trained together in {seconds:.0f} s")
         for k, curve, accuracy in zip(numbers, curves, accs, strict=True):
-            log(report_line(k, settings.epoch_eval_train, seconds / len(numbers), *curve[-1], accuracy))
-        return accs, curves
+            log(report_line(k, settings.epoch_eval_train, seconds / K, *curve[-1], accuracy))
+        stack.flat.grad = None  # memory of the next training
+        return [Trained(accuracy, curve, K) for accuracy, curve in zip(accs, curves, strict=True)]
 
-    def accuracy(
-        self,
-        model: str,
-        images: Tensor | Normalised,
-        labels: Tensor,
-        experiment: int,
-        iteration: int,
-        it_eval: int,
-        log: Callable[[str], None],
-        curve: list[list[float]] | None = None,
-        watch: Watch | None = None,
-    ) -> float:
-        """The test accuracy in [0, 1] of fresh network number it_eval of one architecture.
-
-        Without `watch`, a progress bar shows the epochs.
-        """
-        settings, machine = self.settings, self.machine
-        where = (settings.seed, experiment, iteration, -1)
-        net = initialise(self._net(model), rng.generator(*where, f"evaluation network {it_eval}"))
-        generator = rng.generator(*where, f"evaluation training {it_eval}")
-        if watch is None:
-            watch = partial(bar, desc=self.title(model, [it_eval]), unit="epoch", leave=False)
-        testloader = self._testloader(model)
+    def _single(self, model: str, what: TrainingSet, number: int, log: Callable[[str], None], watch: Watch) -> Trained:
+        """`trained` of one network."""
+        settings, machine, curve = self.settings, self.machine, []
+        net = initialise(self._net(model), *self._generators(what, [number], "network"))
+        (generator,) = self._generators(what, [number], "training")
+        tested = partial(self._tested, model, 1, partial(test, net, machine=machine))
         start = time.perf_counter()
+        arguments = (net, what.images, what.labels, settings, machine)
         if self.peers:
-            tested = partial(test, net, testloader, machine)
-            outcome = best_epoch(net, images, labels, settings, machine, generator, tested, curve, watch)
-            log(report_line(it_eval, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))
-            return outcome[-1]
-        loss, acc_train = train(net, images, labels, settings, machine, self.augmentation, generator, curve, watch)
+            outcome = best_epoch(*arguments, generator, tested, curve, watch)
+            log(report_line(number, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))
+            return Trained(outcome[-1], curve)
+        loss, acc_train = train(*arguments, self.augmentation, generator, curve, watch)
         seconds = time.perf_counter() - start  # `train` has waited for the device
-        accuracy = test(net, testloader, machine)
-        log(report_line(it_eval, settings.epoch_eval_train, seconds, loss, acc_train, accuracy))
-        return accuracy
+        accuracy = tested()
+        log(report_line(number, settings.epoch_eval_train, seconds, loss, acc_train, accuracy))
+        return Trained(accuracy, curve)
+
+    def _tested(self, model: str, networks: int, test: Callable[[Batches], T]) -> T:
+        """Test on the whole test set, in smaller batches if an accelerator has too little memory."""
+        data, where = self.data, self.machine.device
+        while True:
+            size = stacked.test_batch(self._blank(model), data.shape, networks, where, TEST_BATCH, self.most_tested)
+            testloader = Batches(Normalised(data, data.x_test), data.y_test, size)
+            if size == 1 or not stacked.stacks(where):
+                return test(testloader)
+            found = if_memory_allows(partial(test, testloader))
+            if found is not None:
+                return found
+            self.most_tested = size // 2
 
     def network_seconds(self, model: str, images: Tensor | Normalised, labels: Tensor) -> float:
         """The expected seconds of one network, from two epochs of training; must not be called during a training."""
         settings, machine = self.settings, self.machine
         number = self.at_once(model, len(labels), settings.num_eval)
-        fresh = [rng.generator(settings.seed, 0, 0, -1, "estimate") for _ in range(number)]
         passed: list[float] = []
 
         def watch(epochs: Iterable[int]) -> Iterable[int]:
@@ -488,12 +483,23 @@ class Evaluator:
                 wait_for(machine.device)
                 passed.append(time.perf_counter())
 
-        if number > 1:
-            short, stack = settings.but(epoch_eval_train=1), self._stack(model, fresh)
-            train_together(stack, images, labels, short, machine, [torch.Generator() for _ in fresh], watch)
-        else:
-            net = initialise(self._net(model), fresh[0])
-            train(net, images, labels, settings, machine, self.augmentation, torch.Generator(), watch=watch)
+        def trial() -> bool:
+            passed.clear()
+            fresh = [rng.generator(settings.seed, 0, 0, -1, "estimate") for _ in range(number)]
+            generators = [torch.Generator() for _ in fresh]
+            if number > 1:
+                stack, short = self._stack(model, fresh), settings.but(epoch_eval_train=1)
+                train_together(stack, images, labels, short, machine, generators, watch)
+                stack.flat.grad = None
+            else:
+                net = initialise(self._net(model), *fresh)
+                train(net, images, labels, settings, machine, self.augmentation, *generators, watch=watch)
+            return True
+
+        while number > 1 and not if_memory_allows(trial):
+            number = self._halved(model, number)
+        if number == 1:
+            trial()
         return self.from_epochs((passed[1] - passed[0]) / number, len(labels))
 
     def from_epochs(self, epoch_seconds: float, n: int) -> float:
@@ -516,6 +522,15 @@ def wait_for(device: str) -> None:
 def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
     """Mean and (population, as published) standard deviation, number, and the accuracies, all in [0, 1]."""
     return {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs), "accuracies": accs}
+
+
+def record(entry: dict, trained: Sequence[Trained]) -> None:
+    """Add networks to an entry of results.json: their accuracies, and the numbers of networks that trained at once."""
+    before = entry.get("accuracies", [])
+    together = [*entry.get("together", [1] * len(before)), *(one.together for one in trained)]
+    entry.update(summary([*before, *(one.accuracy for one in trained)]))
+    if max(together) > 1:  # each its own on a CPU
+        entry["together"] = together
 
 
 def describe(accs: list[float]) -> str:

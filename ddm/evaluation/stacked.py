@@ -5,6 +5,7 @@ are [K, n, D], so that linear layers are one batched product. Results equal thos
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddm import device
-from ddm.augment import DRAWS, Parameters, draw_images, operations_of, parameters
+from ddm.augment import DRAWS, Parameters, draw_images, drawn_ahead, operations_of, parameters
 from ddm.device import Machine
 from ddm.networks import BasicBlock, GroupNorm, Initial, InstanceNorm, LayerNorm, Network
-from ddm.rng import to_device
+from ddm.rng import all_to_device, to_device
 
-BLOCK_BYTES = 2**26  # of draws that are made at once and go to the device in one copy
+BLOCK_BYTES = 2**28  # of draws that are made at once and go to the device in one copy
+MOST_ELEMENTS = 2**31 - 1  # of a feature map: libraries of a GPU count them with 32 bits
 
 
 class NotStackable(Exception):
@@ -140,6 +142,10 @@ class Stack:
         """
         if type(net) is not Network:
             raise NotStackable(type(net).__name__)
+        if not all(p.requires_grad for p in net.parameters()):
+            raise NotStackable("frozen parameters")
+        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules()):
+            raise NotStackable("hooks")  # such as those of weight_norm
         self.net, self.K = net, K
         shapes = {name: p.shape for name, p in net.named_parameters()}
         if len(shapes) < sum(1 for _ in net.named_parameters(remove_duplicate=False)):
@@ -212,31 +218,40 @@ def stacks(where: str) -> bool:
     return torch.device(where).type != "cpu"
 
 
-def at_once(net: Network, image: tuple[int, int, int], batch: int, number: int, where: str) -> int:
-    """How many of `number` networks are trained together: as many as half of the free memory holds, in equal parts.
+def at_once(
+    net: Network, image: tuple[int, int, int], strategy: str, batch: int, number: int, where: str | torch.device
+) -> int:
+    """How many of `number` networks are trained together: as many as the memory budget holds, in equal parts.
 
-    `net` is on the meta device. The estimate is rather high; without a known size of memory it is `number`.
+    1 if there is no way to train these networks together with this augmentation. `net` is on the meta device. The
+    estimate is rather high; without a known size of memory it is `number`.
     """
-    device.release()  # cached memory is free
-    free = device.free_memory(where)
+    if number < 2 or not drawn_ahead(strategy) or not stackable(net, image):
+        return 1
+    budget = device.memory_budget(where)
     # The augmentation needs about 16 floats per pixel; weights have gradients, momentum and two copies for a while.
     parameters = sum(p.numel() for p in net.parameters())
     each = device.class_bytes(net, image, batch_real=4 * batch, ipc=batch) + 4 * 6 * parameters
-    most = number if free is None else max(1, min(number, free // 2 // each))
+    most = MOST_ELEMENTS // (batch * largest(net, image))
+    if budget is not None:
+        most = min(most, budget // each)
+    most = max(1, min(number, most))
     return -(-number // -(-number // most))
 
 
+def largest(net: Network, image: tuple[int, int, int]) -> int:
+    """The elements of the largest map of one image, the image included."""
+    return max(*device.map_sizes(net, image), math.prod(image))
+
+
 def test_batch(net: Network, image: tuple[int, int, int], K: int, where: str, usual: int, most: int) -> int:
-    """Images per batch of a test of K networks: `usual` on a CPU, else up to `most`, in half of the free memory."""
-    if not stacks(where):
-        return usual
-    device.release()  # what the training has cached
-    free = device.free_memory(where)
-    if free is None:
+    """Images per batch of a test of K networks: `usual` on a CPU, else up to `most` within the memory budget."""
+    budget = device.memory_budget(where)
+    if not stacks(where) or budget is None:
         return usual
     # Without a gradient only two maps are in memory at a time: less than a quarter of a training's.
-    fits = free // 2 // (K * device.class_bytes(net, image, batch_real=1, ipc=1) // 4)
-    return int(min(most, max(fits, usual if K == 1 else 1)))
+    fits = budget // (K * device.class_bytes(net, image, batch_real=1, ipc=1) // 4)
+    return max(1, min(most, fits, MOST_ELEMENTS // (K * largest(net, image))))
 
 
 # --- draws -----------------------------------------------------------------------------------------------------
@@ -251,10 +266,10 @@ def drawn_epochs(
     size: tuple[int, int],
     where: str | torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """For each epoch the order of the n images for every network, [K, n], on the CPU and on the device, and the
-    Parameters of its augmentation, [K, n, 17], on the device (None without augmentation).
+    """The draws of each epoch: the order of the n images for every network, [K, n], on the CPU and on the device.
 
-    Every generator draws what the training of a single network draws. Draws of many epochs go up in one copy.
+    With them the Parameters of the augmentation, [K, n, 17], on the device; None without augmentation. Every generator
+    draws what the training of a single network draws. Draws of many epochs go up in one copy.
     """
     K, augmented = len(generators), bool(operations_of(strategy))
     most = max(1, BLOCK_BYTES // (K * n * (8 + 4 * len(Parameters._fields))))
@@ -268,8 +283,7 @@ def drawn_epochs(
                 for at in range(0, n if augmented else 0, batch):
                     part = (e, k, slice(at, min(at + batch, n)))
                     operation[part], numbers[part] = draw_images(strategy, len(order[part]), size, generator)
-        there = to_device(order, where)
-        if augmented:
-            rows = to_device(parameters(operation, numbers, size), where)
+        drawn = {"order": order} | ({"rows": parameters(operation, numbers, size)} if augmented else {})
+        there = all_to_device(drawn, where)
         for e in range(count):
-            yield order[e], there[e], rows[e] if augmented else None
+            yield order[e], there["order"][e], there["rows"][e] if augmented else None

@@ -45,6 +45,7 @@ class Condensation:
         self.data = data
         self.syn_set: Synthetic | None = None
         self.experiment, self.pending = 0, []
+        self.said: set[str] = set()
 
     def arguments(self) -> dict[str, Any]:
         return self.plan.settings.values()
@@ -73,24 +74,42 @@ class Condensation:
         self.syn_set = Synthetic.start(images, plan, velocity, bounds)
         self.networks.start(experiment, networks)
         self.experiment, self.pending = experiment, []
-        self._take = self._way()
+        self._take = self._step_function()
 
-    def _follow(self, plan: Plan) -> None:
-        """Take the next steps by a plan with maybe other chunks."""
+    def _use_plan(self, plan: Plan) -> None:
+        """Use `plan` for the next steps; if its chunk changed, they are captured again."""
         changed = plan.chunk != self.plan.chunk
         self.plan = plan
         if changed:
-            self._take = self._way()
+            self._take = self._step_function()
 
-    def _way(self) -> Callable[[dict[str, Tensor]], Step]:
-        """The function that takes a step: a CUDA graph where that is possible. A set and its chunks have one graph."""
+    def _step_function(self) -> Callable[[dict[str, Tensor]], Step]:
+        """The function that takes a step: on CUDA a graph, where that is possible."""
         plan = self.plan
-        cuda = torch.device(plan.machine.device).type == "cuda" and plan.settings.graphs == "auto"
-        alone = plan.ranks.world == 1
-        captured = (
-            cuda and alone and all((self.matcher.needs.captured, self.augmentation.captured, self.draws.on_device))
-        )
-        return Graphed(self._eager, self.say) if captured else self._eager
+        if torch.device(plan.machine.device).type != "cuda" or plan.settings.graphs == "off":
+            return self._eager
+        reasons = {
+            "there are several ranks": plan.ranks.world > 1,
+            "the objective does not declare Needs(captured=True)": not self.matcher.needs.captured,
+            "an augmentation is not built in": not self.augmentation.captured,
+            "each step reads its real images from the store": not self.draws.on_device,
+        }
+        reason = next((text for text, holds in reasons.items() if holds), None)
+        if reason is None:
+            return Graphed(self._eager, self._say_once)
+        self._say_once(f"steps run eagerly, not as a CUDA graph: {reason}")
+        return self._eager
+
+    @property
+    def replayed(self) -> bool:
+        """Whether steps are now replayed as a CUDA graph."""
+        return isinstance(self._take, Graphed) and self._take.graph is not None
+
+    def _say_once(self, line: str) -> None:
+        """Say a line, unless it was said in this run: every experiment has a graph of its own."""
+        if line not in self.said:
+            self.said.add(line)
+            self.say(line)
 
     def _eager(self, drawn: dict[str, Tensor]) -> Step:
         return condensation_step(self.matcher, self.syn_set, self.data, self.augmentation, drawn, self.plan)
@@ -98,17 +117,11 @@ class Condensation:
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""
         drawn = self.networks.completed(self.ahead.next(self.experiment, iteration), self.experiment, iteration)
-        self._follow(self.plan.at(self.experiment, iteration))
-        while True:
-            try:
-                self.pending.append((iteration, self._take(drawn)))
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not device.is_out_of_memory(error):
-                    raise
-            self._follow(self.plan.halved(self.experiment, iteration))
+        self._use_plan(self.plan.at(self.experiment, iteration))
+        while (step := device.if_memory_allows(lambda: self._take(drawn))) is None:
+            self._use_plan(self.plan.halved(self.experiment, iteration))
             self.say(f"out of memory: continuing with --class_chunk {self.plan.chunk}; results change only by rounding")
-            device.release()
+        self.pending.append((iteration, step))
         self.networks.learn(lambda: self.training_set(self.experiment, self.images()), self.experiment, iteration)
         if iteration == self.iterations:
             self.ahead.close()

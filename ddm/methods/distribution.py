@@ -9,6 +9,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +203,7 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
         forward = machine.compiled(net.forward)
         options = {"desc": f"pool of {s.pool} trained networks", "unit": "network", "show": group.first}
         with bar(total=len(missing), **options) as progress:
-            most = at_once(blank, data, machine, len(missing))
+            most = at_once(blank, data, s, machine, len(missing))
             while missing:
                 before = len(missing)
                 with contextlib.ExitStack() as claims:
@@ -218,18 +219,13 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
                             claimed.append(number)
                         if len(claimed) == most:
                             break
-                    try:
-                        made = trained_together(blank, data, s, machine, claimed) if len(claimed) > 1 else []
-                    except (MemoryError, RuntimeError) as error:
-                        if not device.is_out_of_memory(error):
-                            raise
-                        made = None  # the traceback holds tensors until the end of this block
+                    if len(claimed) > 1:
+                        made = device.if_memory_allows(partial(trained_together, blank, data, s, machine, claimed))
+                    else:
+                        made = [train(net, forward, data, s, machine, number) for number in claimed]
                     if made is None:
-                        device.release()
                         most = len(claimed) // 2
                         continue
-                    if len(claimed) == 1:
-                        made = [train(net, forward, data, s, machine, claimed[0])]
                     for number, points in zip(claimed, made, strict=True):
                         cache.store(paths[number], points)
                         found[number] = points
@@ -307,11 +303,12 @@ def check_finite(points: Tensor, number: int, settings: PoolSettings) -> None:
         raise UserError(f"network {number} of the pool diverged: lower --pool_lr {settings.pool_lr:g}")
 
 
-def at_once(blank: Network, data: ImageData, machine: Machine, number: int) -> int:
+def at_once(blank: Network, data: ImageData, settings: PoolSettings, machine: Machine, number: int) -> int:
     """How many of `number` networks of a pool are trained together; `blank` is on the meta device."""
-    if number < 2 or not stacked.stacks(machine.device) or not stacked.stackable(blank, data.shape):
+    if not stacked.stacks(machine.device):
         return 1
-    return stacked.at_once(blank, data.shape, min(BATCH, len(data.x_train)), number, machine.device)
+    batch = min(BATCH, len(data.x_train))
+    return stacked.at_once(blank, data.shape, settings.dsa_strategy, batch, number, machine.device)
 
 
 def trained_together(

@@ -14,14 +14,16 @@ from torch import Tensor
 from ddm import rng
 from ddm.augment import Siamese
 from ddm.data.images import ImageData
+from ddm.device import select
 from ddm.methods.distribution import Networks
 from ddm.methods.optimizers import SCHEDULES
 from ddm.methods.plan import Plan
 from ddm.methods.sampling import Random
+from ddm.rng import packed, unpacked
 
 AHEAD = 8  # iterations that are drawn ahead on an accelerator
 THREADS = 4
-# Real images of an iteration that are read ahead, if they do not fit the device: at most so many bytes.
+# Bytes of the real images of an iteration, up to which they are read ahead if the data set does not fit the device.
 READ_AHEAD = 2**28
 
 
@@ -79,7 +81,8 @@ class Ahead:
         """The draws of an iteration; those of the following ones are made in the background."""
         if not self.accelerator:
             return self.draw(experiment, iteration)
-        self.pool = self.pool or ThreadPoolExecutor(THREADS, "draws")
+        # Pinned memory belongs to the selected GPU, and each thread selects its own.
+        self.pool = self.pool or ThreadPoolExecutor(THREADS, "draws", select, (str(self.device),))
         end = max(iteration, min(iteration + AHEAD, self.last)) + 1
         wanted = [(experiment, i) for i in range(iteration, end)]
         for key in self.pending.keys() - set(wanted):
@@ -87,49 +90,21 @@ class Ahead:
         for key in wanted:
             if key not in self.pending:
                 self.pending[key] = self.pool.submit(self._packed, *key)
-        block, drawn = self.pending.pop(wanted[0]).result()
+        block, like = self.pending.pop(wanted[0]).result()
         if self.block is None:
             self.block = torch.empty(block.shape, dtype=block.dtype, device=self.device)
-            self.views = unpacked(self.block, drawn)
-        self.block.copy_(block, non_blocking=True)
+            self.views = unpacked(self.block, like)
+        self.block.copy_(block, non_blocking=block.is_pinned())  # else the block could end before the copy
         return dict(self.views)
 
     def _packed(self, experiment: int, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The draws of an iteration in one block, and their names, dtypes and shapes, as tensors without memory."""
         drawn = self.draw(experiment, iteration)
-        return packed(drawn, pinned=self.device.type == "cuda"), drawn
+        like = {name: x.to("meta") for name, x in drawn.items()}
+        return packed(drawn, pinned=self.device.type == "cuda"), like
 
     def close(self) -> None:
         """Stop the threads; a later `next` starts new ones."""
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
         self.pool, self.pending = None, {}
-
-
-ALIGNED = 16  # bytes; each tensor begins at a multiple, as every dtype demands
-
-
-def offsets(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """The first byte of each tensor in the memory of `packed`; "" is the end."""
-    at, found = 0, {}
-    for name, x in tensors.items():
-        found[name] = at
-        at += -(-x.numel() * x.element_size() // ALIGNED) * ALIGNED
-    return found | {"": at}
-
-
-def packed(tensors: dict[str, Tensor], pinned: bool) -> Tensor:
-    """Tensors on the CPU, one after the other in one block of bytes."""
-    # Torch reuses pinned blocks, but not before copies from them have ended.
-    block = torch.empty(offsets(tensors)[""], dtype=torch.uint8, pin_memory=pinned)
-    for name, x in unpacked(block, tensors).items():
-        x.copy_(tensors[name])
-    return block
-
-
-def unpacked(block: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in a block of bytes on any device, as views; dtypes and shapes are those of `like`."""
-    begins = offsets(like)
-    return {
-        name: block[begins[name] : begins[name] + x.numel() * x.element_size()].view(x.dtype).view(x.shape)
-        for name, x in like.items()
-    }

@@ -53,6 +53,7 @@ class Graphed:
             torch.cuda.synchronize()
             release()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.say(f"warning: steps run without a CUDA graph (--graphs off): {reason[:100]}")
+            self.say(f"warning: steps run eagerly, as the capture of a CUDA graph failed: {reason[:100]}")
             return
+        self.say("steps run as a CUDA graph")
         self.graph, self.addresses = graph, addresses

@@ -67,7 +67,8 @@ class Needs(NamedTuple):
     # Statistic -> the norm of its terms' gradient at a map, relative to the gradient of all else; None: not balanced.
     balance: Mapping[str, float] | None = None
     logits: bool = False  # the outputs of a network that has finished its training, for `syn.logits`
-    captured: bool = True  # a CUDA graph can hold its operations: none waits for the device
+    # A CUDA graph can hold it: it is a function of its arguments alone, and no operation waits for the device.
+    captured: bool = False
 
 
 STYLE_TERMS = {"L_MM", "L_CM"}

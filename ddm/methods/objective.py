@@ -143,7 +143,7 @@ def style_needs(settings: StyleSettings, mm: float = 0, cm: float = 0) -> Needs:
         statistics["mean_gram"] = mean_gram
     layers = settings.style_layers
     layers = None if layers == "all" else tuple(int(number) for number in layers.split(","))
-    return Needs(statistics, settings.style_tap, layers, accumulated=settings.published_accumulator)
+    return Needs(statistics, settings.style_tap, layers, accumulated=settings.published_accumulator, captured=True)
 
 
 def neighbours_of(n: int) -> int:

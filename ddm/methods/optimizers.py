@@ -1,7 +1,7 @@
 """Optimizers of the synthetic pixels. A new one is one function and one row of OPTIMIZERS.
 
-They are functions of tensors, not torch.optim's objects: a step may turn out not to be finite and must then change
-nothing, and in a CUDA graph the learning rate must be a tensor.
+They are functions of tensors, not torch.optim's objects. A step that is not finite must change nothing. A CUDA graph
+needs the learning rate as a tensor.
 """
 
 import math

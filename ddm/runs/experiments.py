@@ -18,7 +18,7 @@ from torch import Tensor
 from ddm import device, ranks, torchrun
 from ddm.bars import bar
 from ddm.data import loading
-from ddm.data.images import ImageData, Normalised
+from ddm.data.images import ImageData
 from ddm.errors import UserError
 from ddm.evaluation import plausibility, protocol
 from ddm.interrupt import Interrupts, Stopped
@@ -279,16 +279,18 @@ class Run:
 
     def seconds_per_step(self, experiment: int) -> float:
         """Measured on this process's steps; before the first, on a trial that leaves the experiment at its start."""
-        if len(self.step_times) < 3 and self.state.iteration == 0 and self.ranks.world == 1:
+        # The first steps compile, and on an accelerator are captured as a graph.
+        first = 2 if torch.device(self.machine.device).type == "cpu" else 6
+        if len(self.step_times) <= first and self.state.iteration == 0 and self.ranks.world == 1:
             self.maker.start(experiment, None)
             with contextlib.suppress(Diverged):  # the experiment itself will report it
-                for iteration in range(1, min(3, self.maker.iterations) + 1):
+                for iteration in range(1, min(first + 1, self.maker.iterations) + 1):
                     began = time.perf_counter()
                     self.maker.step(iteration)
                     self.maker.check()  # waits for the device
                     self.step_times.append(time.perf_counter() - began)
             self.maker.start(experiment, None)
-        times = self.step_times[2:] or self.step_times  # the first ones compile
+        times = self.step_times[first:] or self.step_times
         earlier = self.state.step_seconds / self.state.steps if self.state.steps else 0.0
         return statistics.median(times) if times else earlier
 
@@ -388,28 +390,29 @@ class Run:
         The accuracies of these networks are recorded once all ranks have finished.
         """
         settings = self.settings
-        training_set: tuple[Tensor | Normalised, Tensor] | None = None
+        what: protocol.TrainingSet | None = None
         for model in self.evaluator.models:
             entry = self.entry(experiment, iteration, kind, model)
-            accs = entry.get("accuracies", [])
-            while left := range(len(accs), settings.num_eval):
+            while left := range(len(entry.get("accuracies", ())), settings.num_eval):
                 with self.interrupts.immediate():
-                    training_set = training_set or self.maker.training_set(experiment, images)
-                    n, local = len(training_set[1]), []
+                    training_set = self.maker.training_set
+                    what = what or protocol.TrainingSet(*training_set(experiment, images), experiment, iteration)
+                    n, local = len(what.labels), []
                     share = -(-len(left) // self.ranks.world)
                     share = min(self.ranks.gather(self.evaluator.at_once(model, n, share)))
                     numbers = left[self.ranks.rank * share : (self.ranks.rank + 1) * share]
                     if numbers:
-                        where, began = (experiment, iteration, numbers), time.perf_counter()
+                        began = time.perf_counter()
                         watch = partial(self.watch, model, experiment, n)
-                        local = self.evaluator.accuracies(model, *training_set, *where, self.files.log, watch=watch)
+                        local = self.evaluator.trained(model, what, numbers, self.files.log, watch)
                         seconds = (time.perf_counter() - began) / len(numbers)
                         self.network_times.setdefault(model, []).extend([seconds] * len(numbers))
-                    accs = [*accs, *(acc for part in self.ranks.gather(local) for acc in part)]
-                entry.update(protocol.summary(accs))
-                if len(accs) == settings.num_eval:
+                    trained = [one for part in self.ranks.gather(local) for one in part]
+                protocol.record(entry, trained)
+                if entry["n"] == settings.num_eval:
+                    accs = entry["accuracies"]
                     self.files.say(f"exp {experiment} iter {iteration} {kind}, {model}: {protocol.describe(accs)}")
-                    values = {f"{model}, {kind}": protocol.summary(accs)["mean"]}
+                    values = {f"{model}, {kind}": entry["mean"]}
                     self.files.metrics("accuracy", experiment, iteration, values)
                     self.warn(entry, "chance", plausibility.at_chance(accs, self.maker.data))
                     if iteration < self.maker.iterations:  # the last images are checked at the end
