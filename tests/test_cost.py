@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import command, run
 
-from ddm import bars
+from ddm import bars, device
 from ddm.commands.settings import DDMSettings
 from ddm.evaluation import protocol
 from ddm.methods.condensation import Condensation
@@ -65,6 +65,22 @@ def test_the_estimate_of_steps_is_that_of_the_steps(data_path, tmp_path, monkeyp
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     run("DM_KNearest", data_path, tmp_path, "--Iteration", "20", "--eval_every", "20", "--num_eval", "1")
     assert "2 min for 14 iterations" in capsys.readouterr().out  # after the sixth: 140 s
+
+
+def test_a_step_that_compiles_is_not_in_the_estimate(data_path, tmp_path, monkeypatch, capsys):
+    step, clock = Condensation.step, [0.0]
+
+    def slow(self, iteration):
+        clock[0] += 600 if iteration == 1 else 10
+        step(self, iteration)
+
+    monkeypatch.setattr(Condensation, "step", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(device, "compiler_problem", lambda where: None)
+    monkeypatch.setattr(device.Machine, "compiled", lambda self, function: function)
+    flags = ("--Iteration", "20", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1", "--precision", "fp32")
+    run("DM_KNearest", data_path, tmp_path, *flags, "--compile", "on")
+    assert "3 min for 17 iterations" in capsys.readouterr().out
 
 
 def test_a_bar_in_a_log_file_writes_lines(monkeypatch):

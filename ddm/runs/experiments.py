@@ -253,6 +253,11 @@ class Run:
 
     # --- the expected duration -----------------------------------------------------------------------------------
 
+    @property
+    def slow_steps(self) -> int:
+        """How many of the first steps may compile, or on an accelerator are captured as a graph."""
+        return 2 if torch.device(self.machine.device).type == "cpu" else 6
+
     def cost_is_due(self) -> bool:
         return not self.cost_printed and time.perf_counter() - self.started >= cost.AFTER_SECONDS
 
@@ -266,8 +271,10 @@ class Run:
         settings, state, maker = self.settings, self.state, self.maker
         if self.ranks.world > 1 and maker.iterations and not (self.step_times or state.steps):
             return  # ranks step together, so that one of them can't make a trial: wait for the first steps
-        self.cost_printed = True
         left = settings.num_exp * maker.iterations - len(state.sets) * maker.iterations - state.iteration
+        if left and self.machine.compile == "on" and 0 < len(self.step_times) <= self.slow_steps:
+            return  # a step that compiles says nothing about the others
+        self.cost_printed = True
         steps = cost.Work(left, self.seconds_per_step(experiment) if left else 0)
         models = self.evaluator.models
         due = sum(self.evaluation_is_due(i) for i in range(maker.iterations + 1)) + bool(self.eval_every)
@@ -279,8 +286,7 @@ class Run:
 
     def seconds_per_step(self, experiment: int) -> float:
         """Measured on this process's steps; before the first, on a trial that leaves the experiment at its start."""
-        # The first steps compile, and on an accelerator are captured as a graph.
-        first = 2 if torch.device(self.machine.device).type == "cpu" else 6
+        first = self.slow_steps
         if len(self.step_times) <= first and self.state.iteration == 0 and self.ranks.world == 1:
             self.maker.start(experiment, None)
             with contextlib.suppress(Diverged):  # the experiment itself will report it
