@@ -55,11 +55,16 @@ DDM = Recipe("DM_DDM", objective.objective, objective.needs, objective.settle)
 
 
 def print_preset(settings: CondensingSettings) -> None:
-    """One line with the values that the preset of settled settings stands for."""
+    """One line with the flags that the preset of settled settings stands for."""
     if settings.preset and torchrun.rank_and_world()[0] == 0:
-        values = settings.values()
-        names = preset_values(type(settings), settings.preset)
-        print(f"preset {settings.preset}:", *(f"--{name} {values[name]}" for name in names))
+        values = {name: settings.values()[name] for name in preset_values(type(settings), settings.preset)}
+        switches = {True: "--{}", False: "--no-{}"}
+        flags = [
+            switches[value].format(name) if isinstance(value, bool) else f"--{name} {value}"
+            for name, value in values.items()
+            if value is not None  # depends on the data
+        ]
+        print(f"preset {settings.preset}:", *flags)
 
 
 def run(settings: DDMSettings) -> None:
