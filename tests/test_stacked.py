@@ -51,7 +51,7 @@ def test_networks_together_equal_single_ones(model, data_path, monkeypatch):
     single, expected, points, expected_lines = evaluated(data, own, False)
     assert accs == expected and list(together.stacks) == [(model, 2)] and not single.stacks
     torch.testing.assert_close(torch.tensor(curves), torch.tensor(points), rtol=1e-4, atol=1e-5)
-    values = together.stacks[model, 2].of(own.num_eval - 1)  # the network that `single` has trained last
+    values = together.stacks[model, 2].tensors_of(own.num_eval - 1)  # the network that `single` has trained last
     for name, parameter in single.nets[model].named_parameters():
         torch.testing.assert_close(values[name], parameter, rtol=0, atol=1e-5)
     assert len(lines) == own.num_eval + 1 and "trained together" in lines[0]
@@ -111,8 +111,9 @@ def test_the_memory_of_networks_that_need_several_values_per_channel():
     assert min(stacked.device.map_sizes(net, (1, 8, 8))) > 0 and net.training
 
 
-def test_an_estimate_survives_too_little_memory(data_path, monkeypatch):
-    data, real = load("CIFAR10", data_path), protocol.train_together
+def memory_for_two(monkeypatch):
+    """No more than two networks can be trained together."""
+    real = protocol.train_together
 
     def train_together(stack, *arguments):
         if stack.K > 2:
@@ -120,6 +121,11 @@ def test_an_estimate_survives_too_little_memory(data_path, monkeypatch):
         return real(stack, *arguments)
 
     monkeypatch.setattr(protocol, "train_together", train_together)
+
+
+def test_an_estimate_survives_too_little_memory(data_path, monkeypatch):
+    data = load("CIFAR10", data_path)
+    memory_for_two(monkeypatch)
     evaluator = Evaluator(data, settings("ConvNetD1", num_eval=5), Machine(), together=True)
     assert evaluator.network_seconds("ConvNetD1", data.normalise(data.x_train[:8]), data.y_train[:8]) > 0
     assert evaluator.at_once("ConvNetD1", 8, 5) == 2
@@ -131,14 +137,8 @@ def test_every_architecture_is_covered():
 
 
 def test_too_little_memory_halves_the_number(data_path, monkeypatch):
-    data, real = load("CIFAR10", data_path), protocol.train_together
-
-    def train_together(stack, *arguments):
-        if stack.K > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(stack, *arguments)
-
-    monkeypatch.setattr(protocol, "train_together", train_together)
+    data = load("CIFAR10", data_path)
+    memory_for_two(monkeypatch)
     own = settings("ConvNetD1", num_eval=5)
     evaluator, accs, _, lines = evaluated(data, own, True)
     assert accs == evaluated(data, own, False)[1] and list(evaluator.stacks) == [("ConvNetD1", 2)]

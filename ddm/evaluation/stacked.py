@@ -38,7 +38,7 @@ def through(layer: nn.Module, x: Tensor, own: dict[str, Tensor], K: int) -> Tens
     return row(layer, x, own, K)
 
 
-def below(own: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def of_child(own: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The parameters of a child."""
     return {key.removeprefix(f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.")}
 
@@ -48,61 +48,61 @@ def flattened(own: dict[str, Tensor], name: str) -> Tensor | None:
     return own[name].flatten(0, 1) if name in own else None
 
 
-def need(fits: bool, layer: nn.Module) -> None:
+def require(fits: bool, layer: nn.Module) -> None:
     if not fits:
         raise NotStackable(repr(layer))
 
 
 def _conv(layer: nn.Conv2d, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 4 and layer.padding_mode == "zeros", layer)
+    require(x.dim() == 4 and layer.padding_mode == "zeros", layer)
     weight, bias = flattened(own, "weight"), flattened(own, "bias")
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, K * layer.groups)
 
 
 def _linear(layer: nn.Linear, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 3, layer)
+    require(x.dim() == 3, layer)
     weight = own["weight"].transpose(1, 2)
     return torch.baddbmm(own["bias"][:, None], x, weight) if "bias" in own else torch.bmm(x, weight)
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 4, layer)
+    require(x.dim() == 4, layer)
     # Autocast on CUDA would return float32.
     out = F.group_norm(x, K * layer.num_groups, flattened(own, "weight"), flattened(own, "bias"), layer.eps)
     return out.to(x.dtype)
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 4 and len(layer.normalized_shape) == 3 and "weight" in own and "bias" in own, layer)
+    require(x.dim() == 4 and len(layer.normalized_shape) == 3 and "weight" in own and "bias" in own, layer)
     return torch.addcmul(flattened(own, "bias"), F.group_norm(x, K, eps=layer.eps), flattened(own, "weight")).to(
         x.dtype
     )
 
 
 def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 4 and layer.track_running_stats and layer.momentum is not None, layer)
+    require(x.dim() == 4 and layer.track_running_stats and layer.momentum is not None, layer)
     values = (flattened(own, name) for name in ("running_mean", "running_var", "weight", "bias"))
     return F.batch_norm(x, *values, layer.training, layer.momentum, layer.eps)
 
 
 def _flatten(layer: nn.Flatten, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need((layer.start_dim, layer.end_dim) == (1, -1), layer)
+    require((layer.start_dim, layer.end_dim) == (1, -1), layer)
     return vectors(x, K)
 
 
 def _children(layer: nn.Sequential, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
     for name, child in layer.named_children():
-        x = through(child, x, below(own, name), K)
+        x = through(child, x, of_child(own, name), K)
     return x
 
 
 def _basic_block(layer: BasicBlock, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    body, shortcut = (through(getattr(layer, name), x, below(own, name), K) for name in ("body", "shortcut"))
+    body, shortcut = (through(getattr(layer, name), x, of_child(own, name), K) for name in ("body", "shortcut"))
     return torch.relu(body + shortcut)
 
 
 def _pooling(layer: nn.Module, x: Tensor, own: dict[str, Tensor], K: int) -> Tensor:
-    need(x.dim() == 4, layer)
+    require(x.dim() == 4, layer)
     return layer(x)
 
 
@@ -179,7 +179,7 @@ class Stack:
         """The parameters of each network as one vector, in the order of `Network.parameters`: [K, P]."""
         return torch.cat([piece.view(self.K, -1) for piece in self.flat.detach().split(self.sizes)], dim=1)
 
-    def of(self, number: int) -> dict[str, Tensor]:
+    def tensors_of(self, number: int) -> dict[str, Tensor]:
         """The parameters and buffers of one network, as views."""
         return {name: value[number] for name, value in self._own().items()}
 
@@ -190,8 +190,8 @@ class Stack:
     def logits(self, maps: Tensor) -> Tensor:
         """Logits [K, n, num_classes] of maps [n, K * C, H, W]. Raises NotStackable."""
         own = self._own()
-        x = through(self.net.features, maps, below(own, "features"), self.K)
-        return through(self.net.classifier, vectors(x, self.K), below(own, "classifier"), self.K)
+        x = through(self.net.features, maps, of_child(own, "features"), self.K)
+        return through(self.net.classifier, vectors(x, self.K), of_child(own, "classifier"), self.K)
 
 
 def maps_of(images: Tensor) -> Tensor:
