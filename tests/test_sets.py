@@ -365,6 +365,20 @@ def test_the_card(made, tmp_path):
     assert (tmp_path / "card" / "images.png").stat().st_size > 1000
 
 
+def test_the_card_of_a_preset_has_its_command_and_its_sources(data_path, tmp_path):
+    quick = ("--preset", "fast,strong", "--pool", "1", "--pool_epochs", "1", "--no-interpolate", "--eval_every", "0")
+    _, results = run("DM_DDM", data_path, tmp_path / "run", *quick, "--factor", "2", "--num_exp", "1")
+    saved = torch.load(next((tmp_path / "run").glob("res_*.pt")))
+    saved["asked"] = {**saved["asked"], "factor": None, "lr_img": None}  # as a preset has them: the data chooses
+    torch.save(saved, tmp_path / "set.pt")
+    export_set(tmp_path / "set.pt", "--to", "card", "--out", tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text()
+    (again,) = [line.split() for line in text.splitlines() if line.startswith("    python ")]
+    s = parse("DM_DDM", *again[2:])
+    assert (s.factor, s.lr_img, s.networks, s.interpolate) == (2, results["args"]["lr_img"], "mixed", False)
+    assert all(name in text for name in ("Loo et al.", "Kim et al.", "IDM", "DANCE")) and "FRePo" not in text
+
+
 def png_folder(made, tmp_path, **renamed):
     """An export of pictures without its classes.json, some folders renamed: {old: new}."""
     export_set(made[1], "--to", "png", "--out", tmp_path / "png")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddm import disk, drawing
 from ddm.commands.evaluate import ORIGIN
-from ddm.commands.settings import EvaluateSettings, ExportSettings, roles
+from ddm.commands.settings import EvaluateSettings, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
 from ddm.data.loading import check_name, load, short_name
@@ -22,6 +22,7 @@ from ddm.evaluation import sets
 from ddm.evaluation.plausibility import clipped_share, clipping_cost
 from ddm.evaluation.protocol import describe
 from ddm.evaluation.sets import CondensedDataset, set_accuracies
+from ddm.methods.settings import POOLED
 from ddm.settings import Role, declarations
 
 
@@ -269,8 +270,7 @@ def to_card(synset: Set, out: Path) -> None:
         lines += ["## Made with", "", f"    {command(synset)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(synset.class_names)), ""]
     starts = "" if args.get("init") == "noise" else " and start from real images of it"
-    papers = [CITED[name] for name in ("ddm", *(["rfad"] if args.get("rr_ratio") else []))]
-    lines += ["## Citation", "", *(f"- {paper}" for paper in papers), ""]
+    lines += ["## Citation", "", *(f"- {paper}" for paper, used in CITED.items() if used(args)), ""]
     lines += ["## Licence", "", LICENCE.format(dataset=synset.dataset, starts=starts), ""]
     (out / "README.md").write_text("\n".join(lines))
 
@@ -280,20 +280,40 @@ def command(synset: Set) -> str:
     args = synset.metadata["args"]
     requested = synset.metadata.get("asked", args)
     requested = requested | sets.single_experiment({"first_exp": args.get("first_exp", 0)}, synset.experiment)
-    known = roles()
-    flags = {key: value for key, value in requested.items() if known.get(key) is not Role.PLACE}
-    flags = {
-        key: value for key, value in flags.items() if value is not None and value is not False
-    }  # keeps a seed of 0
-    words = [f"--{key}" if value is True else f"--{key} {value}" for key, value in flags.items()]
+    known, usual, words = roles(), defaults(), []
+    for key, value in requested.items():
+        if known.get(key) is Role.PLACE:
+            continue
+        if value is None and usual.get(key) is not None:  # a preset has unset it, so that the data chose it
+            value = args.get(key)
+        if isinstance(value, bool):
+            words += [f"--{key}"] if value else [f"--no-{key}"] if usual.get(key) else []
+        elif value is not None:
+            words.append(f"--{key} {value}")
     words += [f"--import {args['imports']}"] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 
 
-CITED = {
-    "ddm": "Malakshan et al., Decomposed Distribution Matching in Dataset Condensation, WACV 2025, arXiv 2412.04748",
-    "rfad": "L_RR: Loo et al., Efficient Dataset Distillation using Random Feature Approximation, NeurIPS 2022",
+CITED: dict[str, Callable[[dict], bool]] = {  # paper -> whether a set with these arguments uses it
+    "Malakshan et al., Decomposed Distribution Matching in Dataset Condensation, WACV 2025, arXiv 2412.04748": (
+        lambda args: True
+    ),
+    "L_RR: Loo et al., Efficient Dataset Distillation using Random Feature Approximation, NeurIPS 2022": (
+        lambda args: bool(args.get("rr_ratio"))
+    ),
+    "split images: Kim et al., Dataset Condensation via Efficient Synthetic-Data Parameterization (IDC), ICML 2022": (
+        lambda args: (args.get("factor") or 1) > 1
+    ),
+    "L_CE and partitioning: Zhao et al., Improved Distribution Matching for Dataset Condensation (IDM), CVPR 2023": (
+        lambda args: bool(args.get("ce_ratio")) or (args.get("factor") or 1) > 1
+    ),
+    "trained networks: Zhang et al., DANCE: Dual-View Distribution Alignment for Dataset Condensation, IJCAI 2024": (
+        lambda args: args.get("networks") in POOLED
+    ),
+    "online networks: Zhou et al., Dataset Distillation using Neural Feature Regression (FRePo), NeurIPS 2022": (
+        lambda args: args.get("networks") == "online"
+    ),
 }
 LICENCE = (
     "These images were computed from {dataset}{starts}. The terms of {dataset} apply to sharing them. The code that "

@@ -1,6 +1,6 @@
 """The settings class of every command: inherited settings and the flags of that command."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ddm.data.settings import DataSettings, PathSettings
 from ddm.evaluation.settings import LAST, PEERS, ScoringSettings, SpaceSettings
@@ -327,7 +327,14 @@ class PrepareSettings(PathSettings):
     own: bool = data(False, "NAME is a new data set: your class folders, or your .npz file")
 
 
+MAKERS = (CoresetRunSettings, DDMSettings)  # settings of the commands that make sets
+
+
 def roles() -> dict[str, Role]:
     """The role of each setting of the commands that make sets."""
-    classes = (CoresetRunSettings, DDMSettings)
-    return {name: setting.role for cls in classes for name, setting in declarations(cls).items()}
+    return {name: setting.role for cls in MAKERS for name, setting in declarations(cls).items()}
+
+
+def defaults() -> dict[str, Any]:
+    """The default of each of these settings."""
+    return {name: cls.__dataclass_fields__[name].default for cls in MAKERS for name in declarations(cls)}

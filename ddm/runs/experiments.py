@@ -150,7 +150,9 @@ class Run:
         with self.interrupts.immediate():  # before anything is written: it may raise UserError
             began = time.perf_counter()
             maker.prepare(settings.num_exp - len(state.sets))
-            state.step_seconds += time.perf_counter() - began
+            preparation = time.perf_counter() - began
+            state.step_seconds += preparation
+            state.preparation_seconds += preparation
         self.evaluator = protocol.Evaluator(maker.data, settings, self.machine)
         files.open(state.log_bytes if state.written else None, (state.experiment, state.iteration))
         if state.concluded == [settings.num_exp, settings.num_eval] and self.ranks.first:
@@ -160,6 +162,7 @@ class Run:
             files.say(f"resuming from the checkpoint of experiment {state.experiment}, iteration {state.iteration}")
         else:
             self.introduce()
+            files.log(f"preparation: {preparation:.0f} s")
             self.checkpoint()  # the run can resume from here on
             files.wait()
         for number in range(settings.num_exp):
@@ -189,6 +192,8 @@ class Run:
         files.log(f"command: {' '.join(sys.argv)}")
         files.log(f"arguments: {plain(self.maker.arguments())}")
         others = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
+        factor = self.maker.arguments().get("factor", 1)
+        others += f"; stored images of {factor} x {factor}" if factor > 1 else ""
         files.say(
             f"{settings.dataset}: {len(data.x_train)} training images, {data.num_classes} classes; "
             f"{description(settings.model, data.im_size)} on {self.machine.device}{others}; writing to "
@@ -528,7 +533,10 @@ class Run:
             "ranks": self.ranks.world,
             **self.chunks_of_ranks(),
             "seconds": self.seconds(),
-            "iterations_per_second": state.steps / state.step_seconds if state.steps else None,
+            "preparation_seconds": state.preparation_seconds,
+            "iterations_per_second": state.steps / (state.step_seconds - state.preparation_seconds)
+            if state.steps
+            else None,
             "peak_memory_bytes": device.peak_memory(self.machine.device),
             "hardware": hardware(self.machine),
             "versions": versions(),

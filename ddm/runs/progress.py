@@ -47,6 +47,7 @@ class Progress:
     concluded: list | None = None  # [num_exp, num_eval] of a finished run
     seconds: float = 0.0
     step_seconds: float = 0.0  # without evaluations
+    preparation_seconds: float = 0.0  # that part of them before the first step, such as the training of a pool
     steps: int = 0
     log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
 
