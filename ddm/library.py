@@ -76,7 +76,11 @@ def condense(
         else:
             loaded = split(data if isinstance(data, ImageData) else image_data(data), s.eval_split, s.zca, s.seed)
         maker = Condensation(
-            loaded, settings, recipe.objective, recipe.needed(settings), say=log or (lambda line: None)
+            loaded,
+            recipe.fitted(settings, loaded),
+            recipe.objective,
+            recipe.needed(settings),
+            say=log or (lambda line: None),
         )
         maker.prepare()
         images = condensed(maker, settings.first_exp)

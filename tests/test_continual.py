@@ -53,6 +53,27 @@ def test_the_command_and_what_it_writes(tmp_path):
         continual.run(parse(tmp_path, "--memory", "herding", "--lr_net", "0.1"))
 
 
+def test_the_memory_dm_is_plain_dm_under_every_preset(data_path, tmp_path):
+    line = arguments(tmp_path, "--preset", "fast,strong", "--factor", "2", "--pool", "1", "--pool_epochs", "1")
+    line += [
+        "--memory",
+        "random,dm,ddm",
+        "--seeds",
+        "1",
+        "--dataset",
+        "CIFAR10",
+        "--data_path",
+        data_path,
+        "--ipc",
+        "1",
+    ]
+    continual.run(parsed("continual", *line))
+    sizes = {
+        m: len(torch.load(tmp_path / "out" / "memory" / f"{m}_seed0_step0.pt")[0]) for m in ("random", "dm", "ddm")
+    }
+    assert sizes == {"random": 5, "dm": 5, "ddm": 20}
+
+
 def test_memories_of_another_run_are_not_taken(tmp_path):
     continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
     memory = tmp_path / "out" / "memory" / "random_seed0_step0.pt"

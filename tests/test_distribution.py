@@ -1,5 +1,6 @@
 """--networks: the networks under which images are matched, fresh ones or points in the training of a pool."""
 
+import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +18,7 @@ from ddm.methods import cache, distribution
 from ddm.methods.condensation import Condensation
 from ddm.methods.step import gradients
 from ddm.networks import ARCHITECTURES, ConvNet, assign, flat, get_network, initialise
+from ddm.ranks import Ranks
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
 
@@ -83,8 +85,13 @@ def test_a_step_takes_a_point_between_two_snapshots(data_path, tmp_path):
         drawn.append(fresh)
     assert 10 < sum(drawn) < 30
     made.networks.settings = made.plan.settings.but(interpolate=False)
-    found = distribution.trained(made.networks, torch.Generator().manual_seed(0))
-    assert any(torch.equal(found, point) for point in points.flatten(0, 1))
+    taken = set()
+    for seed in range(200):
+        found = distribution.trained(made.networks, torch.Generator().manual_seed(seed))
+        same = [(n, p) for n in range(len(points)) for p in range(9) if torch.equal(found, points[n, p].float())]
+        assert same
+        taken |= set(same)
+    assert {p for _, p in taken} == set(range(9))  # from its initialisation to its end
 
 
 def test_runs_share_a_pool_and_a_larger_one_extends_it(data_path, tmp_path, monkeypatch):
@@ -146,15 +153,56 @@ def test_networks_of_a_pool_are_trained_together(data_path, tmp_path, monkeypatc
     torch.testing.assert_close(found, single, rtol=0, atol=1e-3)
 
 
+NOTE = """
+from ddm.methods import distribution
+
+real = distribution.train
+
+
+def train(*arguments):
+    with open({path!r}, "a") as file:
+        file.write(f"{{arguments[-1]}}\\n")
+    return real(*arguments)
+
+
+distribution.train = train
+"""
+
+
+class SecondOfTwo(Ranks):
+    """A rank that looks for the files of a pool after the first rank has stored some."""
+
+    def from_first(self, value):
+        return [0, 1, 2]
+
+    def gather(self, value):
+        return [self.of_the_first, value]
+
+
+def test_a_rank_that_looks_late_trains_its_own_networks(data_path, tmp_path, monkeypatch):
+    whole, trained = built(data_path, tmp_path), []
+    files(tmp_path)[1].unlink()  # the network of the second rank
+    files(tmp_path)[1].unlink()  # the first rank stores this one later
+    group = SecondOfTwo(1, 2)
+    group.of_the_first = {number: whole.networks.points[number] for number in (0, 2)}
+    real = distribution.train
+    monkeypatch.setattr(distribution, "train", lambda *a: trained.append(a[-1]) or real(*a))
+    points = distribution.trained_pool(whole.data, dataclasses.replace(whole.plan, ranks=group))
+    assert trained == [1] and torch.equal(points, whole.networks.points)
+
+
 def test_two_processes_share_the_training(data_path, tmp_path):
     line = [sys.executable, "-m", "ddm", "condense", *QUICK, "--model", "ConvNetW32", *POOL, "--pool", "6"]
     line += ["--data_path", str(data_path), "--network_cache", str(tmp_path / "cache"), "--eval_every", "0"]
+    (tmp_path / "note.py").write_text(NOTE.format(path=str(tmp_path / "trained")))
+    line += ["--import", str(tmp_path / "note.py")]
     both = [
         subprocess.Popen([*line, "--save_path", str(tmp_path / k)], cwd=ROOT, stdout=subprocess.DEVNULL) for k in "ab"
     ]
     assert [process.wait(200) for process in both] == [0, 0]
     a, b = (torch.load(next((tmp_path / k).glob("res_*.pt")))["data"][0][0] for k in "ab")
     assert torch.equal(a, b) and len(files(tmp_path / "cache")) == 6
+    assert sorted((tmp_path / "trained").read_text().split()) == list("012345")  # each by one of the two
 
 
 def test_a_file_that_another_process_makes_is_not_claimed(tmp_path):
@@ -274,6 +322,11 @@ def test_a_run_resumes_under_the_same_networks(argv, data_path, tmp_path, monkey
     assert results["args"]["networks"] == argv[1]
 
 
+def test_online_networks_that_diverge_are_named(data_path, tmp_path):
+    with pytest.raises(UserError, match=r"the online networks diverged: lower --lr_net 1e\+20"):
+        run("DM_DDM", data_path, tmp_path, *ONLINE, "--lr_net", "1e20", "--on_nonfinite", "skip")
+
+
 def test_networks_of_one_name_do_not_share_a_pool(data_path, tmp_path, monkeypatch):
     for number, (width, act) in enumerate(((32, "relu"), (32, "sigmoid"), (64, "relu"))):
         build = partial(ConvNet, net_width=width, net_act=act)
@@ -290,7 +343,8 @@ def test_a_cache_that_is_a_file_is_refused_before_the_training(data_path, tmp_pa
 
 def test_a_cache_of_another_shape_is_refused(data_path, tmp_path):
     built(data_path, tmp_path)
-    for content in (torch.zeros(9, 5), torch.full_like(torch.load(files(tmp_path)[0]), torch.nan), {"a": 1}):
+    kept = torch.load(files(tmp_path)[0])
+    for content in (torch.zeros(9, 5), torch.full_like(kept, torch.nan), kept.float(), kept.to_sparse(), {"a": 1}):
         for path in files(tmp_path):
             torch.save(content, path)
         with pytest.raises(UserError, match="does not fit ConvNetW32"):

@@ -164,6 +164,23 @@ def test_an_impossible_factor_is_refused(argv, message, made):
         maker("DM_DDM", settings, data.whitened() if settings.zca else data)
 
 
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--icd_ratio", "0.3", "--k", "5", "--ipc", "2"], "--k 5: an image has only 1 others in its class"),
+        (
+            "--weights absolute --mmd_ratio 0 --rr_ratio 0 --ce_ratio 0 --icd_ratio 1 --ipc 1".split(),
+            "every other weight is 0",
+        ),
+    ],
+)
+def test_settings_that_depend_on_an_unset_factor_are_checked(argv, message, made, tmp_path):
+    strong = ("--preset", "fast,strong", "--pool", "1", "--pool_epochs", "1", "--dataset", "Digits")  # a factor of 1
+    with pytest.raises(UserError, match=message):
+        run("DM_DDM", made[0], tmp_path / "out", *strong, *argv)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unset_factor_follows_the_size_of_the_images(made):
     small = loading.load("Digits", str(made[0]))
     for data, factor in ((small, 1), (loading.load("CIFAR10", made[0]), 2)):

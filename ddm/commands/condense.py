@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import ddm
 from ddm import torchrun
 from ddm.commands.settings import DDMSettings, RecipeSettings
+from ddm.data.images import ImageData
 from ddm.data.loading import short_name
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
@@ -33,6 +34,11 @@ class Recipe(NamedTuple):
         settings = plan.settle(settings)
         if settings.eval_every is None:
             settings = settings.but(eval_every=2000 if settings.eval_mode in ("S", "SS") else 0)
+        return self.settle(settings) if self.settle else settings
+
+    def fitted(self, settings: RecipeSettings, data: ImageData) -> RecipeSettings:
+        """Fill in --factor, on which other settings depend. Raises UserError."""
+        settings = plan.with_factor(settings, data)
         return self.settle(settings) if self.settle else settings
 
     def needed(self, settings: RecipeSettings) -> Needs:
@@ -62,9 +68,10 @@ def print_preset(settings: CondensingSettings) -> None:
         flags = [
             switches[value].format(name) if isinstance(value, bool) else f"--{name} {value}"
             for name, value in values.items()
-            if value is not None  # depends on the data
+            if value is not None
         ]
-        print(f"preset {settings.preset}:", *flags)
+        open_ones = [f"--{name}" for name, value in values.items() if value is None]
+        print(f"preset {settings.preset}:", *flags, *([f"({', '.join(open_ones)}: the data decide)"] * bool(open_ones)))
 
 
 def run(settings: DDMSettings) -> None:
@@ -82,7 +89,9 @@ def run_recipe(recipe: Recipe, requested: RecipeSettings) -> None:
         settings,
         recipe.name,
         recipe.code,
-        lambda data, s, digest, group, say: Condensation(data, s, recipe.objective, needs, group, say),
+        lambda data, s, digest, group, say: Condensation(
+            data, recipe.fitted(s, data), recipe.objective, needs, group, say
+        ),
         set_stem("DM", short_name(settings.dataset), settings.model, settings.ipc, settings.zca),
         f"images as in {settings.ipc}" if isinstance(settings.ipc, str) else f"{settings.ipc} image(s) per class",
     )

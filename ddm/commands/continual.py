@@ -43,7 +43,9 @@ def make_memory(
             choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
             proxy = coreset.proxy(data, choice, machine, folder, digest, memory)
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
-    settings = objective.settle(settings.but(**DM) if memory == "dm" else settings)
+    if memory == "dm":  # plain DM, whatever a preset has set
+        settings = settings.but(**DM, networks="random", factor=1)
+    settings = objective.settle(plan.with_factor(settings, data))
     needs = DDM.needed(settings)
     settings = settings.but(precision=machine.precision, compile=machine.compile)
     maker = Condensation(data, settings, DDM.objective, needs)

@@ -94,9 +94,10 @@ def trained(networks: Networks, generator: torch.Generator) -> Tensor:
     points = networks.points
     number = int(torch.randint(len(points), (1,), generator=generator))
     at = float(torch.rand(1, generator=generator)) * SNAPSHOTS
+    if not networks.settings.interpolate:
+        return points[number, round(at)].float()
     before = min(int(at), SNAPSHOTS - 1)
-    point = points[number, before].float()
-    return point.lerp(points[number, before + 1].float(), at - before) if networks.settings.interpolate else point
+    return points[number, before].float().lerp(points[number, before + 1].float(), at - before)
 
 
 def mixed(networks: Networks, generator: torch.Generator) -> Tensor:
@@ -174,7 +175,9 @@ class Online:
             self.momentum[number], self.ages[number] = 0, 0
 
     def state(self) -> Tensor:
-        """[networks, 2 * parameters + 1]: weights, momentum, steps taken."""
+        """[networks, 2 * parameters + 1]: weights, momentum, steps taken. Raises UserError if a network diverged."""
+        if not self.weights.isfinite().all():
+            raise UserError(f"the online networks diverged: lower --lr_net {self.settings.lr_net:g}")
         ages = torch.tensor(self.ages, dtype=self.weights.dtype)[:, None]
         return torch.cat([self.weights.cpu(), self.momentum.cpu(), ages], dim=1)
 
@@ -197,7 +200,10 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
     name = f"pool_{data.name}_{model}_{s.pool_epochs}epochs_{cache.key(*parts)}"
     paths = [cache.cache_folder(s) / name / f"network_{number:03}.pt" for number in range(s.pool)]
     found = {number: cache.read(path) for number, path in enumerate(paths)}
-    missing = [number for number, points in found.items() if points is None][group.rank :: group.world]
+    # One list for all ranks: the first may have trained a network before another looks.
+    missing = group.from_first([number for number, points in found.items() if points is None])[
+        group.rank :: group.world
+    ]
     if missing:
         net = machine.laid_out_net(empty_network(model, data.channel, data.num_classes, data.im_size, machine.device))
         forward = machine.compiled(net.forward)
@@ -238,7 +244,8 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
     shape = (1 + SNAPSHOTS, sum(p.numel() for p in blank.parameters()))
     for number, path in enumerate(paths):
         points = found[number]
-        if not isinstance(points, Tensor) or points.shape != shape or not points.isfinite().all():
+        usual = isinstance(points, Tensor) and (points.layout, points.dtype) == (torch.strided, torch.float16)
+        if not usual or points.shape != shape or not points.isfinite().all():
             raise cache.damaged(path, f"it does not fit {model}")
     return torch.stack([found[number] for number in range(s.pool)])
 

@@ -194,7 +194,10 @@ class DiversitySettings(Settings):
         rare=True,
     )
     k: int | None = objective(
-        None, "nearest neighbours; unset: round(0.2 * ipc), 1 to ipc - 1", check=at_least(1), rare=True
+        None,
+        "nearest neighbours; unset: a fifth of a class's (decoded) images, rounded, at least 1",
+        check=at_least(1),
+        rare=True,
     )
 
 
