@@ -169,7 +169,20 @@ def test_an_impossible_factor_is_refused(argv, message, made):
     [
         (["--icd_ratio", "0.3", "--k", "5", "--ipc", "2"], "--k 5: an image has only 1 others in its class"),
         (
-            "--weights absolute --mmd_ratio 0 --rr_ratio 0 --ce_ratio 0 --icd_ratio 1 --ipc 1".split(),
+            [
+                "--weights",
+                "absolute",
+                "--mmd_ratio",
+                "0",
+                "--rr_ratio",
+                "0",
+                "--ce_ratio",
+                "0",
+                "--icd_ratio",
+                "1",
+                "--ipc",
+                "1",
+            ],
             "every other weight is 0",
         ),
     ],
