@@ -167,30 +167,14 @@ def test_an_impossible_factor_is_refused(argv, message, made):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--icd_ratio", "0.3", "--k", "5", "--ipc", "2"], "--k 5: an image has only 1 others in its class"),
-        (
-            [
-                "--weights",
-                "absolute",
-                "--mmd_ratio",
-                "0",
-                "--rr_ratio",
-                "0",
-                "--ce_ratio",
-                "0",
-                "--icd_ratio",
-                "1",
-                "--ipc",
-                "1",
-            ],
-            "every other weight is 0",
-        ),
+        ("--icd_ratio 0.3 --k 5 --ipc 2", "--k 5: an image has only 1 others in its class"),
+        ("--weights absolute --mmd_ratio 0 --rr_ratio 0 --ce_ratio 0 --icd_ratio 1 --ipc 1", "every other weight is 0"),
     ],
 )
 def test_settings_that_depend_on_an_unset_factor_are_checked(argv, message, made, tmp_path):
     strong = ("--preset", "fast,strong", "--pool", "1", "--pool_epochs", "1", "--dataset", "Digits")  # a factor of 1
     with pytest.raises(UserError, match=message):
-        run("DM_DDM", made[0], tmp_path / "out", *strong, *argv)
+        run("DM_DDM", made[0], tmp_path / "out", *strong, *argv.split())
     assert not (tmp_path / "out").exists()
 
 
