@@ -73,6 +73,20 @@ def rows_of(folder):
     return {row["run"]: row for row in collect_results.table(rows, [])}
 
 
+def test_another_baseline(tmp_path, capsys):
+    write_results(tmp_path / "strong", [[0.60], [0.62]], **ZERO | {"rr_ratio": 0.3}, num_exp=2)
+    write_results(tmp_path / "no_rr", [[0.50], [0.53]], **ZERO, num_exp=2)
+    command("collect", tmp_path, "--baseline", "strong", "--csv", tmp_path / "t.csv", "--out", tmp_path / "t.tex")
+    rows = {row["run"]: row for row in csv.DictReader((tmp_path / "t.csv").open())}
+    half = 12.7062 * np.std([10.0, 9.0], ddof=1) / 2**0.5
+    assert rows["no_rr"]["minus strong"] == "-9.50" and rows["no_rr"]["95 % interval"] == f"± {half:.2f}"
+    assert rows["no_rr"]["strong run"] == "strong" and rows["strong"]["minus strong"] == ""
+    assert "Minus strong: mean paired difference" in (tmp_path / "t.tex").read_text()
+    with pytest.raises(SystemExit):
+        command("collect", tmp_path, "--baseline", "stron")
+    assert "did you mean 'strong'?" in capsys.readouterr().err
+
+
 def test_experiments_run_apart_are_one_row(tmp_path, capsys):
     dm, other = [[0.40, 0.42], [0.44, 0.46]], [[0.43, 0.45], [0.45, 0.47]]
     write_results(tmp_path / "dm", dm, **ZERO, num_exp=2)
@@ -104,7 +118,7 @@ def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
     assert rows["style"]["DM run"] == "c_dm" and rows["style_lr"]["DM run"] == "b_other_lr"
     assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
     said = capsys.readouterr().err
-    assert "style_lr and b_other_lr, its DM run, differ in --lr_img" in said and "note: style and" not in said
+    assert "style_lr and b_other_lr, its baseline, differ in --lr_img" in said and "note: style and" not in said
     assert "style_res is not compared with a_noise" in said
     assert "pool: condensed on ConvNetBN, accuracy of ConvNet" in said
 

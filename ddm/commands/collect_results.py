@@ -13,7 +13,6 @@ from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
 
 LABELS = ("dataset", "ipc", "run", "made by")
-PAIRED = ("minus DM", "95 % interval", "pairs", "DM run")
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 CONDENSATIONS = {"experiments": "condensations", "networks of one experiment": "networks of one condensation"}
 
@@ -32,8 +31,8 @@ class Row(NamedTuple):
         return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), self.name, self.runs[0].made_by), strict=True))
 
     @property
-    def is_dm(self) -> bool:
-        return any(run.is_dm for run in self.runs)
+    def is_base(self) -> bool:
+        return any(run.is_base for run in self.runs)
 
     @property
     def mean(self) -> float:
@@ -93,12 +92,28 @@ def averaged(results: list[Result], names: list[str]) -> list[Row]:
     return [Row(common_name([run.name for run in runs]), runs) for runs in groups.values()]
 
 
+def marked(results: list[Result], baseline: str | None) -> list[Result]:
+    """Results of which those in a folder named `baseline` are the baselines; None: plain DM. Raises UserError."""
+    if baseline is None:
+        return results
+    known = dict.fromkeys(name for result in results for name in (result.name, result.name.split("/")[-1]))
+    if baseline not in known:
+        raise UserError(f"--baseline {baseline}: no run has this name: {nearest(baseline, known)}")
+    return [r._replace(chosen=baseline in (r.name, r.name.split("/")[-1])) for r in results]
+
+
+def label_of(rows: list[Row]) -> str:
+    """What the difference of a row is called: the name of the chosen baselines, or DM."""
+    chosen = dict.fromkeys(run.name.split("/")[-1] for row in rows for run in row.runs if run.chosen)
+    return " or ".join(chosen) or "DM"
+
+
 def base_of(result: Result, results: list[Result]) -> Result | None:
-    """The run of plain DM that a run is compared with; prints notes on stderr about what differs."""
-    if result.is_dm:
+    """The baseline that a run is compared with; prints notes on stderr about what differs."""
+    if result.is_base:
         return None
     bases = [base for base in results if result.comparable(base)]
-    near = [base.name for base in results if base.is_dm and base.group[:2] == result.group[:2]]
+    near = [base.name for base in results if base.is_base and base.group[:2] == result.group[:2]]
     if not bases:
         if near:
             why = "budget, initial images, network, seed, resolution or protocol differ"
@@ -107,12 +122,12 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
     if result.other_steps(base):
         other = ", ".join(f"--{name}" for name in result.other_steps(base))
-        print(f"note: {result.name} and {base.name}, its DM run, differ in {other}", file=sys.stderr)
+        print(f"note: {result.name} and {base.name}, its baseline, differ in {other}", file=sys.stderr)
     return base
 
 
 def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:
-    """The paired differences of runs and their DM runs in percentage points, and the unit of the pairs."""
+    """The paired differences of runs and their baselines in percentage points, and the unit of the pairs."""
     finals = [(result.final(), base.final()) for result, base in runs]
     common = [(mine[e], other[e]) for mine, other in finals for e in sorted(mine.keys() & other.keys())]
     if len(common) > 1:
@@ -132,11 +147,13 @@ def interval(differences: list[float]) -> float | None:
 
 
 def compared(row: Row, rows: list[Row]) -> dict[str, str]:
-    """The cells of the paired difference to plain DM; empty if there is no run to compare with."""
-    cells = dict.fromkeys(PAIRED, "")
+    """The cells of the paired difference to the baseline; empty if there is no run to compare with."""
+    label = label_of(rows)
+    minus, of = f"minus {label}", f"{label} run"
+    cells = dict.fromkeys((minus, "95 % interval", "pairs", of), "")
     results = [run for other in rows for run in other.runs]
     bases = [(run, base) for run in row.runs if (base := base_of(run, results))]
-    if row.is_dm or not bases:
+    if row.is_base or not bases:
         return cells
     differences, unit = paired(bases)
     names = " and ".join(dict.fromkeys(other.name for other in rows for _, base in bases if base in other.runs))
@@ -144,9 +161,9 @@ def compared(row: Row, rows: list[Row]) -> dict[str, str]:
         print(f"note: {row.name} and {names} share no experiment and network", file=sys.stderr)
         return cells
     half = interval(differences)
-    cells["minus DM"] = f"{statistics.fmean(differences):+.2f}"
+    cells[minus] = f"{statistics.fmean(differences):+.2f}"
     cells["95 % interval"] = "" if half is None else f"± {half:.2f}"
-    cells["pairs"], cells["DM run"] = f"{len(differences)} {unit}", names
+    cells["pairs"], cells[of] = f"{len(differences)} {unit}", names
     return cells
 
 
@@ -192,7 +209,7 @@ def comma_separated(cells: Cells) -> str:
 def latex(cells: Cells) -> str:
     """A LaTeX table. The caption states what all rows share; the best accuracy of a data set and ipc is bold."""
     names = list(cells[0])
-    settings = names[len(LABELS) : names.index("accuracy %")]
+    settings, minus = names[len(LABELS) : names.index("accuracy %")], names[-4]
     std, count = names[names.index("accuracy %") + 1 :][:2]
     shared = [name for name in ("dataset", "ipc", "made by") if len({row[name] for row in cells}) == 1]
     labels = [name for name in (*LABELS, *settings) if name not in shared]
@@ -213,10 +230,10 @@ def latex(cells: Cells) -> str:
 
     def difference(row: dict[str, str]) -> str:
         half = row["95 % interval"].replace("±", r"\pm")
-        return f"${row['minus DM']} {half}".rstrip() + "$" if row["minus DM"] else ""
+        return f"${row[minus]} {half}".rstrip() + "$" if row[minus] else ""
 
-    pairs = any(row["minus DM"] for row in cells)
-    head = [*map(drawing.escaped, labels), r"accuracy, \%", count] + ["minus DM"] * pairs
+    pairs = any(row[minus] for row in cells)
+    head = [*map(drawing.escaped, labels), r"accuracy, \%", count] + [drawing.escaped(minus)] * pairs
     lines = [
         [*(drawing.escaped(row[name]) for name in labels), accuracy(row), row[count]] + [difference(row)] * pairs
         for row in cells
@@ -227,7 +244,8 @@ def latex(cells: Cells) -> str:
     if pairs:
         units = dict.fromkeys(row["pairs"].split(" ", 1)[1] for row in cells if row["pairs"])
         over = " or ".join(CONDENSATIONS[unit] for unit in units)
-        caption += f" Minus DM: mean paired difference with its 95\\,\\% confidence interval (Student's t) over {over}."
+        what = "mean paired difference with its 95\\,\\% confidence interval (Student's t)"
+        caption += f" M{drawing.escaped(minus[1:])}: {what} over {over}."
     return drawing.latex([head, *lines], [(row["dataset"], row["ipc"]) for row in cells], len(labels), caption)
 
 
@@ -302,7 +320,7 @@ def write(path: str, text: str, flag: str) -> None:
 
 def run(settings: CollectSettings) -> None:
     """Print the table or write --out; write --csv and --plot. Raises UserError for invalid files and names."""
-    results = load(settings.folders)
+    results = marked(load(settings.folders), settings.baseline)
     columns = keys = differing(results)
     rows = [Row(result.name, [result]) for result in results]
     grouped = settings.group_by is not None

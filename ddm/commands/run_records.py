@@ -38,6 +38,7 @@ class Result(NamedTuple):
 
     name: str
     record: dict
+    chosen: bool | None = None  # whether others are compared with it; None: if it is plain DM
 
     @property
     def args(self) -> dict:
@@ -70,9 +71,9 @@ class Result(NamedTuple):
         return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     def comparable(self, base: "Result") -> bool:
-        """Whether `base` is a run of plain DM in the same group and, unless this is a coreset, with the same budget."""
+        """Whether `base` is a baseline in the same group and, unless this is a coreset, with the same budget."""
         same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
-        return base.is_dm and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
+        return base.is_base and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
 
     def other_steps(self, base: "Result") -> list[str]:
         """The STEPS settings that differ from those of another run; none for a coreset."""
@@ -85,6 +86,10 @@ class Result(NamedTuple):
         weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
         mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # recipes without the flag use 1
         return bool(weights) and not any(weights.values()) and mean_matching > 0
+
+    @property
+    def is_base(self) -> bool:
+        return self.is_dm if self.chosen is None else self.chosen
 
     @property
     def made_by(self) -> str:

@@ -272,12 +272,12 @@ class CollectSettings(Settings):
     (population) standard deviation and number of these values. The LaTeX table needs the package booktabs; the best
     accuracy of a data set and ipc is bold, except that of all real images.
 
-    The table also has the paired difference to the comparable plain-DM run (same data set, ipc, protocol and seed),
-    with its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they start from the same
-    images, and each counts with its mean over networks. With a single experiment, pairs are its networks, if the
-    iterations are equal; such an interval does not cover other condensations. The table names the pairs and the DM run.
-    Coreset methods with a network, except kmeans, select the same images in every experiment. Runs that differ only in
-    their experiments (`--first_exp`) share one row.
+    The table also has the paired difference to the comparable run of plain DM, or of --baseline (same data set, ipc,
+    protocol and seed), with its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they
+    start from the same images, and each counts with its mean over networks. With a single experiment, pairs are its
+    networks, if the iterations are equal; such an interval does not cover other condensations. The table names the
+    pairs and the run. Coreset methods with a network, except kmeans, select the same images in every experiment. Runs
+    that differ only in their experiments (`--first_exp`) share one row.
     """
 
     COMMAND: ClassVar = "ddm collect"
@@ -291,6 +291,9 @@ class CollectSettings(Settings):
     )
     columns: str = output(
         "auto", "settings shown as columns, joined by commas; auto: those that differ; none: none", metavar="NAMES"
+    )
+    baseline: str | None = output(
+        None, "run that the others are compared with, by the name of its folder; unset: plain DM", metavar="NAME"
     )
     format: str | None = output(
         None,
