@@ -257,7 +257,10 @@ def test_exports_come_back(to, made, tmp_path):
             1e-5 if to == "tensor" else 0.5 / 255 + 1e-5
         )
     if to == "safetensors":  # the metadata stays
-        assert sets.metadata(out)["args"]["dataset"] == "CIFAR10" and sets.metadata(out)["mean"] == data.mean
+        metadata = sets.metadata(out)
+        assert metadata["args"]["dataset"] == "CIFAR10" and metadata["mean"] == data.mean
+        assert "data_path" not in metadata["args"] and str(tmp_path.parent) not in str(metadata)  # it is passed on
+        assert ddm.load(out).accuracies == ddm.load(made[1]).accuracies != {}
     if to == "png":
         assert sorted(path.name for path in out.iterdir())[3] == "3_cat" and (out / "3_cat" / "0001.png").exists()
     with pytest.raises(UserError, match="exists already"):

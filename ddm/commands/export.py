@@ -130,12 +130,15 @@ def to_tensor(synset: Set, out: Path) -> None:
 
 
 def safetensors_metadata(synset: Set) -> dict[str, str]:
-    own = synset.normalisation
+    """All that a reader needs; without the paths of this machine, as sets are passed on."""
+    own, known = synset.normalisation, roles()
     content = {"space": "normalised", "dataset": synset.dataset, "mean": own.mean, "std": own.std}
     args = dict(synset.metadata.get("args", {}))
     if args:
         args = sets.single_experiment(args, synset.experiment)
+        args = {name: value for name, value in args.items() if known.get(name) is not Role.PLACE}
     content |= {"class_names": synset.class_names, "args": args}
+    content |= {"accs_all_exps": synset.accuracies} if synset.accuracies else {}
     content |= {"factor": synset.factor} if synset.factor > 1 else {}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content.items()}
 

@@ -308,7 +308,8 @@ def _safetensors(path: Path) -> Contents:
     with safe_open(path, "pt") as file:
         header, stored = file.metadata() or {}, "stored" in set(file.keys())
         sets = [(file.get_tensor("stored" if stored else "images"), file.get_tensor("labels"))]
-    ours = header.keys() & {"mean", "std", "class_names", "args", "factor"} if "space" in header else ()
+    known = {"mean", "std", "class_names", "args", "accs_all_exps", "factor"}
+    ours = header.keys() & known if "space" in header else ()
     metadata = {name: json.loads(header[name]) for name in ours}
     metadata |= {"stored": [sets[0][0]]} if stored else {}
     return Contents(sets, metadata, header.get("space"), decode=factor_of(metadata) if stored else 1)
