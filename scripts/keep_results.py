@@ -1,4 +1,4 @@
-"""Copy results.json files of runs into docs/results, without the paths of their machine.
+"""Copy results.json files into docs/results, without the paths of their machine and without learning curves.
 
     python scripts/keep_results.py results/ablation/ipc10 docs/results/ablation/ipc10
 
@@ -15,10 +15,15 @@ PATHS = {"save_path": "result", "data_path": "data", "network_cache": None, "pro
 def cleaned(record: dict) -> dict:
     for args in (record["args"], record["asked"]):
         args.update({key: value for key, value in PATHS.items() if key in args})
+    for entry in record["evaluations"] if isinstance(record.get("evaluations"), list) else ():
+        entry.pop("curves", None)
+        if "set" in entry:
+            entry["set"] = Path(entry["set"]).name
     program, *words = record["command"]
     command = ["ddm" if Path(program).name == "__main__.py" else Path(program).name]
     for before, word in zip(["", *words], words, strict=False):
-        command.append(PATHS.get(before.removeprefix("--"), word) if before.startswith("--") else word)
+        usual = PATHS.get(before.removeprefix("--"), word) if before.startswith("--") else word
+        command.append(Path(word).name if usual == word and Path(word).is_absolute() else usual)
     return record | {"command": command}
 
 
