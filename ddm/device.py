@@ -285,6 +285,6 @@ def map_sizes(net: nn.Module, image: tuple[int, ...]) -> list[int]:
     for module in net.modules():
         if not list(module.children()):
             module.register_forward_hook(note)
-    with torch.no_grad():
-        net(torch.empty(1, *image, device="meta"))
+    with torch.no_grad(), torch.device("meta"):  # also for what a forward creates
+        net(torch.empty(1, *image))
     return sizes

@@ -42,8 +42,9 @@ def main() -> None:
     for text in args.runs:
         name, run = text.split("=", 1)
         path = args.out / f"{name}.safetensors"
-        path.unlink(missing_ok=True)
-        command(["export", run, "--to", "safetensors", "--stored", "--out", str(path)])
+        fresh = path.with_stem(f"{name}_new")
+        command(["export", run, "--to", "safetensors", "--stored", "--out", str(fresh)])
+        fresh.replace(path)
     rows = [row(path) for path in sorted(args.out.glob("*.safetensors"))]
     readme = args.out / "README.md"
     before, rest = readme.read_text().split(BEGIN)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, command, parse
 
 import ddm
 from ddm.evaluation.protocol import describe
@@ -14,8 +14,15 @@ def test_there_are_sets():
     assert len(FILES) >= 1
 
 
+def card_commands(path, tmp_path):
+    """The commands in the card of a set, as words."""
+    command("export", path, "--to", "card", "--out", tmp_path / "card")
+    lines = (tmp_path / "card" / "README.md").read_text().splitlines()
+    return [line.split() for line in lines if line.startswith("    ")]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_set_is_what_the_readme_says(path):
+def test_a_set_is_what_the_readme_says(path, tmp_path):
     pytest.importorskip("safetensors")
     train = ddm.load(path)
     args, size = train.metadata["args"], path.stat().st_size
@@ -24,6 +31,10 @@ def test_a_set_is_what_the_readme_says(path):
     assert train.images.isfinite().all() and len(stored) == args["ipc"] * classes
     assert (args["eval_split"], args["num_exp"]) == ("test", 1)
     assert size < 8e6 and "save_path" not in args and "data_path" not in args
+    (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[0] == "python"]
+    again = parse("DM_DDM", *flags)
+    names = ("ipc", "Iteration", "factor", "lr_img", "rr_ratio", "networks", "clip_pixels", "batch_real")
+    assert {name: getattr(again, name) for name in names} == {name: args[name] for name in names}
     ((model, accs),) = train.accuracies.items()
     (row,) = [line for line in (ROOT / "sets" / "README.md").read_text().splitlines() if f"`{path.name}`" in line]
     assert f"{model}, {args['epoch_eval_train'] + 1:,} epochs: {describe(accs)}" in row

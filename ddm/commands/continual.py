@@ -98,7 +98,7 @@ def one_order(
     files = session.files
     accs = session.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
     steps, images = class_steps(data.num_classes, settings.steps, seed), []
-    each = settings.ipc * (settings.factor**2 if memory in CONDENSED else 1)  # images of each class
+    each = settings.ipc * (settings.factor**2 if memory == "ddm" else 1)  # images of each class
     for step, classes in enumerate(steps):
         path = files.folder / "memory" / f"{memory}_seed{seed}_step{step}.pt"
         labels = torch.tensor(classes).repeat_interleave(each)
@@ -118,8 +118,8 @@ def one_order(
         now = classes_of(data, data.name, seen).to(machine.device)
         labels = torch.arange(len(seen), device=machine.device).repeat_interleave(each)
         evaluator = protocol.Evaluator(now, settings, machine)
-        what = protocol.TrainingSet(torch.cat(images).to(machine.device), labels, seed, step)
-        trained = evaluator.trained(settings.model, what, range(settings.num_eval), files.log)
+        training_set = protocol.TrainingSet(torch.cat(images).to(machine.device), labels, seed, step)
+        trained = evaluator.trained(settings.model, training_set, range(settings.num_eval), files.log)
         by_net = [one.accuracy for one in trained]
         accs.append(statistics.fmean(by_net))
         files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")

@@ -286,9 +286,9 @@ def score(
     evaluator = None
     while left := range(len(entry["accuracies"]), choice.settings.num_eval):
         evaluator = evaluator or protocol.Evaluator(data, settings, machine, choice.peers)
-        what = protocol.TrainingSet(row.set.images, row.set.labels, row.experiment, row.iteration)
-        numbers = left[: evaluator.at_once(model, len(what.labels), len(left))]
-        trained = evaluator.trained(model, what, numbers, session.files.log)
+        training_set = protocol.TrainingSet(row.set.images, row.set.labels, row.experiment, row.iteration)
+        numbers = left[: evaluator.at_once(model, len(training_set.labels), len(left))]
+        trained = evaluator.trained(model, training_set, numbers, session.files.log)
         entry["curves"] += [[[round(x, 5) for x in point] for point in one.curve] for one in trained]
         protocol.record(entry, trained)
         session.save()

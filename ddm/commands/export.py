@@ -285,7 +285,7 @@ def command(synset: Set) -> str:
     requested = requested | sets.single_experiment({"first_exp": args.get("first_exp", 0)}, synset.experiment)
     known, usual, words = roles(), defaults(), []
     for key, value in requested.items():
-        if known.get(key) is Role.PLACE:
+        if known.get(key) is Role.PLACE or key == "recipe":  # files without `asked` have the recipe among the flags
             continue
         if value is None and usual.get(key) is not None:  # a preset has unset it, so that the data chose it
             value = args.get(key)

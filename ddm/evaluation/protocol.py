@@ -359,9 +359,10 @@ class Evaluator:
         self, images: Tensor | Normalised, labels: Tensor, experiment: int, iteration: int, log: Callable[[str], None]
     ) -> dict[str, list[float]]:
         """The test accuracies in [0, 1] of settings.num_eval fresh networks of each architecture; see TrainingSet."""
-        what, numbers = TrainingSet(images, labels, experiment, iteration), range(self.settings.num_eval)
+        training_set, numbers = TrainingSet(images, labels, experiment, iteration), range(self.settings.num_eval)
         return {
-            model: [trained.accuracy for trained in self.trained(model, what, numbers, log)] for model in self.models
+            model: [trained.accuracy for trained in self.trained(model, training_set, numbers, log)]
+            for model in self.models
         }
 
     def at_once(self, model: str, n: int, number: int) -> int:
@@ -375,7 +376,7 @@ class Evaluator:
     def trained(
         self,
         model: str,
-        what: TrainingSet,
+        training_set: TrainingSet,
         numbers: Sequence[int],
         log: Callable[[str], None],
         watch: Callable[[Sequence[int]], Watch] | None = None,
@@ -385,14 +386,14 @@ class Evaluator:
         `watch` of some numbers shows the progress of their training; by default a progress bar.
         """
         done: list[Trained] = []
-        most = self.at_once(model, len(what.labels), len(numbers))
+        most = self.at_once(model, len(training_set.labels), len(numbers))
         while len(done) < len(numbers):
             part = numbers[len(done) : len(done) + most]
             shown = watch(part) if watch else partial(bar, desc=self.title(model, part), unit="epoch", leave=False)
             if len(part) == 1:
-                done.append(self._single(model, what, part[0], log, shown))
+                done.append(self._single(model, training_set, part[0], log, shown))
                 continue
-            new = if_memory_allows(partial(self._together, model, what, part, log, shown))
+            new = if_memory_allows(partial(self._together, model, training_set, part, log, shown))
             if new is None:
                 most = self._halved(model, len(part))
                 log(f"out of memory: {model}: continuing with {most} networks at once; equal up to rounding")
@@ -418,20 +419,20 @@ class Evaluator:
         self.stacks[key].initialise(generators)
         return self.stacks[key]
 
-    def _generators(self, what: TrainingSet, numbers: Sequence[int], purpose: str) -> list[torch.Generator]:
-        where = (self.settings.seed, what.experiment, what.iteration, -1)
+    def _generators(self, training_set: TrainingSet, numbers: Sequence[int], purpose: str) -> list[torch.Generator]:
+        where = (self.settings.seed, training_set.experiment, training_set.iteration, -1)
         return [rng.generator(*where, f"evaluation {purpose} {k}") for k in numbers]
 
     def _together(
-        self, model: str, what: TrainingSet, numbers: Sequence[int], log: Callable[[str], None], watch: Watch
+        self, model: str, training_set: TrainingSet, numbers: Sequence[int], log: Callable[[str], None], watch: Watch
     ) -> list[Trained]:
         """`trained` of several networks at once."""
         settings, machine, K = self.settings, self.machine, len(numbers)
-        stack = self._stack(model, self._generators(what, numbers, "network"))
-        generators = self._generators(what, numbers, "training")
+        stack = self._stack(model, self._generators(training_set, numbers, "network"))
+        generators = self._generators(training_set, numbers, "training")
         start = time.perf_counter()
-        totals = train_together(stack, what.images, what.labels, settings, machine, generators, watch)
-        curves = means(totals.transpose(0, 1), len(what.labels))  # waits for the device
+        totals = train_together(stack, training_set.images, training_set.labels, settings, machine, generators, watch)
+        curves = means(totals.transpose(0, 1), len(training_set.labels))  # waits for the device
         seconds = time.perf_counter() - start
         accs = self._tested(model, K, partial(test_together, stack, machine=machine))
         log(f"{self.title(model, numbers)}: {K} networks trained together in {seconds:.0f} s")
@@ -440,14 +441,16 @@ class Evaluator:
         stack.flat.grad = None  # memory of the next training
         return [Trained(accuracy, curve, K) for accuracy, curve in zip(accs, curves, strict=True)]
 
-    def _single(self, model: str, what: TrainingSet, number: int, log: Callable[[str], None], watch: Watch) -> Trained:
+    def _single(
+        self, model: str, training_set: TrainingSet, number: int, log: Callable[[str], None], watch: Watch
+    ) -> Trained:
         """`trained` of one network."""
         settings, machine, curve = self.settings, self.machine, []
-        net = initialise(self._net(model), *self._generators(what, [number], "network"))
-        (generator,) = self._generators(what, [number], "training")
+        net = initialise(self._net(model), *self._generators(training_set, [number], "network"))
+        (generator,) = self._generators(training_set, [number], "training")
         tested = partial(self._tested, model, 1, partial(test, net, machine=machine))
         start = time.perf_counter()
-        arguments = (net, what.images, what.labels, settings, machine)
+        arguments = (net, training_set.images, training_set.labels, settings, machine)
         if self.peers:
             outcome = best_epoch(*arguments, generator, tested, curve, watch)
             log(report_line(number, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))

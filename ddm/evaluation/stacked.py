@@ -218,9 +218,7 @@ def stacks(where: str) -> bool:
     return torch.device(where).type != "cpu"
 
 
-def at_once(
-    net: Network, image: tuple[int, int, int], strategy: str, batch: int, number: int, where: str | torch.device
-) -> int:
+def at_once(net: Network, image: tuple[int, int, int], strategy: str, batch: int, number: int, where: str) -> int:
     """How many of `number` networks are trained together: as many as the memory budget holds, in equal parts.
 
     1 if there is no way to train these networks together with this augmentation. `net` is on the meta device. The

@@ -45,7 +45,7 @@ class Condensation:
         self.data = data
         self.syn_set: Synthetic | None = None
         self.experiment, self.pending = 0, []
-        self.said: set[str] = set()
+        self.logged: set[str] = set()
 
     def arguments(self) -> dict[str, Any]:
         return self.plan.settings.values()
@@ -96,8 +96,8 @@ class Condensation:
         }
         reason = next((text for text, holds in reasons.items() if holds), None)
         if reason is None:
-            return Graphed(self._eager, self._say_once)
-        self._say_once(f"steps run eagerly, not as a CUDA graph: {reason}")
+            return Graphed(self._eager, self._log_once)
+        self._log_once(f"steps run eagerly, not as a CUDA graph: {reason}")
         return self._eager
 
     @property
@@ -105,10 +105,10 @@ class Condensation:
         """Whether steps are now replayed as a CUDA graph."""
         return isinstance(self._take, Graphed) and self._take.graph is not None
 
-    def _say_once(self, line: str) -> None:
+    def _log_once(self, line: str) -> None:
         """Say a line, unless it was said in this run: every experiment has a graph of its own."""
-        if line not in self.said:
-            self.said.add(line)
+        if line not in self.logged:
+            self.logged.add(line)
             self.say(line)
 
     def _eager(self, drawn: dict[str, Tensor]) -> Step:

@@ -302,7 +302,7 @@ class Run:
                     self.step_times.append(time.perf_counter() - began)
             self.maker.start(experiment, None)
         times = self.step_times[first:] or self.step_times
-        earlier = self.state.step_seconds / self.state.steps if self.state.steps else 0.0
+        earlier = self.state.stepping_seconds / self.state.steps if self.state.steps else 0.0
         return statistics.median(times) if times else earlier
 
     def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
@@ -401,21 +401,22 @@ class Run:
         The accuracies of these networks are recorded once all ranks have finished.
         """
         settings = self.settings
-        what: protocol.TrainingSet | None = None
+        training_set: protocol.TrainingSet | None = None
         for model in self.evaluator.models:
             entry = self.entry(experiment, iteration, kind, model)
             while left := range(len(entry.get("accuracies", ())), settings.num_eval):
                 with self.interrupts.immediate():
-                    training_set = self.maker.training_set
-                    what = what or protocol.TrainingSet(*training_set(experiment, images), experiment, iteration)
-                    n, local = len(what.labels), []
+                    if training_set is None:
+                        content = self.maker.training_set(experiment, images)
+                        training_set = protocol.TrainingSet(*content, experiment, iteration)
+                    n, local = len(training_set.labels), []
                     share = -(-len(left) // self.ranks.world)
                     share = min(self.ranks.gather(self.evaluator.at_once(model, n, share)))
                     numbers = left[self.ranks.rank * share : (self.ranks.rank + 1) * share]
                     if numbers:
                         began = time.perf_counter()
                         watch = partial(self.watch, model, experiment, n)
-                        local = self.evaluator.trained(model, what, numbers, self.files.log, watch)
+                        local = self.evaluator.trained(model, training_set, numbers, self.files.log, watch)
                         seconds = (time.perf_counter() - began) / len(numbers)
                         self.network_times.setdefault(model, []).extend([seconds] * len(numbers))
                     trained = [one for part in self.ranks.gather(local) for one in part]
@@ -534,9 +535,7 @@ class Run:
             **self.chunks_of_ranks(),
             "seconds": self.seconds(),
             "preparation_seconds": state.preparation_seconds,
-            "iterations_per_second": state.steps / (state.step_seconds - state.preparation_seconds)
-            if state.steps
-            else None,
+            "iterations_per_second": state.steps / state.stepping_seconds if state.steps else None,
             "peak_memory_bytes": device.peak_memory(self.machine.device),
             "hardware": hardware(self.machine),
             "versions": versions(),

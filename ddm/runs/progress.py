@@ -52,6 +52,11 @@ class Progress:
     log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
 
     @property
+    def stepping_seconds(self) -> float:
+        """The seconds of the steps alone."""
+        return self.step_seconds - self.preparation_seconds
+
+    @property
     def written(self) -> bool:
         return self.log_bytes >= 0
 
