@@ -203,11 +203,11 @@ def test_a_killed_run_resumes_to_the_same_set(made, tmp_path, monkeypatch):
 
 
 def test_continual_memories_and_reports_show_decoded_images(made, tmp_path):
-    argv = ("--dataset", "CIFAR10", "--data_path", made[0], "--steps", "2", "--seeds", "1", "--memory", "dm,random")
+    argv = ("--dataset", "CIFAR10", "--data_path", made[0], "--steps", "2", "--seeds", "1", "--memory", "ddm,random")
     argv += ("--factor", "2", "--ipc", "1", "--Iteration", "1", "--batch_real", "4", "--epoch_eval_train", "0")
     command("continual", *argv, "--model", "ConvNetW32", "--save_path", tmp_path / "continual")
     sizes = {path.name: len(torch.load(path)[0]) for path in (tmp_path / "continual" / "memory").iterdir()}
-    assert sizes["dm_seed0_step0.pt"] == 20 and sizes["random_seed0_step0.pt"] == 5
+    assert sizes["ddm_seed0_step0.pt"] == 20 and sizes["random_seed0_step0.pt"] == 5
     command("report", made[0] / "out", "--data_path", made[0], "--out", tmp_path / "report.html")
     assert "4 condensed images of class" in (tmp_path / "report.html").read_text()
 

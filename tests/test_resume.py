@@ -34,6 +34,7 @@ DIGITS = [
 ]
 SMALL = [*DIGITS, "--num_exp", "1", "--Iteration", "6", "--eval_every", "3", "--epoch_eval_train", "1"]
 TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path", "date"}
+TIMES |= {"preparation_seconds"}
 
 
 def run(save_path, *argv, base=SMALL, recipe="DM_KNearest"):
@@ -55,7 +56,7 @@ def outcome(save_path):
     """Images and results, times aside, and the log without its times and the lines about resuming."""
     saved = torch.load(next(save_path.glob("res_*.pt")))
     log = [re.sub(r"^\[.*?\] |, \d+ s,", "", line) for line in (save_path / "training.log").read_text().splitlines()]
-    skip = ("resuming from", "command:", "arguments:", "set ", "results ", "images ")
+    skip = ("resuming from", "command:", "arguments:", "preparation:", "set ", "results ", "images ")
     log = [line.split("; writing")[0] for line in log if not line.startswith(skip)]
     return [x for x, _ in saved["data"]], timeless(json.loads((save_path / "results.json").read_text())), log
 
