@@ -98,10 +98,11 @@ def test_the_rows_of_the_strong_class_differ_in_one_ingredient(tmp_path):
     done = script("ablation_strong.sh", "--out", "o", cwd=tmp_path, PYTHON="echo")
     lines = [line.split()[3:] for line in done.stdout.splitlines() if line.startswith("-m ddm condense")]
     rows = {argv[-1].rpartition("/")[2]: parsed("condense", *argv).values() for argv in lines}
-    assert len(rows) == 11
-    for name in ("fresh", "trained", "online", "no_rr", "style", "icd"):
+    assert len(rows) == 13
+    expected = {"no_factor": {"factor"}, "no_ce": {"ce_ratio"}, "no_rr": {"rr_ratio"}, "icd": {"icd_ratio"}}
+    expected["style"] = {"mm_ratio", "cm_ratio"}
+    for name in ("no_factor", "no_ce", "no_rr", "fresh", "trained", "online", "style", "icd"):
         changed = {key for key, value in rows[name].items() if value != rows["strong"][key]}
-        expected = {"style": {"mm_ratio", "cm_ratio"}, "no_rr": {"rr_ratio"}, "icd": {"icd_ratio"}}
         assert changed - {"save_path"} == expected.get(name, {"networks"})
     assert rows["best_factor"] == rows["best"] | {key: rows["best_factor"][key] for key in ("factor", "save_path")}
 
