@@ -14,7 +14,7 @@ from ddm import rng
 from ddm.augment import DiffAugment
 from ddm.data.loading import load
 from ddm.errors import UserError
-from ddm.methods import cache, distribution
+from ddm.methods import cache, distribution, online, pool
 from ddm.methods.condensation import Condensation
 from ddm.methods.step import gradients
 from ddm.networks import ARCHITECTURES, ConvNet, assign, flat, get_network, initialise
@@ -36,13 +36,13 @@ def files(cache_path):
 
 
 def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution, "BATCH", 32)  # 80 images: batches of 32, 32 and 16
+    monkeypatch.setattr(pool, "BATCH", 32)  # 80 images: batches of 32, 32 and 16
     made = built(data_path, tmp_path)
     data, net = made.data, get_network("ConvNetW32", 3, 10)
     initialise(net, rng.generator(0, 0, 1, -1, "pool network"))
     generator = rng.generator(0, 0, 1, -1, "pool training")
     optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
-    done, points = 0, [distribution.stored(net)]
+    done, points = 0, [pool.stored(net)]
     for _ in range(2):
         for rows in torch.randperm(80, generator=generator).split(32):
             optimizer.param_groups[0]["lr"] = 0.05 * min((done + 1) / (0.2 * 6), 1, (1 - done / 6) / 0.8)
@@ -51,7 +51,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
             F.cross_entropy(net(x), data.y_train[rows]).backward()
             optimizer.step()
             done += 1
-            points.append(distribution.stored(net))
+            points.append(pool.stored(net))
     # Of 6 steps, those nearest to k/8 of the training; round() takes the even one of two.
     expected = [points[k] for k in sorted({round(6 * k / 8) for k in range(9)})]
     found = made.networks.points[1]
@@ -103,7 +103,7 @@ def test_runs_share_a_pool_and_a_larger_one_extends_it(data_path, tmp_path, monk
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(distribution, "train", never)
+        patch.setattr(pool, "train", never)
         assert torch.equal(built(data_path, tmp_path, "--ipc", "1", "--rr_ratio", "1").networks.points, first)
     larger = built(data_path, tmp_path, "--pool", "4").networks.points
     assert torch.equal(larger[:3], first) and len(files(tmp_path)) == 4
@@ -115,7 +115,7 @@ def test_runs_share_a_pool_and_a_larger_one_extends_it(data_path, tmp_path, monk
 
 def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
     whole = built(data_path, tmp_path / "whole").networks.points
-    train = distribution.train
+    train = pool.train
 
     def killed(net, forward, data, settings, machine, number):
         if number == 2:
@@ -123,7 +123,7 @@ def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
         return train(net, forward, data, settings, machine, number)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distribution, "train", killed)
+        patch.setattr(pool, "train", killed)
         built(data_path, tmp_path / "part")
     assert len(files(tmp_path / "part")) == 2
     assert torch.equal(built(data_path, tmp_path / "part").networks.points, whole)
@@ -131,8 +131,8 @@ def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
 
 def test_networks_of_a_pool_are_trained_together(data_path, tmp_path, monkeypatch):
     """On an accelerator; networks that were trained together may extend those trained alone."""
-    monkeypatch.setattr(distribution, "BATCH", 32)
-    single, real = built(data_path, tmp_path / "single").networks.points, distribution.trained_together
+    monkeypatch.setattr(pool, "BATCH", 32)
+    single, real = built(data_path, tmp_path / "single").networks.points, pool.trained_together
     sizes = []
 
     def together(blank, data, settings, machine, numbers):
@@ -142,8 +142,8 @@ def test_networks_of_a_pool_are_trained_together(data_path, tmp_path, monkeypatc
         return real(blank, data, settings, machine, numbers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distribution.stacked, "stacks", lambda where: True)
-        patch.setattr(distribution, "trained_together", together)
+        patch.setattr(pool.stacked, "stacks", lambda where: True)
+        patch.setattr(pool, "trained_together", together)
         found = built(data_path, tmp_path / "together").networks.points
         assert sizes == [3]  # then one by one
         assert torch.equal(found, single)
@@ -154,9 +154,9 @@ def test_networks_of_a_pool_are_trained_together(data_path, tmp_path, monkeypatc
 
 
 NOTE = """
-from ddm.methods import distribution
+from ddm.methods import pool
 
-real = distribution.train
+real = pool.train
 
 
 def train(*arguments):
@@ -165,7 +165,7 @@ def train(*arguments):
     return real(*arguments)
 
 
-distribution.train = train
+pool.train = train
 """
 
 
@@ -185,9 +185,9 @@ def test_a_rank_that_looks_late_trains_its_own_networks(data_path, tmp_path, mon
     files(tmp_path)[1].unlink()  # the first rank stores this one later
     group = SecondOfTwo(1, 2)
     group.of_the_first = {number: whole.networks.points[number] for number in (0, 2)}
-    real = distribution.train
-    monkeypatch.setattr(distribution, "train", lambda *a: trained.append(a[-1]) or real(*a))
-    points = distribution.trained_pool(whole.data, dataclasses.replace(whole.plan, ranks=group))
+    real = pool.train
+    monkeypatch.setattr(pool, "train", lambda *a: trained.append(a[-1]) or real(*a))
+    points = pool.trained_pool(whole.data, dataclasses.replace(whole.plan, ranks=group))
     assert trained == [1] and torch.equal(points, whole.networks.points)
 
 
@@ -271,7 +271,7 @@ ONLINE = ("--networks", "online", "--pool", "2", "--preset", "dm", "--lr_img", "
 
 
 def test_an_online_network_takes_a_step_on_the_set_after_its_use(data_path, monkeypatch):
-    monkeypatch.setattr(distribution, "ONLINE_STEPS", 2)
+    monkeypatch.setattr(online, "ONLINE_STEPS", 2)
     made = maker("DM_DDM", parse("DM_DDM", *QUICK, "--model", "ConvNetW32", *ONLINE), load("CIFAR10", data_path))
     made.prepare()
     made.start(0, None)

@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,39 @@ def claimed(path: Path) -> Iterator[bool]:
     finally:
         if lock is not None:
             lock.close()
+
+
+def made_by_all(
+    paths: dict[int, Path], make: Callable[[list[int]], list[Any] | None], most: int
+) -> Iterator[tuple[int, Any]]:
+    """Make files together with the other processes that lack them: yields each number with its content.
+
+    `make` returns the contents for up to `most` numbers, or None if these are too many; then half as many are next.
+    """
+    missing = list(paths)
+    while missing:
+        with contextlib.ExitStack() as claims:
+            done, mine = {}, []
+            for number in missing:
+                free = claims.enter_context(claimed(paths[number]))
+                content = read(paths[number])
+                if content is not None:
+                    done[number] = content
+                elif free:
+                    mine.append(number)
+                if len(mine) == most:
+                    break
+            made = make(mine) if mine else []
+            if made is None:
+                most = len(mine) // 2
+                continue
+            for number, content in zip(mine, made, strict=True):
+                store(paths[number], content)
+                done[number] = content
+        yield from done.items()
+        missing = [number for number in missing if number not in done]
+        if not done and not mine:
+            time.sleep(1)  # other processes make the rest
 
 
 def store(path: Path, content: Any) -> None:
