@@ -146,6 +146,13 @@ def add(parser: Any, name: str, declaration: Setting, field: Field, presets: Ite
     return parser.add_argument(*words, dest=name, type=value, help=text, choices=declaration.choices, metavar=metavar)
 
 
+def spelled(name: str, value: str | int | float | bool) -> str:
+    """A setting as words of a command line: --ipc 10, --zca, --no-zca."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
 def parse(
     cls: type[S],
     argv: list[str] | None = None,

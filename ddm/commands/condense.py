@@ -6,7 +6,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import ddm
-from ddm import torchrun
+from ddm import cli, torchrun
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.images import ImageData
 from ddm.data.loading import short_name
@@ -64,12 +64,7 @@ def print_preset(settings: CondensingSettings) -> None:
     """One line with the flags that the preset of settled settings stands for."""
     if settings.preset and torchrun.rank_and_world()[0] == 0:
         values = {name: settings.values()[name] for name in preset_values(type(settings), settings.preset)}
-        switches = {True: "--{}", False: "--no-{}"}
-        flags = [
-            switches[value].format(name) if isinstance(value, bool) else f"--{name} {value}"
-            for name, value in values.items()
-            if value is not None
-        ]
+        flags = [cli.spelled(name, value) for name, value in values.items() if value is not None]
         open_ones = [f"--{name}" for name, value in values.items() if value is None]
         print(f"preset {settings.preset}:", *flags, *([f"({', '.join(open_ones)}: the data decide)"] * bool(open_ones)))
 

@@ -45,7 +45,7 @@ def make_memory(
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
     if memory == "dm":  # plain DM, whatever a preset has set
         settings = settings.but(**DM, networks="random", factor=1)
-    settings = objective.settle(plan.with_factor(settings, data))
+    settings = objective.settle(settings)
     needs = DDM.needed(settings)
     settings = settings.but(precision=machine.precision, compile=machine.compile)
     maker = Condensation(data, settings, DDM.objective, needs)

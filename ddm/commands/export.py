@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm import disk, drawing
+from ddm import cli, disk, drawing
 from ddm.commands.evaluate import ORIGIN
 from ddm.commands.settings import EvaluateSettings, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
@@ -289,11 +289,9 @@ def command(synset: Set) -> str:
             continue
         if value is None and usual.get(key) is not None:  # a preset has unset it, so that the data chose it
             value = args.get(key)
-        if isinstance(value, bool):
-            words += [f"--{key}"] if value else [f"--no-{key}"] if usual.get(key) else []
-        elif value is not None:
-            words.append(f"--{key} {value}")
-    words += [f"--import {args['imports']}"] if args.get("imports") else []
+        if value is not None and (value is not False or usual.get(key)):  # a switch is off by default
+            words.append(cli.spelled(key, value))
+    words += [cli.spelled("import", args["imports"])] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
 
