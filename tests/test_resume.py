@@ -18,8 +18,9 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, command_line, parse, parsed, recipe_of, tiny_arrays
 
+import ddm
 from ddm import device
-from ddm.commands import condense
+from ddm.commands import condense, run_records
 from ddm.errors import UserError
 from ddm.evaluation import protocol
 from ddm.methods import condensation
@@ -180,6 +181,31 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
         run(tmp_path)
     run(tmp_path)
     assert len(trained) == 7  # two networks in each of three evaluations, and one of them twice
+    assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path, monkeypatch, capsys):
+    step = Condensation.step
+
+    def killed(self, iteration):
+        if iteration == 5:
+            raise KeyboardInterrupt
+        step(self, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Condensation, "step", killed)
+        run(tmp_path)
+    _, results, _ = outcome(tmp_path)
+    (entry,) = (e for e in results["evaluations"] if e["iteration"] == 3)
+    assert (results["args"]["Iteration"], results["asked"]["Iteration"], results["unfinished"]) == (3, 6, [3, 6])
+    assert results["accuracies"] == entry["accuracies"] and results["n"] == 2
+    run(tmp_path / "short", "--Iteration", "3")  # the learning rate is constant
+    (images,), (expected,) = outcome(tmp_path)[0], outcome(tmp_path / "short")[0]
+    assert torch.equal(images, expected) and ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": entry["accuracies"]}
+    capsys.readouterr()
+    run_records.load([str(tmp_path / "results.json")])
+    assert "is unfinished, at iteration 3 of 6" in capsys.readouterr().err
+    run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
 
 

@@ -135,7 +135,12 @@ def load(folders: Iterable[str]) -> list[Result]:
     if not records:
         folders = ", ".join(map(repr, folders))
         raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
-    return merged([Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)])
+    results = [Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)]
+    for result in results:
+        if result.record.get("unfinished"):
+            done, total = result.record["unfinished"]
+            print(f"note: {result.name} is unfinished, at iteration {done} of {total}", file=sys.stderr)
+    return merged(results)
 
 
 def numeric(path: Path) -> list[str | float]:

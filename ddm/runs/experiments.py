@@ -360,7 +360,11 @@ class Run:
         """Write the images before the iteration that diverged; return the error to raise."""
         experiment, before = self.state.experiment, error.iteration - 1
         where = f"experiment {experiment}, iteration {error.iteration}"
-        metadata = self.metadata() | {"velocity": error.velocity, "experiment": experiment, "iteration": before}
+        metadata = self.metadata(self.arguments()) | {
+            "velocity": error.velocity,
+            "experiment": experiment,
+            "iteration": before,
+        }
         name = f"last_finite_{{}}_exp{experiment}_iter{before}"
         path = self.files.save_set(*self.content([error.images], metadata), {}, name) or self.settings.save_path
         message = (
@@ -384,6 +388,8 @@ class Run:
             if state.iteration:
                 self.save_grid(state.iteration)
             self.evaluate(images, maker.kind, state.experiment, state.iteration)
+            if not state.sets and state.iteration < maker.iterations:
+                self.save_results()  # usable while the first experiment goes on
 
     def evaluate_baseline(self, experiment: int) -> None:
         if self.eval_every:
@@ -484,9 +490,15 @@ class Run:
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """Iteration, the one that the saved set comes from, while the first experiment goes on; empty afterwards."""
+        return {} if self.state.sets or not self.maker.iterations else {"Iteration": self.state.iteration}
+
     def accuracies(self) -> dict[str, list[float]]:
-        """The accuracies after the last iteration in all experiments, by network."""
-        return accuracies(self.state.evaluations, self.maker.kind, self.maker.iterations)
+        """The accuracies of the saved sets of all experiments, by network."""
+        iteration = self.unfinished.get("Iteration", self.maker.iterations)
+        return accuracies(self.state.evaluations, self.maker.kind, iteration)
 
     def arguments(self) -> dict:
         """All settings with their final values, and the command's name."""
@@ -498,22 +510,23 @@ class Run:
             return {}
         return {"class_chunks": self.ranks.gather(self.arguments().get("class_chunk"))}
 
-    def metadata(self) -> dict:
-        """The entries of the set's file besides the images."""
-        return set_metadata(self.arguments(), self.requested, self.maker.data, self.settings.seed)
+    def metadata(self, args: dict) -> dict:
+        """The entries of the set's file besides the images; `args` are its arguments."""
+        return set_metadata(args, self.requested, self.maker.data, self.settings.seed)
 
     def save_results(self) -> None:
-        """Write the sets of the finished experiments and results.json."""
-        accs = self.accuracies()
-        self.files.save_set(*self.content(self.state.sets, self.metadata()), accs)
-        self.files.save_results(self.record(accs))
+        """Write results.json and the sets of the finished experiments, or the current set if there are none."""
+        accs, sets = self.accuracies(), self.state.sets or [self.maker.images().cpu()]
+        args = self.arguments() | self.unfinished
+        self.files.save_set(*self.content(sets, self.metadata(args)), accs)
+        self.files.save_results(self.record(args, accs))
 
     def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
         plan = self.maker.plan
         return set_content(stored, plan.labels().cpu(), plan.factor, metadata)
 
-    def record(self, accs_by_model: dict[str, list[float]]) -> dict:
-        """The content of results.json. Accuracies are in [0, 1].
+    def record(self, args: dict, accs_by_model: dict[str, list[float]]) -> dict:
+        """The content of results.json; `args` are the arguments of the saved sets. Accuracies are in [0, 1].
 
         mean, std, n and accuracies are those of the condensation network, or of the first network of a pool without it.
         """
@@ -522,7 +535,7 @@ class Run:
         first = accs_by_model.get(settings.model, next(iter(accs_by_model.values())))
         return {
             "command": sys.argv,
-            "args": self.arguments(),
+            "args": args,
             "asked": requested_values(self.requested),
             "protocol": protocol.protocol(settings, self.machine, maker.data),
             **protocol.summary(first),
@@ -530,6 +543,7 @@ class Run:
             "random_real": {model: protocol.summary(accs) for model, accs in random_real.items()},
             "evaluations": state.evaluations,
             "skipped": state.skipped,
+            **({"unfinished": [self.unfinished["Iteration"], maker.iterations]} if self.unfinished else {}),
             "images_per_class": list(maker.plan.counts),
             "ranks": self.ranks.world,
             **self.chunks_of_ranks(),
