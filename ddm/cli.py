@@ -253,24 +253,38 @@ def config_text(settings: Settings, prog: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _json_record(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def _safetensors_record(path: Path) -> dict:
+    with open(path, "rb") as file:  # 8 bytes: the length of the JSON header that follows
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {"args": json.loads(header["__metadata__"]["args"])}
+
+
+def _torch_record(path: Path) -> dict:
+    import torch  # imported here: it takes seconds, and few command lines need it
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+RECORDS = {".json": _json_record, ".safetensors": _safetensors_record}  # any other file is torch's
+
+
 def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | None = None) -> dict[str, Any]:
-    """The settings in a results.json or res_*.pt that a command can repeat. Raises UserError.
+    """The settings in a results.json, res_*.pt or .safetensors that a command can repeat. Raises UserError.
 
     Prints a note on stderr about flags that only the file or only the command has. Reads requested values, not the
     chosen ones: an unset k still follows ipc. `explicit` holds the names of the explicit flags.
     """
     shown = repr(path[:80])
     try:
-        if path.endswith(".json"):
-            content = json.loads(Path(path).read_text())
-        else:
-            import torch  # imported here: it takes seconds, and few command lines need it
-
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = (RECORDS.get(Path(path).suffix) or _torch_record)(Path(path))
         ran, found = dict(content["args"]), dict(content.get("asked", content["args"]))
     except Exception as error:  # damaged files raise many kinds of errors
         raise UserError(
-            f"argument --like: {shown} is not a results.json or res_*.pt ({type(error).__name__})"
+            f"argument --like: {shown} is no results.json, res_*.pt or .safetensors of a run ({type(error).__name__})"
         ) from None
     theirs = ran.get("recipe")
     if recipe and theirs and recipe != theirs:
@@ -279,7 +293,8 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
         found["precision"] = ran["precision"]  # the machine determined it, and it changes the result
     if "dataset" in ran:
         found["dataset"] = ran["dataset"]  # version 0.1.0 had a second spelling, --subset
-    found.pop("subset", None)
+    for name in ("subset", "recipe"):  # files without requested values have the recipe among the arguments
+        found.pop(name, None)
     declared = declarations(cls)
     spelt = {word: name for name, own in declared.items() for word in own.spellings}
     found = {spelt.get(name, name): value for name, value in found.items()}

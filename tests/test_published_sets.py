@@ -32,9 +32,9 @@ def test_a_set_is_what_the_readme_says(path, tmp_path):
     assert (args["eval_split"], args["num_exp"]) == ("test", 1)
     assert size < 8e6 and "save_path" not in args and "data_path" not in args
     (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[0] == "python"]
-    again = parse("DM_DDM", *flags)
     names = ("ipc", "Iteration", "factor", "lr_img", "rr_ratio", "networks", "clip_pixels", "batch_real")
-    assert {name: getattr(again, name) for name in names} == {name: args[name] for name in names}
+    for again in (parse("DM_DDM", *flags), parse("DM_DDM", "--like", path)):
+        assert {name: getattr(again, name) for name in names} == {name: args[name] for name in names}
     ((model, accs),) = train.accuracies.items()
     (row,) = [line for line in (ROOT / "sets" / "README.md").read_text().splitlines() if f"`{path.name}`" in line]
     assert f"{model}, {args['epoch_eval_train'] + 1:,} epochs: {describe(accs)}" in row

@@ -16,7 +16,8 @@ class LikeSettings(Settings):
 
     like: str | None = output(
         None,
-        "reuse a run's arguments from its results.json or res_*.pt, except paths and device; explicit flags override",
+        "reuse a run's arguments from its results.json, res_*.pt or .safetensors, except paths and device; explicit "
+        "flags override",
         metavar="FILE",
         check=a_path,
         role=Role.PLACE,
