@@ -58,12 +58,13 @@ def main() -> None:
         opened = device.peak_memory("cpu")
         maker = step.started("MMD", data, ipc=1, batch_real=options.batch_real, compile="off")
         initialise(maker.matcher.net, torch.Generator().manual_seed(0))
-        drawn = [0]
+        sampler, drawn = maker.draws.sampler, [0]
 
         def sample() -> torch.Tensor:
             drawn[0] += 1
             c = drawn[0] * 37 % options.classes
-            return maker.sampler.batch(range(c, c + 1), lambda cls: rng.generator(0, 0, drawn[0], cls, "real images"))
+            (rows,) = sampler.indices(range(c, c + 1), lambda cls: rng.generator(0, 0, drawn[0], cls, "real images"))
+            return data.batch(rows)[None]
 
         real = sample()
 

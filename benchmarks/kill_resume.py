@@ -21,13 +21,14 @@ from pathlib import Path
 import timing
 import torch
 
+from ddm.runs.results import TIMES
+
 COMMAND = [
     *(sys.executable, str(timing.ROOT / "DM_KNearest.py")),
     *("--dataset", "Digits", "--model", "ConvNetW32", "--ipc", "2", "--batch_real", "16", "--Iteration", "60"),
     *("--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "10", "--eval_every", "20", "--lr_img", "0.1"),
     *("--checkpoint_every", "1", "--device", "cpu"),
 ]
-TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path"}
 
 
 def start(folder: Path) -> subprocess.Popen:

@@ -5,12 +5,13 @@ import errno
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field
+from collections.abc import Callable
+from dataclasses import MISSING
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -18,11 +19,16 @@ from typing import Any, NoReturn, TypeVar
 from ddm import __version__, extensions, torchrun
 from ddm.errors import UserError, closest
 from ddm.interrupt import Stopped
-from ddm.settings import Role, Setting, Settings, a_path, checked, declarations, optional, preset_values
+from ddm.settings import Role, Setting, Settings, a_path, annotations, checked, declarations, optional, preset_values
 
 S = TypeVar("S", bound=Settings)
 
 GROUPS = ("objective", "optimisation", "data", "evaluation", "machine", "output")  # their order in --help
+
+
+def groups(declared: dict[str, Setting]) -> list[str]:
+    """The groups of settings in the order of --help; those that only a recipe has are the last."""
+    return [*GROUPS, *sorted({setting.group for setting in declared.values()} - set(GROUPS))]
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--print_config", action="store_true", help="print all settings as YAML, and exit")
         self.cls, self.rare = cls, {}
         exclusive: dict[str, Any] = {}
-        for group in (*GROUPS, *sorted({own.group for own in declared.values()} - set(GROUPS))):
+        for group in groups(declared):
             members = {name: own for name, own in declared.items() if own.group == group}
             heading = self.add_argument_group(group) if members else self
             for name, own in members.items():
@@ -54,7 +60,7 @@ class Parser(argparse.ArgumentParser):
                     if own.exclusive not in exclusive:
                         exclusive[own.exclusive] = heading.add_mutually_exclusive_group()
                     place = exclusive[own.exclusive]
-                action = add(self if own.positional else place, name, own, cls.__dataclass_fields__[name], cls.PRESETS)
+                action = add(self if own.positional else place, cls, name)
                 if own.rare and not own.hidden:
                     self.rare[action], action.help = action.help, SUPPRESS
         if self.rare:
@@ -115,9 +121,9 @@ def commands_with(flag: str) -> list[str]:
     return [cls.COMMAND for cls in classes if vars(cls).get("COMMAND") and flag in flags_of(cls)]
 
 
-def add(parser: Any, name: str, declaration: Setting, field: Field, presets: Iterable[str] = ()) -> argparse.Action:
-    """Add one setting to a parser; `presets` are the names that --preset takes."""
-    default = field.default
+def add(parser: Any, cls: type[Settings], name: str) -> argparse.Action:
+    """Add one setting of a class to a parser."""
+    declaration, default = declarations(cls)[name], cls.__dataclass_fields__[name].default
 
     def value(text: str) -> Any:
         try:
@@ -126,8 +132,8 @@ def add(parser: Any, name: str, declaration: Setting, field: Field, presets: Ite
             raise argparse.ArgumentTypeError(str(error)) from None
 
     text = declaration.help.replace("%", "%%")
-    if presets and name == "preset":
-        text = f"{', '.join(presets)}: {text}"
+    if cls.PRESETS and name == "preset":
+        text = f"{', '.join(cls.PRESETS)}: {text}"
     if default is not MISSING and default is not None and default != "":
         text += f" (default: {default})"
     if declaration.hidden:
@@ -140,9 +146,10 @@ def add(parser: Any, name: str, declaration: Setting, field: Field, presets: Ite
     if isinstance(default, bool):
         return parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
     words = [f"--{word}" for word in (name, *declaration.spellings)]
-    kinds = [word for kind, word in ((int, "N"), (float, "X")) if field.type in (kind, kind | None, kind | str)]
-    word = "PATH" if declaration.check is a_path else "NAME"
-    metavar = declaration.metavar or next(iter(kinds), None if declaration.choices else word)
+    kind, word = annotations(cls)[name], "PATH" if declaration.check is a_path else "NAME"
+    shown = {int: "N", float: "X"}
+    numbers = [shown[number] for number in shown if kind in (number, number | None, number | str)]
+    metavar = declaration.metavar or next(iter(numbers), None if declaration.choices else word)
     return parser.add_argument(*words, dest=name, type=value, help=text, choices=declaration.choices, metavar=metavar)
 
 
@@ -150,7 +157,7 @@ def spelled(name: str, value: str | int | float | bool) -> str:
     """A setting as words of a command line: --ipc 10, --zca, --no-zca."""
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {value}"
+    return f"--{name} {shlex.quote(str(value))}"
 
 
 def parse(
@@ -175,7 +182,7 @@ def parse(
         given = config | explicit
         values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
         if given.get("like") is not None:
-            values = arguments_of(given["like"], cls, given.keys(), recipe) | values
+            values = arguments_of(given["like"], cls, given.keys() | values.keys(), recipe) | values
         found = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
         missing = [name for name in declarations(cls) if name not in found and required(cls, name)]
         if missing:
@@ -246,7 +253,7 @@ def config_text(settings: Settings, prog: str) -> str:
     """All settings as YAML, by group; --config reads it. A JSON scalar is a YAML scalar, so no package is needed."""
     declared, values = declarations(type(settings)), settings.values()
     lines = [f"# {prog}, ddm {__version__}"]
-    for group in GROUPS:
+    for group in groups(declared):
         members = [name for name, own in declared.items() if own.group == group and not own.positional]
         shown = [f"{name}: {json.dumps(values[name])}" for name in members if not declared[name].hidden]
         lines += ["", f"# {group}", *shown] if shown else []
@@ -260,7 +267,8 @@ def _json_record(path: Path) -> dict:
 def _safetensors_record(path: Path) -> dict:
     with open(path, "rb") as file:  # 8 bytes: the length of the JSON header that follows
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {"args": json.loads(header["__metadata__"]["args"])}
+    entries = header["__metadata__"]
+    return {name: json.loads(entries[name]) for name in ("args", "asked") if name in entries}
 
 
 def _torch_record(path: Path) -> dict:
@@ -276,7 +284,7 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
     """The settings in a results.json, res_*.pt or .safetensors that a command can repeat. Raises UserError.
 
     Prints a note on stderr about flags that only the file or only the command has. Reads requested values, not the
-    chosen ones: an unset k still follows ipc. `explicit` holds the names of the explicit flags.
+    chosen ones: an unset k still follows ipc. `explicit` are the names of flags and presets that override the file.
     """
     shown = repr(path[:80])
     try:
@@ -313,7 +321,7 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
             raise UserError(f"argument --like: {shown} has {error}") from None
     for names, what in (
         (found.keys() - repeated - known, "this command has no"),
-        (repeated - found.keys(), "defaults are used, as the file has none:"),
+        (repeated - found.keys() - explicit, "defaults are used, as the file has none:"),
     ):
         if names:
             print(f"note: --like {shown}: {what} {', '.join(f'--{name}' for name in sorted(names))}", file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 from ddm.settings import MachineSettings
 
 F = TypeVar("F", bound=Callable)
@@ -141,8 +141,7 @@ def compiler_problem(device: str) -> str | None:
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1)
     except Exception as error:  # a missing compiler, header or triton: the types differ
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"{reason[:100]}; on a CPU it needs a C++ compiler and Python's headers"
+        return f"{first_line(error, 100)}; on a CPU it needs a C++ compiler and Python's headers"
     return None
 
 

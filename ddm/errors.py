@@ -11,6 +11,11 @@ class UserError(ValueError):
     """An error that the user can correct. The message is one line: the problem, the value found, the remedy."""
 
 
+def first_line(error: BaseException, most: int = 120) -> str:
+    """The first line of an error's message, shortened; without a message the error's type."""
+    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__)[:most]
+
+
 def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The valid name closest to `name`, ignoring case; None if none has difflib's ratio of `cutoff`."""
     by_lower = {v.lower(): v for v in valid}

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 
 
 def run_files(files: str) -> None:
@@ -27,5 +27,5 @@ def run_files(files: str) -> None:
             text = 'it ends the program: put its last lines under if __name__ == "__main__"'
             raise UserError(f"--import {file!r}: {text}") from None
         except Exception as error:  # it is any code
-            text = (str(error).strip().splitlines() or [""])[0][:120]
-            raise UserError(f"--import {file!r} raises {type(error).__name__}: {text}: correct the file") from None
+            text = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"--import {file!r} raises {text}: correct the file") from None

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddm import device, torchrun
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -49,9 +49,8 @@ def _together(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"rank {rank} stops: another rank has ended or does not answer, see its message ({reason[:100]})"
+            f"rank {rank} stops: another rank has ended or does not answer, see its message ({first_line(error, 100)})"
         ) from None
 
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from types import NoneType
-from typing import Any, ClassVar, dataclass_transform, get_args
+from typing import Any, ClassVar, dataclass_transform, get_args, get_type_hints
 
 from ddm.errors import UserError
 
@@ -113,7 +113,13 @@ def preset_values(cls: type[Settings], names: str | None) -> dict[str, Any]:
 
 def optional(cls: type[Settings], name: str) -> bool:
     """Whether a setting may be None ("unset")."""
-    return NoneType in get_args(cls.__dataclass_fields__[name].type)
+    return NoneType in get_args(annotations(cls)[name])
+
+
+@cache
+def annotations(cls: type[Settings]) -> dict[str, Any]:
+    """The types of all settings of a class, also where a module writes them as text."""
+    return get_type_hints(cls)
 
 
 def checked(cls: type[Settings], name: str, value: Any) -> Any:
@@ -135,10 +141,10 @@ def checked(cls: type[Settings], name: str, value: Any) -> Any:
         raise UserError(f"argument --{name}: {value!r} is not a valid value")
     if declared.choices is not None and value not in declared.choices:
         raise UserError(f"argument --{name}: {value!r} is none of {', '.join(declared.choices)}")
-    if declared.check is None:
-        return str(value)
+    kind = annotations(cls)[name]
+    check = declared.check or next((of for number, of in NUMBERS.items() if kind in (number, number | None)), str)
     try:
-        return declared.check(str(value))
+        return check(str(value))
     except UserError as error:
         raise UserError(f"argument --{name}: {error}") from None
 
@@ -146,31 +152,48 @@ def checked(cls: type[Settings], name: str, value: Any) -> Any:
 # --- checks: text -> value, or UserError ---------------------------------------------------------------------
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """A check for an integer >= `low`."""
-
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise UserError(f"{text!r} is not an integer") from None
-        if value < low:
-            raise UserError(f"{value} is below {low}")
-        if value >= 2**63:
-            raise UserError(f"{text[:20]} is 2**63 or more")
-        return value
-
-    return integer
+def integer(text: str) -> int:
+    """A check for an integer."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise UserError(f"{text!r} is not an integer") from None
+    if value >= 2**63:
+        raise UserError(f"{text[:20]} is 2**63 or more")
+    return value
 
 
-def non_negative(text: str) -> float:
-    """A check for a finite number >= 0."""
+def number(text: str) -> float:
+    """A check for a finite number."""
     try:
         value = float(text)
     except ValueError:
         raise UserError(f"{text!r} is not a number") from None
-    if not 0 <= value < 1e38:  # the range of float32; false for NaN
-        raise UserError(f"{text} is not a finite number >= 0")
+    if not abs(value) < 1e38:  # the range of float32; false for NaN
+        raise UserError(f"{text} is not a finite number")
+    return value
+
+
+NUMBERS = {int: integer, float: number}  # the checks of settings that declare none
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A check for an integer >= `low`."""
+
+    def high_enough(text: str) -> int:
+        value = integer(text)
+        if value < low:
+            raise UserError(f"{value} is below {low}")
+        return value
+
+    return high_enough
+
+
+def non_negative(text: str) -> float:
+    """A check for a finite number >= 0."""
+    value = number(text)
+    if value < 0:
+        raise UserError(f"{text} is below 0")
     return value
 
 

@@ -19,10 +19,9 @@ def accuracies(folder: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for path in sorted(folder.glob("*/ipc*/*/results.json")):
         dataset, ipc, row = path.parts[-4:-1]
-        mean = json.loads(path.read_text()).get("mean")
-        if mean is None:  # an unfinished run
-            continue
-        found.setdefault(f"{dataset}/{ipc.removeprefix('ipc')}", {})[row] = 100 * mean
+        record = json.loads(path.read_text())
+        if "unfinished" not in record:
+            found.setdefault(f"{dataset}/{ipc.removeprefix('ipc')}", {})[row] = 100 * record["mean"]
     return found
 
 

@@ -5,8 +5,10 @@ import json
 import pytest
 from conftest import QUICK, command, parsed, run
 
+from ddm import cli
 from ddm.__main__ import COMMANDS
-from ddm.settings import declarations
+from ddm.commands.settings import RecipeSettings
+from ddm.settings import declarations, setting
 
 
 def refused(capsys, name, *argv):
@@ -157,3 +159,49 @@ def test_config_and_exclusive_flags_paths_and_long_names(tmp_path, capsys):
     assert parsed("condense", "--config", path).save_path == odd
     assert "is too long for a file name" in refused(capsys, "evaluate", "x" * 300)
     assert "is too long for a file name" in refused(capsys, "collect", "x" * 300)
+
+
+def test_a_recipes_settings_without_a_group_and_with_text_annotations(tmp_path, capsys):
+    class Mine(RecipeSettings):
+        strength: "int | None" = setting(None, "of a term")
+        weight: float = setting(1.0, "of a term")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(Mine, ["--weight", "3", "--print_config"], prog="mine")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and "# options\nstrength: null\nweight: 3.0\n" in text
+    (tmp_path / "mine.yaml").write_text(text)
+    read = cli.parse(Mine, ["--config", str(tmp_path / "mine.yaml"), "--strength", "2"], prog="mine")
+    assert (read.weight, read.strength) == (3.0, 2)
+    for flags, message in (
+        (["--weight", "x"], "'x' is not a number"),
+        (["--strength", "2.5"], "'2.5' is not an integer"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.parse(Mine, flags, prog="mine")
+        assert message in capsys.readouterr().err
+
+
+def test_like_is_silent_about_flags_and_presets_that_override_it(data_path, tmp_path, capsys):
+    run("DM_KNearest", data_path, tmp_path, "--Iteration", "1", "--num_eval", "1", "--eval_every", "0")
+    path = tmp_path / "results.json"
+    record = json.loads(path.read_text())
+    for name in ("factor", "lr_schedule", "momentum_img"):
+        del record["asked"][name], record["args"][name]
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    parsed("DM_KNearest", "--like", path, "--factor", "2", "--preset", "fast")
+    assert capsys.readouterr().err.strip().endswith("defaults are used, as the file has none: --momentum_img")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ipc", 10, "--ipc 10"),
+        ("zca", True, "--zca"),
+        ("zca", False, "--no-zca"),
+        ("dataset", "/my data/x.npz", "--dataset '/my data/x.npz'"),
+    ],
+)
+def test_a_flag_is_spelled_for_a_shell(name, value, words):
+    assert cli.spelled(name, value) == words

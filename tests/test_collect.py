@@ -9,6 +9,7 @@ from conftest import ROOT, command, command_line
 
 from ddm.commands import collect_results, run_records
 from ddm.errors import UserError
+from ddm.evaluation import protocol
 
 
 def write_results(folder, accs, recipe="DM_DDM", first=0, **args):
@@ -291,3 +292,31 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
         command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 3 and set(lines) <= set(documented), name
+
+
+def test_split_images_and_other_networks_are_not_plain_dm(tmp_path):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO, factor=1, networks="random")
+    write_results(tmp_path / "dm_factor", [[0.50], [0.52]], **ZERO, factor=2, networks="random")
+    write_results(tmp_path / "dm_trained", [[0.42], [0.46]], **ZERO, factor=1, networks="trained")
+    rows = rows_of(tmp_path)
+    assert (rows["dm_factor"]["minus DM"], rows["dm_factor"]["DM run"]) == ("+9.00", "dm")
+    assert (rows["dm_trained"]["minus DM"], rows["dm"]["minus DM"]) == ("+2.00", "")
+
+
+def test_the_headline_of_a_pool_is_the_network_that_condensed_without_its_taps():
+    accs = {"MLP": [0.1], "ConvNet": [0.5]}
+    assert protocol.headline_model("ConvNet_gram", accs) == protocol.headline_model("ConvNet", accs) == "ConvNet"
+    assert protocol.headline_model("ResNet18", accs) == "MLP" and protocol.headline_model("LeNet", ()) == "LeNet"
+    entries = [
+        {"experiment": 0, "iteration": 5, "images": "condensed", "model": model, "accuracies": values}
+        for model, values in accs.items()
+    ]
+    args = {"model": "ConvNet_gram", "Iteration": 5}
+    assert run_records.Result("gram", {"args": args, "evaluations": entries}).final() == {0: [0.5]}
+
+
+def test_a_run_that_goes_on_is_marked(tmp_path):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
+    record = json.loads((tmp_path / "dm" / "results.json").read_text())
+    (tmp_path / "dm" / "results.json").write_text(json.dumps(record | {"unfinished": [5, 20000]}))
+    assert list(rows_of(tmp_path)) == ["dm, 5 of 20,000 iterations"]

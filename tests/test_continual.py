@@ -9,7 +9,10 @@ from conftest import command, command_line, parsed
 
 from ddm.commands import continual
 from ddm.data.loading import load
+from ddm.device import Machine
 from ddm.errors import UserError
+from ddm.methods.plan import Plan
+from ddm.ranks import Ranks
 
 SMALL = "--dataset Digits --steps 2 --ipc 3 --batch_real 8 --Iteration 2 --epoch_eval_train 40 --model ConvNetW32"
 LINE = [*SMALL.split(), "--proxy_epochs", "1", "--preset", "dm", "--lr_img", "1"]
@@ -102,3 +105,10 @@ def test_a_preset_is_printed_with_the_values_that_it_chose(tmp_path, capsys):
     command("continual", *arguments(tmp_path, "--preset", "fast,best", "--memory", "random", "--seeds", "1"))
     out = capsys.readouterr().out
     assert "preset fast,best: " in out and "--lr_img 1.0" in out and "None" not in out
+
+
+def test_too_little_memory_halves_the_classes_of_a_pass(data_path):
+    """Settings without first_exp, as those of continual, had a traceback."""
+    settings = parsed("continual", "--dataset", "CIFAR10", "--data_path", data_path, "--class_chunk", "4")
+    plan = Plan(settings=settings, counts=(1,) * 4, machine=Machine(), ranks=Ranks(), chunk=4)
+    assert plan.halved(0, 1).chunk == 2 and plan.halved(0, 1).settings.class_chunk == 2

@@ -1,6 +1,7 @@
 """`ddm coreset`: every method, what it picks, its cache."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ddm.errors import UserError
 from ddm.methods import cache, coreset
 from ddm.methods.plan import images_per_class
 from ddm.methods.step import real_images
+from ddm.networks import ARCHITECTURES, ConvNet
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
 COMMON += ["--proxy_epochs", "2"]
@@ -166,3 +168,16 @@ def test_scores_of_a_known_network(data_path):
         assert found.scores["grand"][i].item() == pytest.approx(norm.item(), rel=1e-4)
         error = logits.softmax(1)[0] - torch.eye(10)[data.y_train[i]]
         assert found.scores["el2n"][i].item() == pytest.approx(error.norm().item(), rel=1e-4)
+
+
+def test_networks_of_one_name_share_no_proxy(data_path, tmp_path, monkeypatch):
+    settings = parsed("coreset", *COMMON, "--network_cache", tmp_path / "cache")
+    choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
+    data = load("CIFAR10", data_path)
+    for act in ("relu", "sigmoid"):
+        build = partial(ConvNet, net_width=32, net_act=act)
+        monkeypatch.setitem(
+            ARCHITECTURES, choice.model, lambda c, n, im_size, build=build: build(c, n, im_size=im_size)
+        )
+        coreset.proxy(data, choice, Machine(), folder, "digest", "herding")
+    assert len(list(folder.glob("proxy_*.pt"))) == 2

@@ -411,3 +411,12 @@ def test_names_that_are_none(name, tmp_path, capsys):
         command("prepare", name, "--own", "--source", tmp_path / "source", "--data_path", tmp_path / "data")
     assert stopped.value.code == 2 and "is no name of a data set" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def test_the_name_of_a_published_data_set_is_not_for_own_data(tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for name in ("CIFAR10", "ImageNet"):
+        with pytest.raises(UserError, match=f"--own {name}: this is the name of a published data set"):
+            prepare(name, "--own", "--source", mixed, "--data_path", tmp_path / "data")
+    assert not (tmp_path / "data").exists()

@@ -181,3 +181,24 @@ def test_a_users_term_over_all_classes_must_gather(data_path):
     ):
         Condensation(data, settings, objective, Needs(all_classes=True), Ranks(0, 2))
     Condensation(data, settings, objective, Needs(all_classes=True, gathers=True), Ranks(0, 2))
+
+
+@pytest.mark.parametrize("returned", [{"L_MMD": 0.5}, torch.zeros(5), {}])
+def test_a_users_term_of_another_type_is_named_with_ranks_too(returned, data_path):
+    data, settings = load("CIFAR10", data_path), parse("DM_DDM", *QUICK, "--compile", "off")
+    needs = Needs(all_classes=True, gathers=True)
+    made = Condensation(data, settings, lambda real, syn, settings: returned, needs, OneOfTwo(0, 2))
+    made.prepare()
+    made.start(0, None)
+    with pytest.raises(UserError, match="the objective"):
+        made.step(1)
+
+
+class OneOfTwo(Ranks):
+    """The first of two ranks; the other has the same."""
+
+    def gather(self, value):
+        return [value, value]
+
+    def largest(self, *values):
+        return list(values)

@@ -16,16 +16,19 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, ROOT, command_line, parse, parsed, recipe_of, tiny_arrays
+from conftest import QUICK, ROOT, command, command_line, parse, parsed, recipe_of, tiny_arrays
 
 import ddm
 from ddm import device
-from ddm.commands import condense, run_records
+from ddm.commands import condense
 from ddm.errors import UserError
 from ddm.evaluation import protocol
+from ddm.interrupt import Stopped
 from ddm.methods import condensation
 from ddm.methods.condensation import Condensation
+from ddm.ranks import Ranks
 from ddm.runs import experiments, folder, progress, resume
+from ddm.runs.results import TIMES
 
 # Seconds of work: three experiments with evaluations between, a checkpoint after every step.
 DIGITS = [
@@ -34,8 +37,6 @@ DIGITS = [
     *("--checkpoint_every", "1", "--device", "cpu"),
 ]
 SMALL = [*DIGITS, "--num_exp", "1", "--Iteration", "6", "--eval_every", "3", "--epoch_eval_train", "1"]
-TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "command", "save_path", "date"}
-TIMES |= {"preparation_seconds"}
 
 
 def run(save_path, *argv, base=SMALL, recipe="DM_KNearest"):
@@ -201,10 +202,16 @@ def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path
     assert results["accuracies"] == entry["accuracies"] and results["n"] == 2
     run(tmp_path / "short", "--Iteration", "3")  # the learning rate is constant
     (images,), (expected,) = outcome(tmp_path)[0], outcome(tmp_path / "short")[0]
-    assert torch.equal(images, expected) and ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": entry["accuracies"]}
-    capsys.readouterr()
-    run_records.load([str(tmp_path / "results.json")])
-    assert "is unfinished, at iteration 3 of 6" in capsys.readouterr().err
+    assert torch.equal(images, expected)
+    assert ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": entry["accuracies"]}
+    for to in ("card", "safetensors"):
+        command("export", tmp_path, "--to", to, "--out", tmp_path / f"x.{to}")
+        assert "warning: the set at iteration 3 of 6" in capsys.readouterr().err
+    card = (tmp_path / "x.card" / "README.md").read_text()
+    assert "| unfinished | the set at iteration 3 of 6 |" in card and "--Iteration 6 " in card
+    assert parsed("DM_KNearest", "--like", tmp_path / "x.safetensors").Iteration == 6
+    command("report", tmp_path, "--out", tmp_path / "report.html")
+    assert "unfinished, at iteration 3 of 6" in (tmp_path / "report.html").read_text()
     run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
 
@@ -447,3 +454,44 @@ def test_the_command_line_reports_a_finished_run(tmp_path, capsys):
     first, second = capsys.readouterr().out, command_line("DM_KNearest", *SMALL, *argv, "--save_path", str(tmp_path))
     assert second.returncode == 0 and "is finished" in second.stdout
     assert first[first.index("===") :] == second.stdout[second.stdout.index("===") :]
+
+
+def test_a_checkpoint_from_before_a_field_resumes(whole, tmp_path, monkeypatch):
+    state = progress.read(whole / progress.NAME)
+    content = {name: value for name, value in vars(state).items() if name not in progress.NEWER}
+    monkeypatch.setattr(progress, "_payload", lambda path: progress._as_bytes({"format": progress.FORMAT, **content}))
+    assert progress.read(tmp_path).preparation_seconds == 0
+
+
+def test_a_compiled_run_resumes_where_torch_compile_does_not_work(whole, monkeypatch):
+    settings, state = parsed("DM_KNearest", *SMALL), progress.read(whole / progress.NAME)
+    state.chosen = state.chosen | {"compile": "on"}
+    monkeypatch.setattr(device, "compiler_problem", lambda where: None)
+    assert resume.with_chosen(settings, state).compile == "on"
+    monkeypatch.setattr(device, "compiler_problem", lambda where: "no compiler")
+    assert resume.with_chosen(settings, state).compile == "auto"
+
+
+def test_a_signal_that_comes_while_ranks_compare_is_not_lost(tmp_path, monkeypatch):
+    largest, times = Ranks.largest, []
+
+    def interrupted(self, *values):
+        result = largest(self, *values)
+        times.append(1)
+        if len(times) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Ranks, "largest", interrupted)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    assert len(times) == 3  # in the next step
+
+
+def test_a_results_file_of_another_command_is_named(whole, tmp_path):
+    shutil.copy(whole / "results.json", tmp_path / "results.json")
+    with pytest.raises(SystemExit):
+        command("evaluate", whole, "--save_path", tmp_path)
+    (tmp_path / "results.json").write_text("[1, 2]")
+    with pytest.raises(SystemExit):
+        command("evaluate", whole, "--save_path", tmp_path)

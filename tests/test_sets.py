@@ -21,6 +21,7 @@ import ddm
 from ddm import __main__ as entry
 from ddm.commands import evaluate, export
 from ddm.data.loading import load
+from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import sets
 
@@ -567,3 +568,95 @@ def test_the_hint_of_an_unknown_network(data_path, tmp_path, capsys):
             command("evaluate", tmp_path / "mine.pt", "--data_path", data_path, "--save_path", tmp_path / "x")
         hint = f"give another --model, or the file that registers it with --import ({where})\n"
         assert capsys.readouterr().err.endswith(hint)
+
+
+def test_the_accuracies_of_a_run_that_goes_on_belong_to_their_sets(made, tmp_path):
+    saved = torch.load(made[1])
+    saved["args"] = saved["args"] | {"num_exp": 5}  # requested; two sets are there
+    torch.save(saved, tmp_path / "set.pt")
+    accs = made[2]["accuracies"]
+    for experiment in (0, 1):
+        expected = {"ConvNetW32": accs[3 * experiment : 3 * experiment + 3]}
+        assert ddm.load(tmp_path / "set.pt", experiment).accuracies == expected
+        command(
+            "export",
+            tmp_path / "set.pt",
+            "--experiment",
+            experiment,
+            "--to",
+            "safetensors",
+            "--out",
+            tmp_path / "s.safetensors",
+        )
+        assert ddm.load(tmp_path / "s.safetensors").accuracies == expected
+        again = parsed("DM_KNearest", "--like", tmp_path / "s.safetensors")
+        assert (again.first_exp, again.num_exp, again.k) == (3 + experiment, 1, None)  # k was chosen, not requested
+        (tmp_path / "s.safetensors").unlink()
+
+
+def test_the_pictures_of_a_whitened_set_are_pixels(tmp_path):
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays())
+    run("DM_KNearest", tmp_path, tmp_path / "run", "--zca", "--eval_every", "0", "--num_eval", "1")
+    command("export", tmp_path / "run", "--to", "png", "--out", tmp_path / "png")
+    line = ("--num_eval", "1", "--data_path", tmp_path, "--save_path", tmp_path / "scores")
+    command("evaluate", tmp_path / "png", *line)
+    assert "whitened" not in (tmp_path / "scores" / "table.md").read_text()
+
+
+def test_the_card_of_arrays_names_no_data_set(tmp_path):
+    arrays = tiny_arrays()
+    data = tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    quick = {"Iteration": 1, "batch_real": 4, "num_eval": 1, "epoch_eval_train": 0, "compile": "off", "ipc": 1}
+    ddm.condense(data=data, model="ConvNetW32", preset="dm", **quick).save(tmp_path / "set.pt")
+    command("export", tmp_path / "set.pt", "--to", "card", "--out", tmp_path / "card")
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert card.startswith("# your data, condensed to 10 images") and "Made with" not in card
+
+
+def test_a_shared_set_has_no_path_of_this_machine(tmp_path):
+    private = tmp_path / "private"
+    private.mkdir()
+    np.savez(private / "mine.npz", **tiny_arrays())
+    (private / "counts.json").write_text('{"*": 1}')
+    flags = (
+        "--dataset",
+        private / "mine.npz",
+        "--ipc",
+        private / "counts.json",
+        "--num_eval",
+        "1",
+        "--eval_every",
+        "0",
+    )
+    run("DM_KNearest", tmp_path, tmp_path / "run", *flags)
+    for to, out in (("safetensors", "set.safetensors"), ("png", "png"), ("card", "card")):
+        command("export", tmp_path / "run", "--to", to, "--out", tmp_path / out)
+        files = [tmp_path / out] if to == "safetensors" else list((tmp_path / out).rglob("*.*"))
+        assert not any(str(private).encode() in file.read_bytes() for file in files if file.is_file())
+    assert ddm.load(tmp_path / "set.safetensors").metadata["args"]["dataset"] == "mine"
+
+
+def test_the_data_set_of_a_foreign_set_survives_safetensors(made, tmp_path):
+    saved = torch.load(made[1])
+    torch.save({"data": saved["data"][:1]}, tmp_path / "foreign.pt")
+    line = ("--dataset", "CIFAR10", "--data_path", made[0], "--to", "safetensors", "--out", tmp_path / "s.safetensors")
+    command("export", tmp_path / "foreign.pt", *line)
+    assert settle(tmp_path / "s.safetensors").settings.dataset == "CIFAR10"
+
+
+def test_measurements_of_another_precision_are_other_rows(made):
+    choice = settle(made[1], "--data_path", made[0])
+    data, *_ = contents(made)
+    (row, *_) = evaluate.rows_of(choice, data)
+    keys = [evaluate.key(choice, "digest", row, "ConvNet", Machine("cpu", name)) for name in ("fp32", "bf16")]
+    assert keys[0] != keys[1] and [key["precision"] for key in keys] == ["fp32", "bf16"]
+
+
+def test_a_note_has_the_value_that_is_used(made, tmp_path, capsys):
+    saved = torch.load(made[1])
+    for epochs in (10, 20):
+        saved["args"] = saved["args"] | {"epoch_eval_train": epochs}
+        torch.save(saved, tmp_path / f"{epochs}.pt")
+    choice = settle(tmp_path / "10.pt", tmp_path / "20.pt", "--eval_protocol", "peers")
+    assert "different --epochs (10, 20): using 2000" in capsys.readouterr().err
+    assert choice.epochs_by == {None: 2000}

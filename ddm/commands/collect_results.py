@@ -27,8 +27,8 @@ class Row(NamedTuple):
 
     @property
     def label(self) -> dict[str, str]:
-        args = self.runs[0].args
-        return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), self.name, self.runs[0].made_by), strict=True))
+        args, name = self.runs[0].args, self.runs[0].title if len(self.runs) == 1 else self.name
+        return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), name, self.runs[0].made_by), strict=True))
 
     @property
     def is_base(self) -> bool:
@@ -158,7 +158,8 @@ def compared(row: Row, rows: list[Row]) -> dict[str, str]:
     differences, unit = paired(bases)
     names = " and ".join(dict.fromkeys(other.name for other in rows for _, base in bases if base in other.runs))
     if not differences:
-        print(f"note: {row.name} and {names} share no experiment and network", file=sys.stderr)
+        why = "one condensation in common, with other evaluation networks, or none"
+        print(f"note: no difference between {row.name} and {names}: {why}", file=sys.stderr)
         return cells
     half = interval(differences)
     cells[minus] = f"{statistics.fmean(differences):+.2f}"

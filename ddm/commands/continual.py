@@ -17,7 +17,7 @@ from ddm.errors import UserError, lookup
 from ddm.evaluation import protocol
 from ddm.methods import cache, coreset, objective, plan
 from ddm.methods.condensation import Condensation, condensed
-from ddm.methods.settings import DM
+from ddm.methods.settings import DM, PLAIN
 from ddm.networks import empty_network
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
@@ -44,7 +44,7 @@ def make_memory(
             proxy = coreset.proxy(data, choice, machine, folder, digest, memory)
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
     if memory == "dm":  # plain DM, whatever a preset has set
-        settings = settings.but(**DM, networks="random", factor=1)
+        settings = settings.but(**DM, **PLAIN)
     settings = objective.settle(settings)
     needs = DDM.needed(settings)
     settings = settings.but(precision=machine.precision, compile=machine.compile)

@@ -12,7 +12,7 @@ from ddm.augment import operations_of
 from ddm.commands.settings import DDMSettings, EvaluateSettings
 from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
-from ddm.device import Machine
+from ddm.device import TF32, Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation import plausibility, protocol, sets
 from ddm.evaluation.sets import Synset
@@ -116,11 +116,13 @@ def settle(requested: EvaluateSettings) -> Choice:
     followed = {}
     defaults = DDMSettings().values()
     for name, theirs in followed_by(EvaluateSettings).items():
-        default, found = defaults[theirs], {a[theirs] for a in arguments if theirs in a}
-        if len(found) > 1 and values[name] is None:
-            shown = ", ".join(map(str, sorted(found, key=str)))
-            print(f"note: the files were made with different --{name} ({shown}): using {default}", file=sys.stderr)
-        followed[name] = UNSET[requested.eval_protocol].get(name, found.pop() if len(found) == 1 else default)
+        recorded = {a[theirs] for a in arguments if theirs in a}
+        agreed = next(iter(recorded)) if len(recorded) == 1 else defaults[theirs]
+        followed[name] = UNSET[requested.eval_protocol].get(name, agreed)
+        if len(recorded) > 1 and values[name] is None:
+            shown = ", ".join(map(str, sorted(recorded, key=str)))
+            used = "what the machine is fast at" if followed[name] is None else followed[name]
+            print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
         if values[name] is None:
             values[name] = followed[name]
     origin = {}
@@ -229,6 +231,8 @@ def run(requested: EvaluateSettings) -> None:
         evaluations = earlier["evaluations"] if earlier else []
         for entry in evaluations:
             entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier
+            if entry["precision"] is None:  # by version 0.6.0 or earlier
+                entry["precision"] = next((name for name in TF32 if f", {name}, " in entry["protocol"]), None)
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}
@@ -237,7 +241,7 @@ def run(requested: EvaluateSettings) -> None:
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
             print(f"evaluation{which}: {line}")
-        parts = [(model, row, key(choice, digest, row, model)) for model in models for row in rows]
+        parts = [(model, row, key(choice, digest, row, model, machine)) for model in models for row in rows]
         done = [len((find(evaluations, where) or {"accuracies": ()})["accuracies"]) for *_, where in parts]
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
         for model, row, where in parts:
@@ -248,12 +252,12 @@ def run(requested: EvaluateSettings) -> None:
         print(f"results {session.files.results_path}")
 
 
-def key(choice: Choice, data_digest: str, row: Row, model: str) -> dict:
+def key(choice: Choice, data_digest: str, row: Row, model: str, machine: Machine) -> dict:
     """The set, network, settings and data of a measurement. It extends an earlier measurement with the same key."""
     s, settings = choice.settings, choice.protocol(model, row.whole)
     where = {"set": row.set.name, "experiment": row.experiment, "iteration": row.iteration, "model": model}
     where |= {name: value for name, value in settings.values().items() if name in PROTOCOL}
-    where |= {name: value for name, value in s.values().items() if name in MANNER}
+    where |= {name: value for name, value in s.values().items() if name in MANNER} | {"precision": machine.precision}
     digest = data_digest if row.whole else sets.digest(row.set)
     return where | {"dataset": s.dataset, "data": data_digest, "digest": digest}
 

@@ -21,7 +21,7 @@ from ddm.errors import UserError
 from ddm.evaluation import sets
 from ddm.evaluation.plausibility import clipped_share, clipping_cost
 from ddm.evaluation.protocol import describe
-from ddm.evaluation.sets import CondensedDataset, set_accuracies
+from ddm.evaluation.sets import CondensedDataset
 from ddm.methods.settings import POOLED
 from ddm.settings import Role, declarations
 
@@ -34,9 +34,8 @@ class Set(NamedTuple):
     labels: Tensor
     class_names: list[str]
     normalisation: Normalisation
-    metadata: dict  # from its file
-    dataset: str
-    experiment: int  # its number in the file
+    metadata: dict  # from its file, see sets.of_one_set
+    dataset: str  # its name; empty for arrays of the user
     factor: int = 1  # a stored image holds factor x factor images
     encoded: bool = False  # whether these are the stored images, and not the decoded ones
 
@@ -51,35 +50,59 @@ class Set(NamedTuple):
 
     @property
     def accuracies(self) -> dict[str, list[float]]:
-        return set_accuracies(self.metadata, self.experiment)
+        return self.metadata["accs_all_exps"]
 
 
 def load_set(settings: ExportSettings) -> Set:
     """Load the set to export, with constants and class names from its file, else from --dataset. Raises UserError."""
     s, metadata = settings, sets.metadata(settings.file)
-    args = metadata.get("args", {})
     if {"mean", "std", "class_names"} <= metadata.keys() and s.dataset is None:
-        found = CondensedDataset(s.file, s.experiment)
-        normalisation = Normalisation.of(found.mean, found.std, metadata.get("zca"))
-        name, factor, images, labels = short_name(args.get("dataset", "")), found.factor, found.images, found.labels
+        dataset = CondensedDataset(s.file, s.experiment)
+        normalisation = Normalisation.of(dataset.mean, dataset.std, metadata.get("zca"))
+        factor, images, labels = dataset.factor, dataset.images, dataset.labels
         if s.stored:
-            images, labels = stored_images(found), labels[:: factor**2]
-        pixels, encoded = normalisation.pixels(images), s.stored and factor > 1
-        own = found.class_names, normalisation, metadata, name, s.experiment, factor, encoded
-        return Set(images, pixels, labels, *own)
+            images, labels = stored_images(dataset), labels[:: factor**2]
+        return Set(
+            images=images,
+            pixels=normalisation.pixels(images),
+            labels=labels,
+            class_names=dataset.class_names,
+            normalisation=normalisation,
+            metadata=dataset.metadata,
+            dataset=short_name(metadata.get("args", {}).get("dataset", "")),
+            factor=factor,
+            encoded=s.stored and factor > 1,
+        )
     if s.dataset is None:
         raise UserError(f"{s.file} does not name its data set: give --dataset (and --data_path)")
     if s.stored:
         raise UserError("--stored reads a set of ddm with its own constants: leave --dataset out")
     data = load(s.dataset, s.data_path, s.res)
     data = data.whitened() if s.zca else data
-    (found,), notes = sets.read(s.file, data, s.space, str(s.experiment))
+    (synset,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
         print(note if note.startswith("warning") else f"note: {note}", file=sys.stderr)
-    own = data.normalisation
-    pixels = own.pixels(found.images)
-    set_of = data.class_names, own, metadata, data.name, s.experiment, found.factor
-    return Set(found.images, pixels, found.labels, *set_of)
+    return Set(
+        images=synset.images,
+        pixels=data.normalisation.pixels(synset.images),
+        labels=synset.labels,
+        class_names=data.class_names,
+        normalisation=data.normalisation,
+        metadata=sets.of_one_set(metadata, s.experiment),
+        dataset=data.name,
+        factor=synset.factor,
+    )
+
+
+def shared(args: dict) -> dict:
+    """Arguments without the paths of this machine, as sets are passed on: only the names of data and of --ipc files."""
+    known = roles()
+    args = {name: value for name, value in args.items() if known.get(name) is not Role.PLACE}
+    if "dataset" in args:
+        args["dataset"] = short_name(args["dataset"])
+    if isinstance(args.get("ipc"), str):
+        args["ipc"] = Path(args["ipc"]).name
+    return args
 
 
 def stored_images(dataset: CondensedDataset) -> Tensor:
@@ -93,7 +116,7 @@ def stored_images(dataset: CondensedDataset) -> Tensor:
 
 # The arguments of a set's run that `ddm evaluate` reads.
 FOLLOWED = {own.follows for own in declarations(EvaluateSettings).values() if own.follows}
-EVALUATED = sorted({*FOLLOWED, *ORIGIN, "dataset", "res", "zca", "model", "recipe"})
+EVALUATED = sorted({*FOLLOWED, *ORIGIN, "dataset", "res", "model", "recipe"})  # without zca: pictures have pixels
 
 
 # --- formats: (set, new path to write) ---------------------------------------------------------------------
@@ -111,7 +134,7 @@ def to_png(synset: Set, out: Path) -> None:
         k = counts[label] = counts.get(label, -1) + 1
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
         folders[folder.name] = label
-    args = sets.single_experiment(synset.metadata.get("args", {}), synset.experiment)
+    args = shared(synset.metadata.get("args", {}))
     kept = {name: args[name] for name in EVALUATED if name in args}  # `ddm evaluate` trains as the run did
     classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders, "args": kept}
     classes |= {"factor": synset.factor} if synset.encoded else {}
@@ -130,14 +153,12 @@ def to_tensor(synset: Set, out: Path) -> None:
 
 
 def safetensors_metadata(synset: Set) -> dict[str, str]:
-    """All that a reader needs; without the paths of this machine, as sets are passed on."""
-    own, known = synset.normalisation, roles()
-    content = {"space": "normalised", "dataset": synset.dataset, "mean": own.mean, "std": own.std}
-    args = dict(synset.metadata.get("args", {}))
-    if args:
-        args = sets.single_experiment(args, synset.experiment)
-        args = {name: value for name, value in args.items() if known.get(name) is not Role.PLACE}
-    content |= {"class_names": synset.class_names, "args": args}
+    """All that a reader needs."""
+    constants, entries = synset.normalisation, synset.metadata
+    content = {"space": "normalised", "dataset": synset.dataset, "mean": constants.mean, "std": constants.std}
+    content |= {"class_names": synset.class_names, "args": shared(entries.get("args", {}))}
+    content |= {"asked": shared(entries["asked"])} if "asked" in entries else {}
+    content |= {"unfinished": entries["unfinished"]} if "unfinished" in entries else {}
     content |= {"accs_all_exps": synset.accuracies} if synset.accuracies else {}
     content |= {"factor": synset.factor} if synset.factor > 1 else {}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content.items()}
@@ -243,21 +264,22 @@ def to_card(synset: Set, out: Path) -> None:
     counts = torch.bincount(synset.labels, minlength=len(synset.class_names)).tolist()
     tiles = drawing.in_rows(synset.pixels[synset.labels.argsort(stable=True)], counts, smallest=64)
     (out / "images.png").write_bytes(drawing.png(tiles, max(counts)))
-    args, own = synset.metadata.get("args", {}), synset.normalisation
+    args, normalisation = synset.metadata.get("args", {}), synset.normalisation
+    name = synset.dataset or "your data"
     shape = "x".join(map(str, synset.images.shape[1:]))
     each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     lines = [
-        f"# {synset.dataset}, condensed to {len(synset.labels)} images",
+        f"# {name}, condensed to {len(synset.labels)} images",
         "",
         "![the images, one row per class](images.png)",
         "",
     ]
-    lines += ["| | |", "|---|---|", f"| data set | {synset.dataset}, {len(synset.class_names)} classes |"]
+    lines += ["| | |", "|---|---|", f"| data set | {name}, {len(synset.class_names)} classes |"]
     n = len(synset.labels) // synset.factor**2
     held = f", decoded from {n} stored images (factor {synset.factor})" if synset.factor > 1 else ""
     lines += [f"| images | {len(synset.labels)} of {shape}, {each} per class{held} |"]
     how = "protocol not recorded"
-    if args:
+    if "recipe" in args:
         weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
         made_by = " ".join(str(args[key]) for key in ("recipe", "method") if key in args) or "?"
         if "objective" in args:  # a function of the user
@@ -265,27 +287,29 @@ def to_card(synset: Set, out: Path) -> None:
         lines += [f"| made by | {made_by}{f' ({weights})' if weights else ''} |", f"| seed | {args.get('seed')} |"]
         how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
     lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in synset.accuracies.items()]
-    constants = f"(pixel - mean) / std, mean {own.mean}, std {own.std}"
-    cost = clipping_cost(clipped_share(synset.images, own))
+    lines += [f"| unfinished | {unfinished(synset)} |"] if unfinished(synset) else []
+    constants = f"(pixel - mean) / std, mean {normalisation.mean}, std {normalisation.std}"
+    cost = clipping_cost(clipped_share(synset.images, normalisation))
     lines += [f"| pixels | {cost} |"] if cost else []
-    lines += [f"| normalisation | {'ZCA-whitened; the .pt file has the inverse' if own.whitened else constants} |", ""]
-    if args and "objective" not in args:
+    lines += [
+        f"| normalisation | {'ZCA-whitened; the .pt file has the inverse' if synset.whitened else constants} |",
+        "",
+    ]
+    if "dataset" in args and "objective" not in args:  # a command can repeat it
         lines += ["## Made with", "", f"    {command(synset)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(synset.class_names)), ""]
     starts = "" if args.get("init") == "noise" else " and start from real images of it"
     lines += ["## Citation", "", *(f"- {paper}" for paper, used in CITED.items() if used(args)), ""]
-    lines += ["## Licence", "", LICENCE.format(dataset=synset.dataset, starts=starts), ""]
+    lines += ["## Licence", "", LICENCE.format(dataset=name, starts=starts), ""]
     (out / "README.md").write_text("\n".join(lines))
 
 
 def command(synset: Set) -> str:
     """The command that makes this set again: all flags except paths and the device."""
     args = synset.metadata["args"]
-    requested = synset.metadata.get("asked", args)
-    requested = requested | sets.single_experiment({"first_exp": args.get("first_exp", 0)}, synset.experiment)
-    known, usual, words = roles(), defaults(), []
+    requested, usual, words = shared(synset.metadata.get("asked", args)), defaults(), []
     for key, value in requested.items():
-        if known.get(key) is Role.PLACE or key == "recipe":  # files without `asked` have the recipe among the flags
+        if key == "recipe":  # files without `asked` have the recipe among the flags
             continue
         if value is None and usual.get(key) is not None:  # a preset has unset it, so that the data chose it
             value = args.get(key)
@@ -294,6 +318,14 @@ def command(synset: Set) -> str:
     words += [cli.spelled("import", args["imports"])] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
+
+
+def unfinished(synset: Set) -> str:
+    """What the set of a run that has not ended is; empty for other sets."""
+    if "unfinished" not in synset.metadata:
+        return ""
+    done, total = synset.metadata["unfinished"]
+    return f"the set at iteration {done:,} of {total:,}"
 
 
 CITED: dict[str, Callable[[dict], bool]] = {  # paper -> whether a set with these arguments uses it
@@ -370,7 +402,7 @@ def run(settings: ExportSettings) -> None:
     what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
     print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}")
     cost = clipping_cost(clipped_share(synset.images, synset.normalisation)) if s.to in CLIPPED else None
-    if cost:
-        print(f"warning: {cost}", file=sys.stderr)
+    for line in filter(None, (unfinished(synset), cost)):
+        print(f"warning: {line}", file=sys.stderr)
     if s.push is not None:
         print(f"pushed  {push(out, s.push)}")

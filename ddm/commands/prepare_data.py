@@ -86,13 +86,13 @@ def prepare(args: PrepareSettings) -> None:
         raise UserError(
             f"unknown dataset {args.name!r}: {nearest(args.name, loading.NAMES)}; add --own for a new data set"
         )
+    if args.own and args.name in loading.NAMES:
+        raise UserError(f"--own {args.name}: this is the name of a published data set; choose another")
     if args.name in DATASETS:
         size = DATASETS[args.name].shape[1]
         if args.res not in (None, size):
             raise UserError(f"--res {args.res}: {args.name} has images of {size} pixels; leave --res out")
         args = args.but(res=None)
-    elif args.own and args.name in loading.NAMES:
-        raise UserError(f"--own {args.name}: this is the name of a published data set; choose another")
     res = args.res or (prepared.res if prepared else None)
     path = layouts.store_path(data_path, args.name, res)
     if store.is_store(path):

@@ -18,6 +18,7 @@ from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import sets
+from ddm.evaluation.protocol import headline_model
 from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
 from ddm.methods.matching import features
 from ddm.methods.step import first_images
@@ -91,8 +92,7 @@ class RunFolder:
     @property
     def model(self) -> str:
         """The network of the accuracy: the one that made the set, or the first of a pool without it."""
-        models = self.results.get("models") or {self.args["model"]: None}
-        return self.args["model"] if self.args["model"] in models else next(iter(models))
+        return headline_model(self.args["model"], self.results.get("models") or ())
 
     @property
     def data_key(self) -> tuple:
@@ -193,6 +193,9 @@ def whole_baseline(run: RunFolder, baselines: Sequence[Baseline]) -> Baseline | 
 def headline(run: RunFolder, random: Baseline | None, whole: Baseline | None) -> str:
     """A line such as '+8.1 points over random real images; 89 % of whole-set accuracy', from the known baselines."""
     accuracy, parts = run.results["mean"], []
+    if "unfinished" in run.results:
+        done, total = run.results["unfinished"]
+        parts.append(f"unfinished, at iteration {done:,} of {total:,}")
     if random:
         gain = round(100 * (accuracy - random.summary["mean"]), 1)
         parts.append(f"{gain:+.1f} points {'over' if gain >= 0 else 'against'} random real images")

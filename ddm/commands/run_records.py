@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from ddm.commands.settings import roles
 from ddm.errors import UserError
-from ddm.methods.settings import CondensingSettings, WeightSettings
+from ddm.evaluation.protocol import headline_model
+from ddm.methods.settings import PLAIN, CondensingSettings, WeightSettings
 from ddm.networks import untapped
 from ddm.settings import Role, declarations
 
@@ -85,11 +86,18 @@ class Result(NamedTuple):
     def is_dm(self) -> bool:
         weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
         mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # recipes without the flag use 1
-        return bool(weights) and not any(weights.values()) and mean_matching > 0
+        plain = all(self.args.get(name) in (None, value) for name, value in PLAIN.items())
+        return plain and bool(weights) and not any(weights.values()) and mean_matching > 0
 
     @property
     def is_base(self) -> bool:
         return self.is_dm if self.chosen is None else self.chosen
+
+    @property
+    def title(self) -> str:
+        """The name, with the iteration of the set if the run has not ended."""
+        done = self.record.get("unfinished")
+        return f"{self.name}, {done[0]:,} of {done[1]:,} iterations" if done else self.name
 
     @property
     def made_by(self) -> str:
@@ -107,7 +115,7 @@ class Result(NamedTuple):
     def model(self) -> str:
         """The network of `mean`: the one that made the set, or the first of a pool without it."""
         models = [e["model"] for e in self.record["evaluations"] if e["iteration"] == self.args["Iteration"]]
-        return self.args["model"] if self.args["model"] in models or not models else models[0]
+        return headline_model(self.args["model"], models)
 
     def final(self) -> dict[int, list[float]]:
         """Experiment -> accuracies of `model` after the last iteration."""
@@ -135,12 +143,7 @@ def load(folders: Iterable[str]) -> list[Result]:
     if not records:
         folders = ", ".join(map(repr, folders))
         raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
-    results = [Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)]
-    for result in results:
-        if result.record.get("unfinished"):
-            done, total = result.record["unfinished"]
-            print(f"note: {result.name} is unfinished, at iteration {done} of {total}", file=sys.stderr)
-    return merged(results)
+    return merged([Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)])
 
 
 def numeric(path: Path) -> list[str | float]:

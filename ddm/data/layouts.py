@@ -23,7 +23,7 @@ import torch
 from ddm.bars import bar
 from ddm.data import store
 from ddm.data.checks import listed, split_warnings
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 
 PART = 512  # images per part; an interrupted preparation resumes after the last complete part
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -121,7 +121,7 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
             image = image.crop((left, top, left + res, top + res))
         return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # damaged files raise many kinds of errors
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].replace(str(path), path.name)
+        return first_line(error).replace(str(path), path.name)
 
 
 def file_name(name: str) -> str:

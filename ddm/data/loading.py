@@ -30,7 +30,7 @@ NAMES = ChainMap(layouts.PREPARED, DATASETS)
 
 def is_path(name: str) -> bool:
     """Whether --dataset is a path, not one of NAMES."""
-    if name in NAMES:
+    if name in NAMES or not name:
         return False
     with contextlib.suppress(OSError):  # the name is too long for a path
         return os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists()

@@ -26,7 +26,7 @@ from ddm.evaluation import stacked
 from ddm.evaluation.peers import TEST_EVERY, best_epoch
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.evaluation.stacked import Stack, drawn_epochs, maps_of
-from ddm.networks import Network, empty_network, initialise
+from ddm.networks import Network, empty_network, initialise, untapped
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 TEST_BATCH = 256
@@ -67,6 +67,12 @@ def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> 
     if eval_mode == "S":
         return [model.split("BN")[0]]
     return list(POOLS.get(eval_mode, [model_eval]))
+
+
+def headline_model(model: str, evaluated: Iterable[str]) -> str:
+    """The network of a run's headline accuracy: its own model, else the first of the pool `evaluated`."""
+    evaluated = list(evaluated) or [model]
+    return next((name for name in evaluated if untapped(name) == untapped(model)), evaluated[0])
 
 
 def check_networks(settings: ProtocolSettings, data: ImageData) -> None:

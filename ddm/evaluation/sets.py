@@ -19,7 +19,7 @@ from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
 from ddm.data.loading import NAMES, is_path
 from ddm.data.partition import check_factor, decoded, decoded_labels
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 from ddm.evaluation.plausibility import far_outside
 from ddm.evaluation.settings import SpaceSettings
 from ddm.networks import ARCHITECTURES, untapped
@@ -232,13 +232,16 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
     try:
         contents = _decoded(reader(path))
         metadata = contents.metadata
-        if not isinstance(metadata.get("args", {}), dict):
+        args = metadata.get("args", {})
+        if not isinstance(args, dict):
             metadata = metadata | {"args": {}}
+        elif "num_exp" in args:  # the file of a run that goes on has fewer sets than were requested
+            metadata = metadata | {"args": args | {"num_exp": len(contents.sets)}}
         return contents._replace(metadata=metadata, space=contents.space if contents.space in SPACES[1:] else None)
     except UserError:
         raise
     except Exception as error:  # damaged files raise many kinds of errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)
         if reason.startswith("Weights only load failed"):
             reason = "no torch file, or one that would run code"
         raise UserError(f"{path} can't be read as a condensed set ({reason}): use another file") from None
@@ -308,9 +311,11 @@ def _safetensors(path: Path) -> Contents:
     with safe_open(path, "pt") as file:
         header, stored = file.metadata() or {}, "stored" in set(file.keys())
         sets = [(file.get_tensor("stored" if stored else "images"), file.get_tensor("labels"))]
-    known = {"mean", "std", "class_names", "args", "accs_all_exps", "factor"}
+    known = {"mean", "std", "class_names", "args", "asked", "unfinished", "accs_all_exps", "factor"}
     ours = header.keys() & known if "space" in header else ()
     metadata = {name: json.loads(header[name]) for name in ours}
+    if header.get("dataset"):
+        metadata["args"] = {"dataset": header["dataset"], **metadata.get("args", {})}
     metadata |= {"stored": [sets[0][0]]} if stored else {}
     return Contents(sets, metadata, header.get("space"), decode=factor_of(metadata) if stored else 1)
 
@@ -464,13 +469,8 @@ class CondensedDataset(Dataset):
     def _fill(self, images: Tensor, labels: Tensor, metadata: dict, space: str, name: str, experiment: int) -> None:
         self.images, self.labels = images.float(), labels.long().flatten()
         self.class_names, self.mean, self.std = (metadata.get(key) for key in ("class_names", "mean", "std"))
-        self.accuracies = set_accuracies(metadata, experiment)
-        stored = metadata.get("stored")
-        if isinstance(stored, list) and experiment < len(stored):
-            metadata = metadata | {"stored": [stored[experiment]]}
-        self.metadata, self.space, self.name = metadata, space, name
-        if metadata.get("args"):
-            self.metadata = metadata | {"args": single_experiment(metadata["args"], experiment)}
+        self.metadata, self.space, self.name = of_one_set(metadata, experiment), space, name
+        self.accuracies = self.metadata["accs_all_exps"]
 
     def __repr__(self) -> str:
         accs = ", ".join(f"{100 * sum(a) / len(a):.2f} % on {model}" for model, a in self.accuracies.items() if a)
@@ -516,9 +516,15 @@ class CondensedDataset(Dataset):
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
 
 
-def single_experiment(args: dict, experiment: int) -> dict:
-    """The arguments of a run that makes only one of the sets; they give the same evaluation networks."""
-    return args | {"first_exp": args.get("first_exp", 0) + experiment, "num_exp": 1}
+def of_one_set(metadata: dict, experiment: int) -> dict:
+    """The metadata of one set of a file: those of a run with this experiment only, which has the same networks."""
+    args = metadata.get("args", {})
+    alone = {"first_exp": args.get("first_exp", 0) + experiment, "num_exp": 1}
+    entries = {"args": args | alone} | ({"asked": metadata["asked"] | alone} if "asked" in metadata else {})
+    stored = metadata.get("stored")
+    if isinstance(stored, list) and experiment < len(stored):
+        entries["stored"] = [stored[experiment]]
+    return metadata | entries | {"accs_all_exps": set_accuracies(metadata, experiment)}
 
 
 def set_accuracies(metadata: dict, experiment: int) -> dict[str, list[float]]:

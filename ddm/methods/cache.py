@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddm import disk
 from ddm.errors import UserError
@@ -29,6 +30,11 @@ def cache_folder(settings: Any) -> Path:
 def key(*parts: Any) -> str:
     """A short digest of all values that determine a network, for its file name."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+
+
+def architecture(net: nn.Module) -> tuple[str, list[tuple[int, ...]]]:
+    """The layers and the shapes of all parameters: part of a key, as a user's network can change under its name."""
+    return str(net), [tuple(parameter.shape) for parameter in net.parameters()]
 
 
 def read(path: Path) -> Any:

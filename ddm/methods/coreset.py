@@ -60,7 +60,7 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
     net = empty_network(choice.model, data.channel, data.num_classes, data.im_size, machine.device)
     net.tap("none")
     parts = (digest, choice.model, choice.epochs, choice.seed, choice.eval_split, choice.dsa_strategy)
-    parts += (choice.lr_net, machine.precision, machine.compile, choice.zca)
+    parts += (choice.lr_net, machine.precision, machine.compile, choice.zca, cache.architecture(net))
     path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{cache.key(*parts)}.pt"
     saved = cache.read(path)
     if saved is None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddm.device import release
+from ddm.errors import first_line
 from ddm.methods.step import Step
 
 WARM_UP = 3  # eager steps before the capture: libraries choose their algorithms and torch.compile compiles in these
@@ -52,8 +53,7 @@ class Graphed:
             torch.cuda.set_stream(stream)  # torch does not leave the stream of a broken capture
             torch.cuda.synchronize()
             release()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.say(f"warning: steps run eagerly, as the capture of a CUDA graph failed: {reason[:100]}")
+            self.say(f"warning: steps run eagerly, as the capture of a CUDA graph failed: {first_line(error)}")
             return
         self.say("steps run as a CUDA graph")
         self.graph, self.addresses = graph, addresses

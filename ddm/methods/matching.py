@@ -180,7 +180,7 @@ class Matcher:
         if self.ranks:
             real, syn_features = (x._replace(gather=self._gather) for x in (real, syn_features))
         weighted = self.objective(real, syn_features, self.settings)
-        if self.ranks:
+        if self.ranks and isinstance(weighted, dict):
             weighted = {name: self._own(value) for name, value in weighted.items()}
         check_terms(weighted, len(syn))
         if style_weights is not None:
@@ -217,7 +217,7 @@ class Matcher:
         """This rank's classes of a term [all classes]; the others add their gradient, but not their value."""
         classes = self.net.classifier.out_features
         share = self.ranks.share(classes)
-        if term.shape != (classes,):
+        if not isinstance(term, Tensor) or term.shape != (classes,):
             return term
         others = term.sum() - term[share].sum()
         return term[share] + (others - others.detach()) / len(share)

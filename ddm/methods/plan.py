@@ -82,7 +82,8 @@ class Plan:
                 f"out of memory with {self.chunk} class(es) at a time: lower --batch_real or --ipc, or choose a "
                 "smaller --model"
             )
-        chunk, start = self.chunk // 2, (self.settings.first_exp, 1)
+        first = self.settings.values().get("first_exp", 0)  # continual has none
+        chunk, start = self.chunk // 2, (first, 1)
         chunks = Chunks.of(self.settings.class_chunk).limited(chunk, (experiment, iteration), start)
         return replace(self, settings=self.settings.but(class_chunk=chunks.text()), chunk=chunk)
 

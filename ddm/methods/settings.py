@@ -229,6 +229,7 @@ class WeightSettings(StyleSettings, DiversitySettings):
 
 DM = {"weights": "absolute", "mmd_ratio": 1.0, "mm_ratio": 0.0, "cm_ratio": 0.0, "icd_ratio": 0.0}
 DM |= {"rr_ratio": 0.0, "ce_ratio": 0.0}
+PLAIN = {"networks": "random", "factor": 1}  # the networks and images of DM
 BEST = DM | {"weights": "balanced", "rr_ratio": 3.0, "rr_ridge": 0.1, "clip_pixels": True} | SCALE_FREE
 AS_PUBLISHED = {"style_tap": "published", "style_stats": "batch", "style_scale": "absolute"}
 AS_PUBLISHED |= {"icd_form": "kl", "k": None}  # k depends on ipc

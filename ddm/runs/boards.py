@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 
 
 class Board(Protocol):
@@ -92,10 +92,8 @@ class WandB(Lazy):
         try:
             started = self.wandb.init(name=self.folder.name, dir=str(self.folder), id=identity, resume="allow")
         except Exception as error:  # no login, no network, an unknown mode, ...
-            reason = (str(error).strip().splitlines() or [""])[0][:120]
-            raise UserError(
-                f"--wandb can't start ({type(error).__name__}: {reason}): run `wandb login`, or set WANDB_MODE=offline"
-            ) from None
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"--wandb can't start ({reason}): run `wandb login`, or set WANDB_MODE=offline") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(identity)
         started.define_metric("*", step_metric="iteration")  # each experiment starts at 0 again

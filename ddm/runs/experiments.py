@@ -180,7 +180,7 @@ class Run:
         if self.ranks.first:
             self.check_range()
             conclude(settings, files, state.evaluations, size, files.say)
-            accs = next(iter(self.accuracies().values()))
+            accs = self.headline(self.accuracies())
             files.hyper_parameters(plain(maker.arguments()), protocol.summary(accs))
         state.concluded = [settings.num_exp, settings.num_eval]
         self.checkpoint()
@@ -201,10 +201,8 @@ class Run:
         )
         sizes = sorted(map(len, data.indices))
         if sizes[0] < sizes[-1]:
-            files.say(
-                f"classes have {sizes[0]} to {sizes[-1]} training images and equal weights; batches repeat images of "
-                "smaller classes"
-            )
+            repeated = " and equal weights; batches repeat images of smaller classes" if self.maker.iterations else ""
+            files.say(f"classes have {sizes[0]} to {sizes[-1]} training images{repeated}")
         files.say(f"evaluation: {protocol.protocol(settings, self.machine, data)}")
         for line in self.maker.cautions():
             files.warn(line)
@@ -234,7 +232,9 @@ class Run:
                 maker.step(iteration)
                 state.iteration, state.steps = iteration, state.steps + 1
                 stop, save = self.ranks.largest(self.interrupts.received or 0, self.checkpoint_is_due())
-                self.interrupts.received, due = stop or None, self.evaluation_is_due()
+                if stop:  # it may have come to another rank
+                    self.interrupts.received = stop
+                due = self.evaluation_is_due()
                 regular = due or iteration % CHECK_EVERY == 0
                 if regular or save or stop:
                     text = self.check()
@@ -500,6 +500,9 @@ class Run:
         iteration = self.unfinished.get("Iteration", self.maker.iterations)
         return accuracies(self.state.evaluations, self.maker.kind, iteration)
 
+    def headline(self, accs_by_model: dict[str, list[float]]) -> list[float]:
+        return accs_by_model[protocol.headline_model(self.settings.model, accs_by_model)]
+
     def arguments(self) -> dict:
         """All settings with their final values, and the command's name."""
         return plain(self.maker.arguments()) | {"recipe": self.state.recipe}
@@ -517,9 +520,11 @@ class Run:
     def save_results(self) -> None:
         """Write results.json and the sets of the finished experiments, or the current set if there are none."""
         accs, sets = self.accuracies(), self.state.sets or [self.maker.images().cpu()]
-        args = self.arguments() | self.unfinished
-        self.files.save_set(*self.content(sets, self.metadata(args)), accs)
-        self.files.save_results(self.record(args, accs))
+        args, part = self.arguments() | self.unfinished, {}
+        if self.unfinished:
+            part = {"unfinished": [self.unfinished["Iteration"], self.maker.iterations]}
+        self.files.save_set(*self.content(sets, self.metadata(args) | part), accs)
+        self.files.save_results(self.record(args, accs) | part)
 
     def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
         plan = self.maker.plan
@@ -532,18 +537,16 @@ class Run:
         """
         settings, state, maker = self.settings, self.state, self.maker
         random_real = accuracies(state.evaluations, "random real", 0)
-        first = accs_by_model.get(settings.model, next(iter(accs_by_model.values())))
         return {
             "command": sys.argv,
             "args": args,
             "asked": requested_values(self.requested),
             "protocol": protocol.protocol(settings, self.machine, maker.data),
-            **protocol.summary(first),
+            **protocol.summary(self.headline(accs_by_model)),
             "models": {model: protocol.summary(accs) for model, accs in accs_by_model.items()},
             "random_real": {model: protocol.summary(accs) for model, accs in random_real.items()},
             "evaluations": state.evaluations,
             "skipped": state.skipped,
-            **({"unfinished": [self.unfinished["Iteration"], maker.iterations]} if self.unfinished else {}),
             "images_per_class": list(maker.plan.counts),
             "ranks": self.ranks.world,
             **self.chunks_of_ranks(),

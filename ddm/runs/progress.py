@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ddm import disk
-from ddm.errors import UserError
+from ddm.errors import UserError, first_line
 
 FORMAT = 3  # increased when older code can't read new states, or new code can't read older ones
 ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
+NEWER = {"networks": None, "preparation_seconds": 0.0}  # fields that older checkpoints of this format lack
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
@@ -126,7 +127,7 @@ def read(path: Path) -> Progress:
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
     try:
-        content.setdefault("networks", None)  # new in version 0.4.0
+        content = NEWER | content
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:
         raise Unusable(f"it has no {error.args[0]}") from None
@@ -181,7 +182,7 @@ def _as_bytes(content: dict) -> bytes:
 def _first_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return ((str(error).strip().splitlines() or [""])[0] or type(error).__name__)[:80]
+    return first_line(error, 80)
 
 
 class Writer:

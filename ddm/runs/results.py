@@ -16,6 +16,9 @@ from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.settings import Role, Settings
 
+TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "preparation_seconds", "date"}
+TIMES |= {"command", "save_path"}  # the entries of results.json that differ between equal runs
+
 Plain = str | int | float | bool | None
 
 

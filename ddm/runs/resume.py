@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ddm import device
 from ddm.data.images import ImageData
 from ddm.errors import UserError
 from ddm.runs import progress
@@ -57,6 +58,8 @@ def with_chosen(settings: S, state: Progress | None) -> S:
         return settings
     requested = settings.values()
     chosen = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
+    if chosen.get("compile") == "on" and device.compiler_problem(settings.device):
+        del chosen["compile"]  # another machine: a warning says that the run goes on uncompiled
     return replace(settings, **chosen)
 
 

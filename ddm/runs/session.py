@@ -35,15 +35,18 @@ class Session:
         self.record = {"key": key}
         path = self.files.results_path
         try:
-            record = json.loads(path.read_text())
+            record = dict(json.loads(path.read_text()))
+            theirs = dict(record.get("key", {}))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
         defaults = type(self.settings).__dataclass_fields__
-        newer = {k: defaults[k].default for k in key.keys() - record.get("key", {}).keys() if k in defaults}
-        if newer | record.get("key", {}) != key:  # settings newer than the file have their defaults
-            written = record.get("versions", {}).get("ddm") if isinstance(record, dict) else None
+        newer = {k: defaults[k].default for k in key.keys() - theirs.keys() if k in defaults}
+        if newer | theirs != key:  # settings newer than the file have their defaults
+            if not theirs.keys() & key.keys():
+                raise UserError(f"{path} is of another command: name another --save_path")
+            written = record.get("versions", {}).get("ddm")
             if written == "0.1.0":
                 what = "was written by version 0.1.0, whose sessions this version can't resume"
                 raise UserError(f"{path} {what}: finish it with that version, or name another --save_path")
