@@ -104,8 +104,8 @@ def plain(case: str, data: ImageData, ipc: int, batch_real: int) -> Calls:
 
 
 def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int, int]:
-    """Of K stacked networks: device calls per network and training step, copies per training, calls of a test on
-    10,000 images, and the images in a batch of it.
+    """Counts for K stacked networks: device calls per network and training step, copies per training, calls of a test
+    on 10,000 images, and the images in a batch of it.
 
     Counted as a difference, so that what a training does once is left out of the calls per step.
     """

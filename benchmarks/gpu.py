@@ -49,7 +49,7 @@ def seconds_per_step(run: Callable[[int], object], warm_up: int = 6, steps: int 
 
 
 def milliseconds_of(maker: Condensation) -> float:
-    """Of one step. Raises RuntimeError if steps should be replayed, and their capture has failed."""
+    """The times of one step. Raises RuntimeError if steps should be replayed, and their capture has failed."""
     milliseconds = 1000 * seconds_per_step(maker.step)
     maker.ahead.close()
     if maker.plan.settings.graphs == "auto" and not maker.replayed:

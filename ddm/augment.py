@@ -227,7 +227,7 @@ class Parameters(NamedTuple):
 
     A pixel (i, j) is read at (i + row_shift, column_sign * j + column_shift). It is set to 0 outside the rectangle
     |i - row_centre| < row_half, |j - column_centre| < column_half, or within it if `inverted` is 1. If `affine` is 1,
-    it is instead interpolated at x = xi * i + xj * j, y = yi * i + yj * j, where all are coordinates from -1 to 1. Its
+    the pixel is instead interpolated at x = xi * i + xj * j, y = yi * i + yj * j; all coordinates are from -1 to 1. Its
     colour is then own * pixel + gray * (mean over channels) + mean * (mean of the image) + shift.
     """
 

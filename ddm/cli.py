@@ -281,38 +281,26 @@ RECORDS = {".json": _json_record, ".safetensors": _safetensors_record}  # any ot
 
 
 def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | None = None) -> dict[str, Any]:
-    """The settings in a results.json, res_*.pt or .safetensors that a command can repeat. Raises UserError.
+    """The settings in the file of a run that a command can repeat. Raises UserError.
 
-    Prints a note on stderr about flags that only the file or only the command has. Reads requested values, not the
-    chosen ones: an unset k still follows ipc. `explicit` are the names of flags and presets that override the file.
+    Prints a note on stderr about flags that only the file or only the command has. `explicit` are the names of flags
+    and presets that override the file.
     """
     shown = repr(path[:80])
-    try:
-        content = (RECORDS.get(Path(path).suffix) or _torch_record)(Path(path))
-        ran, found = dict(content["args"]), dict(content.get("asked", content["args"]))
-    except Exception as error:  # damaged files raise many kinds of errors
-        raise UserError(
-            f"argument --like: {shown} is no results.json, res_*.pt or .safetensors of a run ({type(error).__name__})"
-        ) from None
-    theirs = ran.get("recipe")
+    requested, final = recorded(path, shown)
+    theirs = final.get("recipe")
     if recipe and theirs and recipe != theirs:
         print(f"warning: --like {shown}: it is a run of {theirs}, this command runs {recipe}", file=sys.stderr)
-    if found.get("precision") is None and "precision" in ran:
-        found["precision"] = ran["precision"]  # the machine determined it, and it changes the result
-    if "dataset" in ran:
-        found["dataset"] = ran["dataset"]  # version 0.1.0 had a second spelling, --subset
-    for name in ("subset", "recipe"):  # files without requested values have the recipe among the arguments
-        found.pop(name, None)
     declared = declarations(cls)
-    spelt = {word: name for name, own in declared.items() for word in own.spellings}
-    found = {spelt.get(name, name): value for name, value in found.items()}
-    known = {name for name, own in declared.items() if own.role is Role.PLACE or own.positional}
-    repeated = {name for name, own in declared.items() if name not in known and not own.hidden}
+    spelt = {word: name for name, setting in declared.items() for word in setting.spellings}
+    requested = {spelt.get(name, name): value for name, value in requested.items()}
+    known = {name for name, setting in declared.items() if setting.role is Role.PLACE or setting.positional}
+    repeated = {name for name, setting in declared.items() if name not in known and not setting.hidden}
     values = {}
-    for name in (name for name in declared if name in repeated & found.keys() - explicit):
-        value = found[name]
+    for name in (name for name in declared if name in repeated & requested.keys() - explicit):
+        value = requested[name]
         if value is None and not optional(cls, name):  # another command, or rr_ratio before 0.3.0, can be unset
-            value = ran.get(name)
+            value = final.get(name)
         if value is None and not optional(cls, name):
             continue
         try:
@@ -320,16 +308,36 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
         except UserError as error:
             raise UserError(f"argument --like: {shown} has {error}") from None
     for names, what in (
-        (found.keys() - repeated - known, "this command has no"),
-        (repeated - found.keys() - explicit, "defaults are used, as the file has none:"),
+        (requested.keys() - repeated - known, "this command has no"),
+        (repeated - requested.keys() - explicit, "defaults are used, as the file has none:"),
     ):
         if names:
             print(f"note: --like {shown}: {what} {', '.join(f'--{name}' for name in sorted(names))}", file=sys.stderr)
     for name in [name for name in values if declared[name].exclusive]:  # keep the last of exclusive settings
-        rivals = [k for k, own in declared.items() if own.exclusive == declared[name].exclusive and k != name]
+        rivals = [k for k, other in declared.items() if other.exclusive == declared[name].exclusive and k != name]
         if any(rival in explicit or values.get(rival) is not None for rival in rivals):
             del values[name]
     return values
+
+
+def recorded(path: str, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The requested and the final arguments in the file of a run. Raises UserError.
+
+    Requested ones may be unset, and then follow the data again. Files without them have final ones only.
+    """
+    try:
+        content = (RECORDS.get(Path(path).suffix) or _torch_record)(Path(path))
+        final = dict(content["args"])
+        requested = dict(content.get("asked", final))
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise UserError(
+            f"argument --like: {shown} is no results.json, res_*.pt or .safetensors of a run ({type(error).__name__})"
+        ) from None
+    if requested.get("precision") is None and "precision" in final:
+        requested["precision"] = final["precision"]  # the machine determined it, and it changes the result
+    if "dataset" in final:
+        requested["dataset"] = final["dataset"]  # version 0.1.0 had a second spelling, --subset
+    return {name: value for name, value in requested.items() if name not in ("subset", "recipe")}, final
 
 
 def main(

@@ -170,7 +170,7 @@ def _cosine_by_output(gw_syn: Sequence[Tensor], gw_real: Sequence[Tensor]) -> Te
     total = gw_real[0].new_zeros(())
     for syn, real in zip(gw_syn, gw_real, strict=True):
         if real.dim() > 1:
-            # conv [out, in, h, w] and layernorm [C, h, w]: a row an output or channel; linear [out, in] is that already
+            # conv [out, in, h, w], layernorm [C, h, w], linear [out, in]: one row per output or channel
             total = total + _one_minus_cosine(syn.flatten(1), real.flatten(1)).sum()
     return total
 

@@ -78,10 +78,10 @@ def tiles(pixels: Tensor, alt: str, caption: str, columns: int | None = None) ->
 # --- plots ---------------------------------------------------------------------------------------------------
 
 
-def plots(found: Sequence[Plot], share: str = "", wide: float = 5.2, high: float = 3.2) -> str:
-    """Plots side by side, wide x high inches each; `share` names the axes ("x", "y", "xy") with common limits."""
+def plots(found: Sequence[Plot], share: str = "", high: float = 3.2) -> str:
+    """Plots side by side, 5.2 x `high` inches each; `share` names the axes ("x", "y", "xy") with common limits."""
     with contextlib.ExitStack() as stack:
-        drawn = [stack.enter_context(drawing.axes(wide, high, SETTINGS)) for _ in found]
+        drawn = [stack.enter_context(drawing.axes(5.2, high, SETTINGS)) for _ in found]
         for plot, (_, axes) in zip(found, drawn, strict=True):
             axes.set_prop_cycle(color=COLOURS)
             plot.draw(axes)

@@ -1,7 +1,8 @@
-"""The processes of torchrun: each condenses some of the classes; they share only the seed.
+"""The processes of torchrun: each condenses some of the classes.
 
-They communicate to check that a step is finite, to log losses, to write checkpoints and to evaluate. Without torchrun
-there is one rank, and nothing is communicated.
+They communicate to check that a step is finite, to log losses, to write checkpoints and to evaluate. Terms over all
+classes, such as L_RR, and networks that train on the set do so in every step. Without torchrun there is one rank, and
+nothing is communicated.
 """
 
 import contextlib

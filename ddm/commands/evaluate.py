@@ -9,13 +9,14 @@ import torch
 
 from ddm import device, drawing, ranks
 from ddm.augment import operations_of
+from ddm.commands.run_records import BASELINES, EVALUATION
 from ddm.commands.settings import DDMSettings, EvaluateSettings
 from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
 from ddm.device import TF32, Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation import plausibility, protocol, sets
-from ddm.evaluation.sets import Synset
+from ddm.evaluation.sets import ORIGIN, Synset
 from ddm.evaluation.settings import LAST, PEERS, ProtocolSettings
 from ddm.methods.sampling import initial_indices
 from ddm.networks import ARCHITECTURES, empty_network, untapped
@@ -23,13 +24,6 @@ from ddm.runs import cost
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
 from ddm.settings import at_least, declarations, non_negative
-
-SESSION_KEY = {"command": "evaluate"}  # `key` in its results.json
-BASELINES = {"random": "random real images", "whole": "whole training set"}  # flag -> name in tables
-
-# The arguments that determine the evaluation networks of a run. A file without them uses those of the other files, so
-# that an export is evaluated on the same networks as the original set.
-ORIGIN = ("first_exp", "Iteration")
 
 
 class Row(NamedTuple):
@@ -81,7 +75,9 @@ class Choice(NamedTuple):
         )
 
 
-def by_network(text: str, flag: str, check: Callable[[str], Any], default: Any) -> dict[str | None, Any]:
+def by_network(
+    text: str, flag: str, models: list[str], check: Callable[[str], Any], default: Any
+) -> dict[str | None, Any]:
     """'0.01' or 'ConvNet=0.01,0.02' as network -> number; the key None means all others. Raises UserError."""
     values = {None: default}
     for part in text.split(","):
@@ -92,43 +88,25 @@ def by_network(text: str, flag: str, check: Callable[[str], Any], default: Any) 
             raise UserError(f"--{flag} {text!r}: {error}") from None
         if name:
             lookup(ARCHITECTURES, name, f"model in --{flag}")
+    unused = values.keys() - {None, *models}
+    if unused:
+        raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks: {', '.join(models)}")
     return values
 
 
 def settle(requested: EvaluateSettings) -> Choice:
     """Fill in the values recorded in the sets, and the networks. Raises UserError."""
     arguments = [sets.metadata(file).get("args", {}) for file in requested.files]
-    values = requested.values()
     unset = ["dataset"] if requested.dataset is None else []
     if requested.model is None and requested.eval_mode not in protocol.POOLS:
         unset.append("model")
     for file, args in zip(requested.files, arguments, strict=True):
         sets.check_registered(file, args, *unset)
-    if requested.dataset is None:
-        names = {a["dataset"] for a in arguments if "dataset" in a}
-        if len(names) != 1:
-            found = f"the files are of different data sets ({', '.join(sorted(names))})" if names else ""
-            raise UserError(f"{found or 'no file says which data set it is of'}: give --dataset")
-        values["dataset"] = names.pop()
-        values["res"] = requested.res or next((a["res"] for a in arguments if a.get("res")), None)
-        values["zca"] = requested.zca or any(a.get("zca") for a in arguments)
-    check_name(values["dataset"])
-    followed = {}
-    defaults = DDMSettings().values()
-    for name, theirs in followed_by(EvaluateSettings).items():
-        recorded = {a[theirs] for a in arguments if theirs in a}
-        agreed = next(iter(recorded)) if len(recorded) == 1 else defaults[theirs]
-        followed[name] = UNSET[requested.eval_protocol].get(name, agreed)
-        if len(recorded) > 1 and values[name] is None:
-            shown = ", ".join(map(str, sorted(recorded, key=str)))
-            used = "what the machine is fast at" if followed[name] is None else followed[name]
-            print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
-        if values[name] is None:
-            values[name] = followed[name]
-    origin = {}
-    for name in ORIGIN:
-        found = {a[name] for a in arguments if name in a}
-        origin[name] = found.pop() if len(found) == 1 else 0
+    data = data_of(requested, arguments)
+    check_name(data["dataset"])
+    followed = followed_values(requested, arguments)
+    values = requested.values() | data
+    values |= {name: value for name, value in followed.items() if values[name] is None}
     values["epochs"], values["lr_net"] = str(values["epochs"]), str(values["lr_net"])
     values["device"] = ranks.local_device(requested.device)
     settings = dataclasses.replace(requested, **values)
@@ -139,13 +117,42 @@ def settle(requested: EvaluateSettings) -> Choice:
     baselines = [name for name in requested.baselines.split(",") if name]
     for name in baselines:
         lookup(BASELINES, name, "baseline")
-    lr_by = by_network(settings.lr_net, "lr_net", non_negative, followed["lr_net"])
-    epochs_by = by_network(settings.epochs, "epochs", at_least(0), followed["epochs"])
-    for flag, by in (("lr_net", lr_by), ("epochs", epochs_by)):
-        unused = by.keys() - {None, *models}
-        if unused:
-            raise UserError(f"--{flag} names {sorted(unused)[0]}, which is none of the networks: {', '.join(models)}")
+    lr_by = by_network(settings.lr_net, "lr_net", models, non_negative, followed["lr_net"])
+    epochs_by = by_network(settings.epochs, "epochs", models, at_least(0), followed["epochs"])
+    origin = {name: agreed(arguments, name, 0) for name in ORIGIN}
     return Choice(settings, models, baselines, lr_by, epochs_by, origin)
+
+
+def agreed(arguments: list[dict], name: str, default: Any) -> Any:
+    """The value of an argument in all files that record it, or `default` if they differ or none does."""
+    recorded = {args[name] for args in arguments if name in args}
+    return next(iter(recorded)) if len(recorded) == 1 else default
+
+
+def data_of(requested: EvaluateSettings, arguments: list[dict]) -> dict[str, Any]:
+    """The settings of the data set that the files are of, unless --dataset is given. Raises UserError."""
+    if requested.dataset is not None:
+        return {"dataset": requested.dataset}
+    names = {args["dataset"] for args in arguments if "dataset" in args}
+    if len(names) != 1:
+        problem = f"the files are of different data sets ({', '.join(sorted(names))})" if names else ""
+        raise UserError(f"{problem or 'no file says which data set it is of'}: give --dataset")
+    res = requested.res or next((args["res"] for args in arguments if args.get("res")), None)
+    return {"dataset": names.pop(), "res": res, "zca": requested.zca or any(args.get("zca") for args in arguments)}
+
+
+def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[str, Any]:
+    """The values of settings that are unset: those of the sets' runs, if all agree. Prints a note if they do not."""
+    defaults, values = DDMSettings().values(), {}
+    for name, theirs in followed_by(EvaluateSettings).items():
+        value = UNSET[requested.eval_protocol].get(name, agreed(arguments, theirs, defaults[theirs]))
+        recorded = {args[theirs] for args in arguments if theirs in args}
+        if len(recorded) > 1 and requested.values()[name] is None:
+            shown = ", ".join(map(str, sorted(recorded, key=str)))
+            used = "what the machine is fast at" if value is None else value
+            print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
+        values[name] = value
+    return values
 
 
 def followed_by(cls: type[EvaluateSettings]) -> dict[str, str]:
@@ -227,7 +234,7 @@ def run(requested: EvaluateSettings) -> None:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
         notes = data.warning_lines
         rows = rows_of(choice, data, notes)
-        earlier = session.record_of(SESSION_KEY)
+        earlier = session.record_of(EVALUATION)
         evaluations = earlier["evaluations"] if earlier else []
         for entry in evaluations:
             entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ddm import cli, disk, drawing
-from ddm.commands.evaluate import ORIGIN
 from ddm.commands.settings import EvaluateSettings, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
@@ -21,7 +20,7 @@ from ddm.errors import UserError
 from ddm.evaluation import sets
 from ddm.evaluation.plausibility import clipped_share, clipping_cost
 from ddm.evaluation.protocol import describe
-from ddm.evaluation.sets import CondensedDataset
+from ddm.evaluation.sets import ORIGIN, CondensedDataset
 from ddm.methods.settings import POOLED
 from ddm.settings import Role, declarations
 

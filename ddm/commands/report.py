@@ -100,7 +100,7 @@ def origins(runs: Sequence[RunFolder]) -> str:
     settings = sorted({name for run in runs for name, value in run.args.items() if value is not None})
     shown = [[name, *(run.args.get(name, UNKNOWN) for run in runs)] for name in settings]
     table = page.table("All settings", ["setting", *names], shown)
-    origin = page.table("Protocol, command, hardware and versions", ["about", *names], rows)
+    origin = page.table("Protocol, command, hardware and versions", ["fact", *names], rows)
     return origin + page.details(f"{len(settings)} settings", table)
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ddm import rng
-from ddm.commands.evaluate import BASELINES, SESSION_KEY
-from ddm.commands.run_records import short_names
+from ddm.commands.run_records import BASELINES, EVALUATION, short_names
 from ddm.data.loading import load_split, short_name
 from ddm.data.partition import decoded
 from ddm.device import Machine
@@ -161,7 +160,7 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
         elif results["args"].get("method") == "full":
             for model, summary in results.get("models", {}).items():
                 baselines.append(Baseline(name, whole_key(results["args"], model), summary))
-        elif results.get("key") == SESSION_KEY:  # of ddm evaluate
+        elif results.get("key") == EVALUATION:  # of ddm evaluate
             for entry in results.get("evaluations", []):
                 if entry.get("set") == BASELINES["whole"] and entry.get("accuracies"):
                     baselines.append(Baseline(name, whole_key(results["args"] | entry, entry["model"]), entry))

@@ -34,6 +34,11 @@ ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"
 UNLISTED = ALONE | {"num_eval", "dataset", "ipc", "method", "recipe"}
 
 
+# results.json of `ddm evaluate`: its `key`, and the names of its baselines by flag.
+EVALUATION = {"command": "evaluate"}
+BASELINES = {"random": "random real images", "whole": "whole training set"}
+
+
 class Result(NamedTuple):
     """The content of a results.json."""
 

@@ -270,9 +270,9 @@ class CollectSettings(Settings):
         ddm collect results/sweep --group_by auto --out table.tex --plot accuracy.png
 
     The table has one row per run: mean, (population) standard deviation and n over networks, and a column for each
-    setting that differs. With --group_by a row has one value per seed, its mean over networks; the table has the mean,
-    (population) standard deviation and number of these values. The LaTeX table needs the package booktabs; the best
-    accuracy of a data set and ipc is bold, except that of all real images.
+    setting that differs. With --group_by a row has one value per seed, its mean over networks. The table then has the
+    mean, (population) standard deviation and number of these values. The LaTeX table needs the package booktabs. The
+    best accuracy of a data set and ipc is bold, except that of all real images.
 
     The table also has the paired difference to the comparable run of plain DM, or of --baseline (same data set, ipc,
     protocol and seed), with its 95 % confidence interval by Student's t. Pairs are experiments with equal numbers: they

@@ -148,10 +148,9 @@ def visible(folder: Path) -> list[Path]:
     return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
 
 
-def class_folders(folder: Path, names: list[str] | None = None) -> list[tuple[str, list[Path]]]:
-    """(name, images) of the class folders that contain images, sorted by name; `names` selects some of them."""
-    subfolders = [sub.name for sub in visible(folder) if names is None or sub.name in names]
-    groups = [(name, images_in(folder / name)) for name in subfolders]
+def class_folders(folder: Path) -> list[tuple[str, list[Path]]]:
+    """(name, images) of the class folders that contain images, sorted by name."""
+    groups = [(sub.name, images_in(sub)) for sub in visible(folder)]
     return [(name, images) for name, images in groups if images]
 
 
@@ -365,7 +364,7 @@ def idx_files(root: Path, name: str) -> Listing | None:
 # --- into a store --------------------------------------------------------------------------------------------
 
 
-def fill(path: Path, listing: Listing, source: str, res: int | None, show: Callable[[str], None] = print) -> dict:
+def fill(path: Path, listing: Listing, source: str, res: int | None) -> dict:
     """Decode a listing into a store at `path`, resuming if possible; return the content of store.json.
 
     Raises UserError if a write fails, or if no image of a class can be read.
@@ -377,7 +376,7 @@ def fill(path: Path, listing: Listing, source: str, res: int | None, show: Calla
     recipe["listing"] = {split: images.digest() for split, images in listing.splits.items()}
     try:
         with contextlib.closing(store.Writer(path, recipe)) as writer:
-            return _fill(writer, listing, res, show)
+            return _fill(writer, listing, res)
     except OSError as error:
         raise UserError(
             f"can't write {path}: {error.strerror or error}; run the same command again to resume from "
@@ -385,9 +384,9 @@ def fill(path: Path, listing: Listing, source: str, res: int | None, show: Calla
         ) from None
 
 
-def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callable[[str], None]) -> dict:
+def _fill(writer: store.Writer, listing: Listing, res: int | None) -> dict:
     if not writer.fresh:
-        show(f"resuming {writer.partial}")
+        print(f"resuming {writer.partial}")
     labels = {}
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(threads) as pool:
@@ -426,7 +425,7 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None, show: Callabl
 # --- archives ------------------------------------------------------------------------------------------------
 
 
-def unpacked(source: Path, work: Path, show: Callable[[str], None] = print) -> Path:
+def unpacked(source: Path, work: Path) -> Path:
     """The folder of a source; an archive is unpacked once, into a folder below `work`.
 
     If the result contains a single folder without a training split beside it, that folder is returned.
@@ -436,7 +435,7 @@ def unpacked(source: Path, work: Path, show: Callable[[str], None] = print) -> P
         key = hashlib.blake2b(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=4)
         done = work / f"unpacked_{key.hexdigest()}"
         if not done.exists():
-            show(f"unpacking {source}")
+            print(f"unpacking {source}")
             tmp = work / "unpacking"
             shutil.rmtree(tmp, ignore_errors=True)
             try:

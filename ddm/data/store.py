@@ -113,14 +113,6 @@ def read(path: Path) -> tuple[dict, dict[str, Any]]:
     return metadata, arrays
 
 
-def header(path: Path) -> dict:
-    """The shape and dtype in the header of a .npy file, and the header's length in bytes."""
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return {"shape": shape, "dtype": dtype, "bytes": file.tell()}
-
-
 def npy_header(shape: tuple[int, ...]) -> bytes:
     """The .npy header of a uint8 array. Its length does not depend on the number of images, as numpy pads it."""
     buffer = io.BytesIO()

@@ -538,7 +538,7 @@ def record(entry: dict, trained: Sequence[Trained]) -> None:
     before = entry.get("accuracies", [])
     together = [*entry.get("together", [1] * len(before)), *(one.together for one in trained)]
     entry.update(summary([*before, *(one.accuracy for one in trained)]))
-    if max(together) > 1:  # each its own on a CPU
+    if max(together) > 1:  # on a CPU they train one by one
         entry["together"] = together
 
 

@@ -26,6 +26,9 @@ from ddm.networks import ARCHITECTURES, untapped
 from ddm.settings import declarations
 
 SPACES = declarations(SpaceSettings)["space"].choices  # auto; normalised; in [0, 1]; in 0 .. 255
+# The arguments that determine the evaluation networks of a run. For a file without them `ddm evaluate` takes those of
+# the other files, so that an export is evaluated on the same networks as the original set.
+ORIGIN = ("first_exp", "Iteration")
 CLASSES = "classes.json"  # in an exported folder of pictures: the class of every folder
 # The types in pickles of numpy arrays and of numpy floats in published lists of accuracies; none of them runs code.
 SAFE = [

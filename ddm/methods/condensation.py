@@ -196,13 +196,13 @@ class Condensation:
         return first_images(init, self.data, plan.counts, plan.factor, plan.settings.seed, experiment)
 
 
-def condensed(maker: Condensation, experiment: int, show: bool = True) -> Tensor:
+def condensed(maker: Condensation, experiment: int) -> Tensor:
     """Condense one set without evaluations and checkpoints; return the stored images [N, C, H, W], normalised.
 
-    With `show`, a progress bar is on stderr. Raises UserError if a loss, gradient or pixel is not finite.
+    A progress bar is on stderr. Raises UserError if a loss, gradient or pixel is not finite.
     """
     maker.start(experiment, None)
-    for iteration in bar(range(1, maker.iterations + 1), show=show, desc="condensing", unit="it", leave=False):
+    for iteration in bar(range(1, maker.iterations + 1), desc="condensing", unit="it", leave=False):
         maker.step(iteration)
         if iteration % 10 == 0 or iteration == maker.iterations:  # each check waits for the device
             try:

@@ -47,20 +47,20 @@ def objective(real: Features, syn: Features, settings: CompleteSettings) -> dict
     if s.mmd_ratio:
         terms["L_MMD"] = s.mmd_ratio * mean_matching(real.embedding, syn.embedding)
     if s.icd_ratio:
-        terms["L_ICD"] = factor(s, s.icd_ratio) * diversity(real, syn_icd, s)  # beta
+        terms["L_ICD"] = multiplier(s, s.icd_ratio) * diversity(real, syn_icd, s)  # beta
     if s.mm_ratio:
-        terms["L_MM"] = factor(s, s.mm_ratio) * moments(real, syn, s)  # lambda * alpha
+        terms["L_MM"] = multiplier(s, s.mm_ratio) * moments(real, syn, s)  # lambda * alpha
     if s.cm_ratio:
-        terms["L_CM"] = factor(s, s.cm_ratio) * grams(real, syn, s)  # lambda
+        terms["L_CM"] = multiplier(s, s.cm_ratio) * grams(real, syn, s)  # lambda
     if s.rr_ratio:  # not of the DDM paper
-        terms["L_RR"] = factor(s, s.rr_ratio) * readout(real, syn_rr, s)
+        terms["L_RR"] = multiplier(s, s.rr_ratio) * readout(real, syn_rr, s)
     if s.ce_ratio:  # not of the DDM paper
         terms["L_CE"] = s.ce_ratio * classification(syn.logits, syn.labels)
     return terms
 
 
-def factor(settings: WeightSettings, weight: float) -> float:
-    """The factor of a loss: its weight, or 1 if the weight is that of its gradient."""
+def multiplier(settings: WeightSettings, weight: float) -> float:
+    """The multiplier of a loss: its weight, or 1 if the weight is that of its gradient."""
     return 1.0 if settings.weights == "balanced" else weight
 
 
