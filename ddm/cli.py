@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, cls: type[Settings], prog: str | None, description: str):
         declared = declarations(cls)
-        words = [own.metavar.replace("...", " [..]") for own in declared.values() if own.positional]
+        words = [setting.metavar.replace("...", " [..]") for setting in declared.values() if setting.positional]
         super().__init__(
             prog=prog,
             usage=" ".join(["%(prog)s", *words, "[--flag value ..]"]),
@@ -52,16 +52,16 @@ class Parser(argparse.ArgumentParser):
         self.cls, self.rare = cls, {}
         exclusive: dict[str, Any] = {}
         for group in groups(declared):
-            members = {name: own for name, own in declared.items() if own.group == group}
+            members = {name: setting for name, setting in declared.items() if setting.group == group}
             heading = self.add_argument_group(group) if members else self
-            for name, own in members.items():
+            for name, setting in members.items():
                 place = heading
-                if own.exclusive:
-                    if own.exclusive not in exclusive:
-                        exclusive[own.exclusive] = heading.add_mutually_exclusive_group()
-                    place = exclusive[own.exclusive]
-                action = add(self if own.positional else place, cls, name)
-                if own.rare and not own.hidden:
+                if setting.exclusive:
+                    if setting.exclusive not in exclusive:
+                        exclusive[setting.exclusive] = heading.add_mutually_exclusive_group()
+                    place = exclusive[setting.exclusive]
+                action = add(self if setting.positional else place, cls, name)
+                if setting.rare and not setting.hidden:
                     self.rare[action], action.help = action.help, SUPPRESS
         if self.rare:
             self.epilog = f"{len(self.rare)} more flags: --help-all"
@@ -97,7 +97,7 @@ class HelpAll(argparse.Action):
 
 def flags_of(cls: type[Settings]) -> list[str]:
     """The names of all flags of a class, without dashes."""
-    return [word for name, own in declarations(cls).items() for word in (name, *own.spellings)]
+    return [word for name, setting in declarations(cls).items() for word in (name, *setting.spellings)]
 
 
 def hint(cls: type[Settings], wrong: str) -> str:
@@ -183,11 +183,11 @@ def parse(
         values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
         if given.get("like") is not None:
             values = arguments_of(given["like"], cls, given.keys() | values.keys(), recipe) | values
-        found = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
-        missing = [name for name in declarations(cls) if name not in found and required(cls, name)]
+        values = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
+        missing = [name for name in declarations(cls) if name not in values and required(cls, name)]
         if missing:
             raise UserError(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
-        settings = cls(**found)
+        settings = cls(**values)
     except UserError as error:
         parser.error(str(error))
     if show:
@@ -233,7 +233,7 @@ def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{shown} is a {type(content).__name__}: write lines of the form `name: value`")
     declared, values = declarations(cls), {}
-    spelt = {word: name for name, own in declared.items() for word in own.spellings}
+    spelt = {word: name for name, setting in declared.items() for word in setting.spellings}
     for word, value in content.items():
         name = spelt.get(word, word)
         if name not in declared:
@@ -254,7 +254,7 @@ def config_text(settings: Settings, prog: str) -> str:
     declared, values = declarations(type(settings)), settings.values()
     lines = [f"# {prog}, ddm {__version__}"]
     for group in groups(declared):
-        members = [name for name, own in declared.items() if own.group == group and not own.positional]
+        members = [name for name, setting in declared.items() if setting.group == group and not setting.positional]
         shown = [f"{name}: {json.dumps(values[name])}" for name in members if not declared[name].hidden]
         lines += ["", f"# {group}", *shown] if shown else []
     return "\n".join(lines) + "\n"

@@ -101,9 +101,9 @@ def image_data(data: Splits) -> ImageData:
     """A data set from arrays, lists or tensors. Raises UserError."""
     if not isinstance(data, tuple | list) or len(data) != 4:
         raise UserError("data is not (x_train, y_train, x_test, y_test): give these four arrays")
-    found = from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
-    warn(found)
-    return found
+    data_set = from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
+    warn(data_set)
+    return data_set
 
 
 def with_presets(settings: RecipeSettings, changes: dict[str, Any]) -> RecipeSettings:
@@ -135,8 +135,8 @@ def registered(network: Callable[..., nn.Module] | None) -> Iterator[str | None]
     def build(channel: int, num_classes: int, im_size: tuple[int, int]) -> networks.Network:
         net = network(channel, num_classes, im_size)
         if not isinstance(net, networks.Network) or net.classifier.out_features != num_classes:
-            found = type(net).__name__
-            raise UserError(f"network returned a {found}: return a ddm.networks.Network of {num_classes} classes")
+            kind = type(net).__name__
+            raise UserError(f"network returned a {kind}: return a ddm.networks.Network of {num_classes} classes")
         return net
 
     networks.ARCHITECTURES[name] = build

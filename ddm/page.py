@@ -78,19 +78,19 @@ def tiles(pixels: Tensor, alt: str, caption: str, columns: int | None = None) ->
 # --- plots ---------------------------------------------------------------------------------------------------
 
 
-def plots(found: Sequence[Plot], share: str = "", high: float = 3.2) -> str:
+def plots(shown: Sequence[Plot], share: str = "", high: float = 3.2) -> str:
     """Plots side by side, 5.2 x `high` inches each; `share` names the axes ("x", "y", "xy") with common limits."""
     with contextlib.ExitStack() as stack:
-        drawn = [stack.enter_context(drawing.axes(5.2, high, SETTINGS)) for _ in found]
-        for plot, (_, axes) in zip(found, drawn, strict=True):
+        drawn = [stack.enter_context(drawing.axes(5.2, high, SETTINGS)) for _ in shown]
+        for plot, (_, axes) in zip(shown, drawn, strict=True):
             axes.set_prop_cycle(color=COLOURS)
             plot.draw(axes)
         for axis in share:
             limits = [getattr(axes, f"get_{axis}lim")() for _, axes in drawn]
             for _, axes in drawn:
                 getattr(axes, f"set_{axis}lim")(min(low for low, _ in limits), max(high for _, high in limits))
-        svgs = [_svg(figure, plot.alt) for plot, (figure, _) in zip(found, drawn, strict=True)]
-    captions = [f"<figcaption>{text(plot.caption)}</figcaption>" if plot.caption else "" for plot in found]
+        svgs = [_svg(figure, plot.alt) for plot, (figure, _) in zip(shown, drawn, strict=True)]
+    captions = [f"<figcaption>{text(plot.caption)}</figcaption>" if plot.caption else "" for plot in shown]
     figures = (f"<figure>{caption}{svg}</figure>" for caption, svg in zip(captions, svgs, strict=True))
     return f'<div class="plots">{"".join(figures)}</div>'
 

@@ -33,15 +33,15 @@ def local_device(name: str) -> str:
 
     Raises UserError for an unknown or missing device, and for more ranks than GPUs.
     """
-    found = device.find_device(name)
-    if torch.device(found).type == "cuda" and torchrun.rank_and_world()[1] > 1:
+    kind = device.find_device(name)
+    if torch.device(kind).type == "cuda" and torchrun.rank_and_world()[1] > 1:
         number, local = int(os.environ["LOCAL_RANK"]), torchrun.ranks_on_this_host()
         if number >= torch.cuda.device_count():
             raise UserError(f"{local} ranks, but {torch.cuda.device_count()} GPU(s): start one rank per GPU")
-        if found != "cuda" and local > 1:
+        if kind != "cuda" and local > 1:
             raise UserError(f"--device {name} with {local} ranks on this machine: give --device cuda, one GPU per rank")
-        found = f"cuda:{number}" if found == "cuda" else found
-    return device.select(found)
+        kind = f"cuda:{number}" if kind == "cuda" else kind
+    return device.select(kind)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import ddm
 from ddm.__main__ import main as command
 from ddm.drawing import markdown
 from ddm.evaluation.protocol import describe
+from ddm.evaluation.sets import weights_text
 
 BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 
@@ -21,8 +22,7 @@ def row(path: Path) -> list[str]:
     dataset = ddm.load(path)
     args = dataset.metadata["args"]
     ((model, accs),) = dataset.accuracies.items()
-    weights = ", ".join(f"{name} {value:g}" for name, value in args.items() if name.endswith("_ratio") and value)
-    made = f"{weights}; {args['Iteration']:,} iterations of {args['batch_real']} real images per class"
+    made = f"{weights_text(args)}; {args['Iteration']:,} iterations of {args['batch_real']} real images per class"
     made += f"; split {args['factor']} x {args['factor']}" if args["factor"] > 1 else ""
     stored = len(dataset) // args["factor"] ** 2
     return [

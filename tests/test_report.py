@@ -246,7 +246,7 @@ def test_dark_mode_and_narrow_screens(one):
 
 
 def test_the_gap_is_that_of_the_losses(folder, data_path):
-    found = report_data.RunFolder(folder, str(data_path), None)
+    found = report_data.ReportedRun(folder, str(data_path), None)
     real, syn = report_data.embed_classes(found, found.real), report_data.embed_classes(found, found.of_class)
     net = report_data.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
     net.tap("published")
@@ -266,16 +266,16 @@ def test_before_is_what_the_run_started_from(init, data_path, tmp_path):
     """Under --eval_split val and of any init; a learning rate of 0 leaves the images as they were."""
     line = ("--eval_split", "val", "--init", init, "--lr_img", "0", "--Iteration", "1", "--eval_every", "0")
     saved, _ = run("DM_KNearest", data_path, tmp_path / "out", *line)
-    found = report_data.RunFolder(tmp_path / "out", str(data_path), None)
+    found = report_data.ReportedRun(tmp_path / "out", str(data_path), None)
     assert torch.equal(torch.cat([found.initial(c) for c in range(10)]), saved["data"][0][0])
 
 
 def test_what_is_no_run(tmp_path, data_path):
     with pytest.raises(UserError, match="no results"):
-        report_data.RunFolder(tmp_path, str(data_path), None)
+        report_data.ReportedRun(tmp_path, str(data_path), None)
     (tmp_path / "results.json").write_text('{"args": {"dataset": "CIFAR10"}}')  # of another command
     with pytest.raises(UserError, match="not of a recipe or coreset"):
-        report_data.RunFolder(tmp_path, str(data_path), None)
+        report_data.ReportedRun(tmp_path, str(data_path), None)
 
 
 def test_tsne_and_other_data(folder, data_path, tmp_path):

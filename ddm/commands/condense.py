@@ -15,7 +15,7 @@ from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
 from ddm.methods.settings import CondensingSettings
 from ddm.runs import experiments
-from ddm.runs.folder import set_stem
+from ddm.runs.folder import set_size, set_stem
 from ddm.settings import preset_values
 
 ddm.terms  # noqa: B018 - recipes use this name; torch.compile needs it imported before it traces them
@@ -88,5 +88,5 @@ def run_recipe(recipe: Recipe, requested: RecipeSettings) -> None:
             data, recipe.fitted(s, data), recipe.objective, needs, group, say
         ),
         set_stem("DM", short_name(settings.dataset), settings.model, settings.ipc, settings.zca),
-        f"images as in {settings.ipc}" if isinstance(settings.ipc, str) else f"{settings.ipc} image(s) per class",
+        set_size(settings.ipc),
     )

@@ -4,7 +4,7 @@ from ddm.commands.settings import CoresetRunSettings
 from ddm.data.loading import short_name
 from ddm.methods import coreset, plan
 from ddm.runs import experiments
-from ddm.runs.folder import set_stem
+from ddm.runs.folder import set_size, set_stem
 
 
 def run(requested: CoresetRunSettings) -> None:
@@ -12,8 +12,7 @@ def run(requested: CoresetRunSettings) -> None:
     coreset.check_method(requested)
     settings = plan.settle(requested)
     full = settings.method == "full"
-    size = f"{settings.subset_size or 'all'} training images" if full else f"{settings.ipc} image(s) per class"
-    size = f"images as in {settings.ipc}" if isinstance(settings.ipc, str) and not full else size
+    size = f"{settings.subset_size or 'all'} training images" if full else set_size(settings.ipc)
     ipc = 0 if full else settings.ipc
     experiments.carry_out(
         requested,

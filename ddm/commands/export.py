@@ -114,7 +114,7 @@ def stored_images(dataset: CondensedDataset) -> Tensor:
 
 
 # The arguments of a set's run that `ddm evaluate` reads.
-FOLLOWED = {own.follows for own in declarations(EvaluateSettings).values() if own.follows}
+FOLLOWED = {setting.follows for setting in declarations(EvaluateSettings).values() if setting.follows}
 EVALUATED = sorted({*FOLLOWED, *ORIGIN, "dataset", "res", "model", "recipe"})  # without zca: pictures have pixels
 
 
@@ -279,7 +279,7 @@ def to_card(synset: Set, out: Path) -> None:
     lines += [f"| images | {len(synset.labels)} of {shape}, {each} per class{held} |"]
     how = "protocol not recorded"
     if "recipe" in args:
-        weights = ", ".join(f"{key} {value:g}" for key, value in args.items() if key.endswith("_ratio") and value)
+        weights = sets.weights_text(args)
         made_by = " ".join(str(args[key]) for key in ("recipe", "method") if key in args) or "?"
         if "objective" in args:  # a function of the user
             made_by, weights = f"ddm.condense with the objective `{args['objective']}`", ""

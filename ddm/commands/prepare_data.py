@@ -50,14 +50,14 @@ def check(args: PrepareSettings, listing: Listing) -> list[str]:
             shape, labels = images.images.shape[1:], images.labels
             wanted = (*spec.shape[1:], spec.shape[0]) if spec else shape
             if shape != wanted or len(labels) != len(images) or not 0 <= labels.min() <= labels.max() < classes:
-                found = f"{len(images)} images {list(shape)}, {len(labels)} labels {labels.min()} to {labels.max()}"
-                raise UserError(f"the {split} set in {args.source} has {found}: it is not {args.name}")
+                content = f"{len(images)} images {list(shape)}, {len(labels)} labels {labels.min()} to {labels.max()}"
+                raise UserError(f"the {split} set in {args.source} has {content}: it is not {args.name}")
     if len(listing.class_names) != classes:
         raise UserError(f"{args.source} has {len(listing.class_names)} classes, {args.name} has {classes}")
-    found = tuple(len(listing.splits[split]) for split in ("train", "test"))
-    if prepared and found != prepared.counts:
+    counts = tuple(len(listing.splits[split]) for split in ("train", "test"))
+    if prepared and counts != prepared.counts:
         whole = " and ".join(map(str, prepared.counts))
-        notes.append(f"{found[0]} training and {found[1]} test images; a complete copy has {whole}")
+        notes.append(f"{counts[0]} training and {counts[1]} test images; a complete copy has {whole}")
     if spec:
         listing.class_names, listing.constants = spec.class_names, {"mean": spec.mean, "std": spec.std}
     elif prepared:

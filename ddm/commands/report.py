@@ -7,7 +7,15 @@ from pathlib import Path
 
 from ddm import __version__, disk, drawing, page
 from ddm.commands import report_plots as plots
-from ddm.commands.report_data import REAL, Baseline, RunFolder, headline, random_baseline, read_folders, whole_baseline
+from ddm.commands.report_data import (
+    REAL,
+    Baseline,
+    ReportedRun,
+    headline,
+    random_baseline,
+    read_folders,
+    whole_baseline,
+)
 from ddm.commands.settings import ReportSettings, roles
 from ddm.data.loading import short_name
 from ddm.errors import UserError
@@ -24,9 +32,9 @@ STAGES, STAGE_ROWS, STAGE_COLUMNS = 6, 10, 5  # image grids during condensation;
 UNKNOWN = "\N{EN DASH}"
 
 
-def percent(found: dict) -> str:
+def percent(result: dict) -> str:
     """An accuracy such as '82.92 % ± 1.25 (n 2)'."""
-    return f"{100 * found['mean']:.2f} % ± {100 * found['std']:.2f} (n {found['n']})"
+    return f"{100 * result['mean']:.2f} % ± {100 * result['std']:.2f} (n {result['n']})"
 
 
 # --- tables --------------------------------------------------------------------------------------------------
@@ -38,7 +46,7 @@ def without_empty(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[l
     return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
-def overview(runs: Sequence[RunFolder], baselines: Sequence[Baseline]) -> str:
+def overview(runs: Sequence[ReportedRun], baselines: Sequence[Baseline]) -> str:
     """A headline per run, and the table of all runs."""
     head = ["run", "accuracy %", "std", "n", "random real %", "gain", "whole set %", "of whole set", "iterations"]
     head += ["seconds", "images per class", "data", "network", "made by"]
@@ -69,7 +77,7 @@ def overview(runs: Sequence[RunFolder], baselines: Sequence[Baseline]) -> str:
     return f'<div class="runs">{"".join(cards)}</div>{table}'
 
 
-def differences(runs: Sequence[RunFolder]) -> str:
+def differences(runs: Sequence[ReportedRun]) -> str:
     """The settings that differ between runs, except paths and device. Settings that only some runs have are folded."""
     not_shown = {name for name, role in roles().items() if role is Role.PLACE} - {"preset"}
     different, partial = [], []
@@ -89,7 +97,7 @@ def differences(runs: Sequence[RunFolder]) -> str:
     return text
 
 
-def origins(runs: Sequence[RunFolder]) -> str:
+def origins(runs: Sequence[ReportedRun]) -> str:
     """Protocol, command, hardware, versions and all settings of each run."""
     names = [run.name for run in runs]
     rows = [["protocol", *(run.results["protocol"] for run in runs)]]
@@ -107,13 +115,13 @@ def origins(runs: Sequence[RunFolder]) -> str:
 # --- images --------------------------------------------------------------------------------------------------
 
 
-def gallery(runs: Sequence[RunFolder]) -> str:
+def gallery(runs: Sequence[ReportedRun]) -> str:
     """Real images of each class beside those of the runs with the same data."""
     ordered = sorted(runs, key=lambda run: [r.data_key for r in runs].index(run.data_key))
     return "".join(class_rows(list(part), runs) for _, part in groupby(ordered, key=lambda run: run.data_key))
 
 
-def class_rows(same: Sequence[RunFolder], runs: Sequence[RunFolder]) -> str:
+def class_rows(same: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     """The classes of runs with the same data, folded in groups if they are many."""
     data, names = same[0].data, same[0].data.class_names[:CLASSES]
     many = len(names) > FEW
@@ -151,22 +159,22 @@ def class_rows(same: Sequence[RunFolder], runs: Sequence[RunFolder]) -> str:
     return f"{title}{''.join(bodies)}{more}"
 
 
-def evolution(run: RunFolder, runs: Sequence[RunFolder]) -> str:
+def evolution(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     """The first classes and images of a run's grids; nothing for fewer than two grids."""
-    found = []
+    stages = []
     for path in run.folder.glob("vis_*_exp*_iter*.png"):
         experiment, iteration = map(int, re.search(r"_exp(\d+)_iter(\d+)\.png$", path.name).groups())
         if experiment == run.args.get("first_exp", 0):
-            found.append((iteration, path))
-    found = sorted(found)
-    if len(found) < 2:
+            stages.append((iteration, path))
+    stages = sorted(stages)
+    if len(stages) < 2:
         return ""
-    if len(found) > STAGES:  # the first, the last and those between in equal steps
-        found = [found[round(k * (len(found) - 1) / (STAGES - 1))] for k in range(STAGES)]
+    if len(stages) > STAGES:  # the first, the last and those between in equal steps
+        stages = [stages[round(k * (len(stages) - 1) / (STAGES - 1))] for k in range(STAGES)]
     widest = max(run.stored_counts)
     columns, rows = min(STAGE_COLUMNS, widest), min(STAGE_ROWS, len(run.counts))
     figures = []
-    for iteration, path in found:
+    for iteration, path in stages:
         content = drawing.corner(path, (len(run.counts), widest), rows, columns)
         alt = f"The first {columns} images of {rows} classes, one row per class, after {iteration} iterations"
         figures.append(f"<figure><figcaption>{iteration} iterations</figcaption>{page.image(content, alt)}</figure>")
@@ -179,10 +187,10 @@ def evolution(run: RunFolder, runs: Sequence[RunFolder]) -> str:
 # --- the page ------------------------------------------------------------------------------------------------
 
 
-def sections(runs: Sequence[RunFolder], baselines: Sequence[Baseline], kind: str) -> list[tuple[str, str]]:
+def sections(runs: Sequence[ReportedRun], baselines: Sequence[Baseline], kind: str) -> list[tuple[str, str]]:
     """The titles and bodies of all sections; a section without data has an empty body."""
 
-    found = [plots.features(run) for run in runs]
+    parts = [plots.features(run) for run in runs]
     network = "under one untrained network"
     how, fitted = {"tsne": ("t-SNE", "real and synthetic"), "pca": ("PCA", "real")}[kind]
     classes = min(10, runs[0].data.num_classes)
@@ -202,12 +210,12 @@ def sections(runs: Sequence[RunFolder], baselines: Sequence[Baseline], kind: str
         ),
         page.section(
             "Spread within classes",
-            plots.spread_plots(found),
+            plots.spread_plots(parts),
             f"Root mean squared distance of embeddings to their class mean, {network}. Initial: {initial}.",
         ),
         page.section(
             "Embeddings",
-            plots.embedding_plots(found, kind),
+            plots.embedding_plots(parts, kind),
             f"{how}, fitted to {fitted} images of the first {classes} classes, {network}. Dots are real images, stars "
             "synthetic ones.",
         ),
@@ -218,7 +226,7 @@ def sections(runs: Sequence[RunFolder], baselines: Sequence[Baseline], kind: str
         ),
         page.section(
             "Style gap of each layer",
-            plots.gap_plots(found),
+            plots.gap_plots(parts),
             f"Relative distance to {REAL} real images per class {network}, averaged over classes. Before: {initial}. "
             "After: the set.",
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddm import rng
-from ddm.commands.run_records import BASELINES, EVALUATION, short_names
+from ddm.commands.run_records import BASELINES, EVALUATION, made_by, short_names
 from ddm.data.loading import load_split, short_name
 from ddm.data.partition import decoded
 from ddm.device import Machine
@@ -22,6 +22,7 @@ from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
 from ddm.methods.matching import features
 from ddm.methods.step import first_images
 from ddm.networks import empty_network, initialise, untapped
+from ddm.runs.folder import set_size
 
 REAL = 64  # real images per class in the comparisons
 STATISTICS = {"moments": image_moments, "grams": mean_gram}
@@ -48,7 +49,7 @@ def whole_key(args: dict, model: str) -> tuple:
     return short_name(args["dataset"]), args.get("res"), zca, split, untapped(model)
 
 
-class RunFolder:
+class ReportedRun:
     """The files and data of a run. Raises UserError for missing or unreadable files."""
 
     def __init__(self, folder: Path, data_path: str, res: int | None, name: str = ""):
@@ -80,13 +81,11 @@ class RunFolder:
 
     @property
     def made_by(self) -> str:
-        return self.args.get("method") or self.args["recipe"]
+        return made_by(self.args)
 
     @property
     def title(self) -> str:
-        ipc = self.args["ipc"]
-        size = f"images as in {Path(ipc).name}" if isinstance(ipc, str) else f"{ipc} image{'s' * (ipc != 1)} per class"
-        return f"{self.made_by}, {short_name(self.args['dataset'])}, {size}"
+        return f"{self.made_by}, {short_name(self.args['dataset'])}, {set_size(self.args['ipc'])}"
 
     @property
     def model(self) -> str:
@@ -145,7 +144,7 @@ def read_results(folder: Path) -> dict:
         ) from None
 
 
-def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tuple[list[RunFolder], list[Baseline]]:
+def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tuple[list[ReportedRun], list[Baseline]]:
     """The runs among some folders, and the accuracies of whole training sets. Raises UserError.
 
     Those accuracies come from the folders of `ddm coreset --method full` and `ddm evaluate --baselines whole`.
@@ -165,13 +164,13 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
                 if entry.get("set") == BASELINES["whole"] and entry.get("accuracies"):
                     baselines.append(Baseline(name, whole_key(results["args"] | entry, entry["model"]), entry))
         else:
-            runs.append(RunFolder(path, data_path, res, name))
+            runs.append(ReportedRun(path, data_path, res, name))
     if not runs:
         raise UserError(f"no condensed set or coreset in {', '.join(folders)}: name the --save_path of a run too")
     return runs, baselines
 
 
-def random_baseline(run: RunFolder, runs: Sequence[RunFolder]) -> Baseline | None:
+def random_baseline(run: ReportedRun, runs: Sequence[ReportedRun]) -> Baseline | None:
     """The accuracy of as many random real images: the run's, or that of another run with the same protocol."""
     for other in (run, *runs):
         if other.random_key == run.random_key:
@@ -183,13 +182,13 @@ def random_baseline(run: RunFolder, runs: Sequence[RunFolder]) -> Baseline | Non
     return None
 
 
-def whole_baseline(run: RunFolder, baselines: Sequence[Baseline]) -> Baseline | None:
+def whole_baseline(run: ReportedRun, baselines: Sequence[Baseline]) -> Baseline | None:
     """The accuracy of the whole training set on the run's network."""
     key = whole_key(run.args, run.model)
     return next((baseline for baseline in baselines if baseline.key == key and baseline.summary["mean"]), None)
 
 
-def headline(run: RunFolder, random: Baseline | None, whole: Baseline | None) -> str:
+def headline(run: ReportedRun, random: Baseline | None, whole: Baseline | None) -> str:
     """A line such as '+8.1 points over random real images; 89 % of whole-set accuracy', from the known baselines."""
     accuracy, parts = run.results["mean"], []
     if "unfinished" in run.results:
@@ -207,7 +206,7 @@ def headline(run: RunFolder, random: Baseline | None, whole: Baseline | None) ->
 
 
 @torch.no_grad()
-def embed_classes(run: RunFolder, images: Callable[[int], Tensor]) -> ClassFeatures:
+def embed_classes(run: ReportedRun, images: Callable[[int], Tensor]) -> ClassFeatures:
     """The features of images(class) under one untrained network of the run's architecture, at its published taps."""
     data, model = run.data, run.args["model"]
     net = empty_network(model, data.channel, data.num_classes, data.im_size, "cpu")

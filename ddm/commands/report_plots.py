@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddm import page
-from ddm.commands.report_data import ClassFeatures, RunFolder, embed_classes, spreads, style_gaps
+from ddm.commands.report_data import ClassFeatures, ReportedRun, embed_classes, spreads, style_gaps
 from ddm.evaluation.protocol import summary
 from ddm.page import FEW, Plot
 
@@ -14,23 +14,23 @@ from ddm.page import FEW, Plot
 class Features(NamedTuple):
     """A run, and the features of its real, initial and synthetic images."""
 
-    run: RunFolder
+    run: ReportedRun
     real: ClassFeatures
     before: ClassFeatures
     after: ClassFeatures
 
 
-def features(run: RunFolder) -> Features:
+def features(run: ReportedRun) -> Features:
     """Embed the images of a run."""
     return Features(run, *(embed_classes(run, images) for images in (run.real, run.initial, run.of_class)))
 
 
-def caption(run: RunFolder, runs: Sequence[RunFolder]) -> str:
+def caption(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     """The name of a run, where a page has several."""
     return run.name if len(runs) > 1 else ""
 
 
-def losses(runs: Sequence[RunFolder]) -> str:
+def losses(runs: Sequence[ReportedRun]) -> str:
     """A plot per weighted term, with a line per run; runs with fewer than two logged losses are left out."""
     curves: dict[str, dict[str, dict[int, float]]] = {}  # term -> run -> iteration -> value
     for run in runs:
@@ -40,9 +40,9 @@ def losses(runs: Sequence[RunFolder]) -> str:
             if name.startswith("L_") and any(line[name] for line in lines):
                 curves.setdefault(name, {})[run.name] = {line["iteration"]: line[name] for line in lines}
 
-    def plot(name: str, found: dict[str, dict[int, float]]) -> Plot:
+    def plot(name: str, curves_of_run: dict[str, dict[int, float]]) -> Plot:
         def draw(axes: Any) -> None:
-            for run, points in found.items():
+            for run, points in curves_of_run.items():
                 axes.plot(
                     list(points),
                     list(points.values()),
@@ -50,38 +50,38 @@ def losses(runs: Sequence[RunFolder]) -> str:
                     color=page.COLOURS[order.index(run) % len(page.COLOURS)],
                 )
             axes.set(xlabel="iteration", ylabel="weighted term")
-            values = [value for points in found.values() for value in points.values()]
+            values = [value for points in curves_of_run.values() for value in points.values()]
             if min(values) > 0 and max(values) > 10 * min(values):
                 axes.set_yscale("log")
             if len(runs) > 1:
                 page.legend(axes)
 
         changes = []
-        for run, points in found.items():
+        for run, points in curves_of_run.items():
             values = list(points.values())
             changes.append(f"{run} from {values[0]:.3g} to {values[-1]:.3g}")
-        points = next(iter(found.values()))
+        points = next(iter(curves_of_run.values()))
         return Plot(draw, f"{name}, iterations {min(points)} to {max(points)}: {', '.join(changes)}.", name)
 
-    order = list(dict.fromkeys(run for found in curves.values() for run in found))
+    order = list(dict.fromkeys(run for by_run in curves.values() for run in by_run))
     return page.plots([plot(*item) for item in curves.items()], "x", high=2.6) if curves else ""
 
 
-def accuracies(run: RunFolder) -> dict[str, dict[int, dict]]:
+def accuracies(run: ReportedRun) -> dict[str, dict[int, dict]]:
     """'network, kind of images' -> iteration -> mean and std in %, n."""
-    found: dict[str, dict[int, list[float]]] = {}
+    points_of: dict[str, dict[int, list[float]]] = {}
     for entry in run.results["evaluations"]:
         if entry.get("accuracies"):
-            points = found.setdefault(f"{entry['model']}, {entry['images']}", {})
+            points = points_of.setdefault(f"{entry['model']}, {entry['images']}", {})
             points.setdefault(entry["iteration"], []).extend(100 * acc for acc in entry["accuracies"])
-    return {name: {i: summary(points[i]) for i in sorted(points)} for name, points in found.items()}
+    return {name: {i: summary(points[i]) for i in sorted(points)} for name, points in points_of.items()}
 
 
-def as_curves(found: dict[str, dict[int, dict]]) -> page.Draw:
+def as_curves(points_of: dict[str, dict[int, dict]]) -> page.Draw:
     """Accuracies over iterations; those without iterations are horizontal lines."""
 
     def draw(axes: Any) -> None:
-        for k, (name, points) in enumerate(found.items()):
+        for k, (name, points) in enumerate(points_of.items()):
             mean, std = ([s[key] for s in points.values()] for key in ("mean", "std"))
             style = {"color": page.COLOURS[k % len(page.COLOURS)], "label": name}
             if len(points) == 1:
@@ -91,7 +91,7 @@ def as_curves(found: dict[str, dict[int, dict]]) -> page.Draw:
                 marker = page.MARKERS[k % len(page.MARKERS)]
                 axes.errorbar(list(points), mean, yerr=std, fmt=f"{marker}-", capsize=3, **style)
         axes.set(xlabel="iteration", ylabel="accuracy of fresh networks, %")
-        page.legend(axes, 1 if max(map(len, found)) > 24 else 2)
+        page.legend(axes, 1 if max(map(len, points_of)) > 24 else 2)
 
     return draw
 
@@ -110,12 +110,12 @@ def as_bars(labels: list[str], last: list[dict]) -> page.Draw:
     return draw
 
 
-def accuracy_plots(runs: Sequence[RunFolder]) -> str:
+def accuracy_plots(runs: Sequence[ReportedRun]) -> str:
     """A plot per run if any run has a curve, else one with a bar per accuracy; nothing for a single accuracy."""
-    found = [accuracies(run) for run in runs]
-    curves = any(len(points) > 1 for lines in found for points in lines.values())
+    all_lines = [accuracies(run) for run in runs]
+    curves = any(len(points) > 1 for lines in all_lines for points in lines.values())
     shown, labels, last = [], [], []
-    for run, lines in zip(runs, found, strict=True):
+    for run, lines in zip(runs, all_lines, strict=True):
         parts = []
         for name, points in lines.items():
             at = (f"{s['mean']:.1f} % ± {s['std']:.1f} after {i} iterations" for i, s in points.items())
@@ -134,10 +134,10 @@ def accuracy_plots(runs: Sequence[RunFolder]) -> str:
     return page.plots([Plot(as_bars(labels, last), alt)], high=0.9 + 0.35 * len(labels))
 
 
-def gap_plots(found: Sequence[Features]) -> str:
+def gap_plots(parts: Sequence[Features]) -> str:
     """The style gap of each layer before and after: a row of plots per statistic, or one row for a single run."""
-    runs = [f.run for f in found]
-    pairs = [(f.run, style_gaps(f.real, f.before), style_gaps(f.real, f.after)) for f in found]
+    runs = [f.run for f in parts]
+    pairs = [(f.run, style_gaps(f.real, f.before), style_gaps(f.real, f.after)) for f in parts]
     rows = {name: [gap_plot(name, *pair, runs) for pair in pairs if pair[1][name]] for name in pairs[0][1]}
     rows = {name: row for name, row in rows.items() if row}
     if len(runs) == 1:
@@ -145,7 +145,7 @@ def gap_plots(found: Sequence[Features]) -> str:
     return "".join(f"<h3>{name}</h3>{page.plots(row, 'y')}" for name, row in rows.items())
 
 
-def gap_plot(name: str, run: RunFolder, before: dict, after: dict, runs: Sequence[RunFolder]) -> Plot:
+def gap_plot(name: str, run: ReportedRun, before: dict, after: dict, runs: Sequence[ReportedRun]) -> Plot:
     """The gap of one statistic in the layers of a run."""
     layers = [f"layer {k}" for k in range(len(after[name]))]
     groups = {"before": before[name], "after": after[name]}
@@ -154,10 +154,10 @@ def gap_plot(name: str, run: RunFolder, before: dict, after: dict, runs: Sequenc
     return Plot(page.bars(groups, layers, "relative distance"), alt, caption(run, runs) or name)
 
 
-def spread_plots(found: Sequence[Features]) -> str:
+def spread_plots(parts: Sequence[Features]) -> str:
     """The spread within classes of real, initial and synthetic images; runs with one image per class are left out."""
-    runs, shown = [f.run for f in found], []
-    for f in found:
+    runs, shown = [f.run for f in parts], []
+    for f in parts:
         if max(f.run.counts) > 1:
             groups = {"real": spreads(f.real), "initial": spreads(f.before), f.run.kind: spreads(f.after)}
             names = f.run.data.class_names
@@ -184,13 +184,13 @@ def spread_points(groups: dict[str, list[float]]) -> page.Draw:
 DOTS, STARS = {"s": 9, "alpha": 0.45}, {"s": 45, "marker": "*", "edgecolors": page.INK}
 
 
-def embedding_plots(found: Sequence[Features], kind: str) -> str:
+def embedding_plots(parts: Sequence[Features], kind: str) -> str:
     """2-D projections of embeddings; runs with the same data and network share PCA's axes."""
     how = {"tsne": "t-SNE", "pca": "PCA"}[kind]
-    runs = [f.run for f in found]
-    same = len({(f.run.data_key, f.run.model, len(f.real.embedding[0][0])) for f in found}) == 1
+    runs = [f.run for f in parts]
+    same = len({(f.run.data_key, f.run.model, len(f.real.embedding[0][0])) for f in parts}) == 1
     shown = []
-    for f in found:
+    for f in parts:
         classes = range(min(10, f.run.data.num_classes))
         parts = [images.embedding[c][:40] for c in classes for images in (f.real, f.after)]
         flat = project(parts, kind).split(list(map(len, parts)))

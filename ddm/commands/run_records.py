@@ -106,15 +106,15 @@ class Result(NamedTuple):
 
     @property
     def made_by(self) -> str:
-        return self.args.get("method") or self.args["recipe"]
+        return made_by(self.args)
 
     def curve(self, model: str) -> dict[int, dict[int, list[float]]]:
         """Iteration -> experiment -> accuracies in [0, 1] of one architecture, without baselines."""
-        found: dict[int, dict[int, list[float]]] = {}
+        by_iteration: dict[int, dict[int, list[float]]] = {}
         for entry in self.record["evaluations"]:
             if entry["model"] == model and entry["images"] != "random real" and entry.get("accuracies"):
-                found.setdefault(entry["iteration"], {})[entry["experiment"]] = entry["accuracies"]
-        return found
+                by_iteration.setdefault(entry["iteration"], {})[entry["experiment"]] = entry["accuracies"]
+        return by_iteration
 
     @property
     def model(self) -> str:
@@ -125,6 +125,11 @@ class Result(NamedTuple):
     def final(self) -> dict[int, list[float]]:
         """Experiment -> accuracies of `model` after the last iteration."""
         return self.curve(self.model).get(self.args["Iteration"], {})
+
+
+def made_by(args: dict) -> str:
+    """The coreset's method or the recipe of a run, from its arguments."""
+    return args.get("method") or args["recipe"]
 
 
 def load(folders: Iterable[str]) -> list[Result]:
@@ -186,21 +191,21 @@ def short_names(paths: list[Path]) -> list[str]:
 
 def merged(results: list[Result]) -> list[Result]:
     """Merge runs with the same settings and different experiments, under the name of the first."""
-    found: list[Result] = []
+    rows: list[Result] = []
     for result in results:
-        twin = next((k for k, r in enumerate(found) if r.settings == result.settings), None)
-        if twin is None or not result.final() or found[twin].final().keys() & result.final().keys():
-            found.append(result)
+        twin = next((k for k, r in enumerate(rows) if r.settings == result.settings), None)
+        if twin is None or not result.final() or rows[twin].final().keys() & result.final().keys():
+            rows.append(result)
             continue
-        one = found[twin]
+        one = rows[twin]
         entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
         whole = Result(one.name, one.record | {"evaluations": entries})
         accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
         numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
-        found[twin] = Result(one.name, whole.record | numbers)
+        rows[twin] = Result(one.name, whole.record | numbers)
         experiments = ", ".join(map(str, sorted(whole.final())))
         print(f"note: {one.name} and {result.name} are merged, experiments {experiments}", file=sys.stderr)
-    return found
+    return rows
 
 
 def differing(results: list[Result]) -> list[str]:
@@ -216,4 +221,4 @@ def differing(results: list[Result]) -> list[str]:
         name: {r.value(name) if r.args.get(name) else "" for r in results if name in known[r.args["recipe"]]}
         for name in names
     }
-    return [name for name, found in values.items() if len(found) > 1]
+    return [name for name, kinds in values.items() if len(kinds) > 1]

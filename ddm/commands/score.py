@@ -90,23 +90,23 @@ def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor
     Raises UserError for unequal numbers of images per class.
     """
     file = settings.file
-    (found,), notes = sets.read(file, data, settings.space, str(settings.experiment))
+    (synset,), notes = sets.read(file, data, settings.space, str(settings.experiment))
     for note in notes:
         print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
-    if found.factor > 1:
-        n = found.factor**2
+    if synset.factor > 1:
+        n = synset.factor**2
         print(
             f"warning: {file} is partitioned: scores are for its decoded images, {n} of each stored one, and random "
             "images are as many",
             file=sys.stderr,
         )
-    counts = torch.bincount(found.labels, minlength=data.num_classes)
+    counts = torch.bincount(synset.labels, minlength=data.num_classes)
     if counts.min() != counts.max():
         raise UserError(f"{file} has {counts.min()} to {counts.max()} images per class: ddranking needs equal numbers")
-    order = found.labels.argsort(stable=True)
+    order = synset.labels.argsort(stable=True)
     theirs = Normalisation.of(*KNOWN[settings.dataset][1:])
-    images = theirs.normalise(data.normalisation.unclipped(found.images))
-    return images[order].contiguous(), found.labels[order]
+    images = theirs.normalise(data.normalisation.unclipped(synset.images))
+    return images[order].contiguous(), synset.labels[order]
 
 
 def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Tensor, Tensor, int], Run]:
@@ -192,26 +192,26 @@ def run(requested: ScoreSettings) -> None:
         data = load(settings.dataset, settings.data_path, settings.res)
         images, labels = sorted_set(settings, data)
         earlier = session.earlier(data=data.digest(), set=sets.digest(Synset(settings.file, images, labels)))
-        found = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
+        runs = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
         ipc = len(labels) // data.num_classes
-        score = make_scorer(settings, data, ipc) if len(found) < settings.num_eval else None
-        session.open(machine, requested, again=bool(found), printed=data.warning_lines, ddranking=VERSION)
+        score = make_scorer(settings, data, ipc) if len(runs) < settings.num_eval else None
+        session.open(machine, requested, again=bool(runs), printed=data.warning_lines, ddranking=VERSION)
 
         def save_scores() -> None:
-            session.record["evaluations"] = [each._asdict() for each in found]
-            session.record["scores"] = scores(found, settings.lrs_lambda)
+            session.record["evaluations"] = [each._asdict() for each in runs]
+            session.record["scores"] = scores(runs, settings.lrs_lambda)
             session.save()
 
-        for k in range(len(found), settings.num_eval):
+        for k in range(len(runs), settings.num_eval):
             seed = rng.seed_of(settings.seed, settings.experiment, 0, -1, f"ddranking {k}")
             with open(session.files.folder / "ddranking.log", "a") as log, contextlib.redirect_stdout(log):
-                found.append(score(images, labels, seed))
-            values = ", ".join(f"{name} {value:.2f} %" for name, value in found[-1]._asdict().items())
+                runs.append(score(images, labels, seed))
+            values = ", ".join(f"{name} {value:.2f} %" for name, value in runs[-1]._asdict().items())
             session.files.say(f"run {k}: {values}")
             save_scores()
         save_scores()  # --lrs_lambda may have changed
-        for name, value in scores(found, settings.lrs_lambda).items():
-            print(f"{name}: mean {value['mean']:.4g}, std {value['std']:.3g}, n {len(found)}")
+        for name, value in scores(runs, settings.lrs_lambda).items():
+            print(f"{name}: mean {value['mean']:.4g}, std {value['std']:.3g}, n {len(runs)}")
         print(f"HLR and IOR in points, LRS from fractions; results {session.files.results_path}")
 
 

@@ -238,19 +238,19 @@ def labels_of(*places: Path) -> dict[str, str]:
     meta.mat) in one of `places`; the first place is the folder of the images. Raises UserError without such a file.
     """
     names = ("*.txt", "*.csv", "*.mat", "*devkit*/data/*")
-    found = {path.name: path for place in reversed(places) for name in names for path in place.glob(name)}
-    if "val_annotations.txt" in found:
-        lines = found["val_annotations.txt"].read_text().splitlines()
+    files = {path.name: path for place in reversed(places) for name in names for path in place.glob(name)}
+    if "val_annotations.txt" in files:
+        lines = files["val_annotations.txt"].read_text().splitlines()
         return {Path(file).stem: wnid for file, wnid in (line.split()[:2] for line in lines if line.strip())}
-    if "LOC_val_solution.csv" in found:
-        with open(found["LOC_val_solution.csv"], newline="") as file:
+    if "LOC_val_solution.csv" in files:
+        with open(files["LOC_val_solution.csv"], newline="") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    if "ILSVRC2012_validation_ground_truth.txt" in found and "meta.mat" in found:
+    if "ILSVRC2012_validation_ground_truth.txt" in files and "meta.mat" in files:
         from scipy.io import loadmat  # imported here: only this layout needs it
 
-        synsets = np.atleast_1d(loadmat(found["meta.mat"], squeeze_me=True)["synsets"])
+        synsets = np.atleast_1d(loadmat(files["meta.mat"], squeeze_me=True)["synsets"])
         wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-        numbers = found["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
+        numbers = files["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
         return {f"ILSVRC2012_val_{at:08d}": wnids[int(number)] for at, number in enumerate(numbers, 1)}
     raise UserError(
         f"{places[0]} has neither class folders nor a file of labels: put val_annotations.txt, "
@@ -290,14 +290,14 @@ def tiny_imagenet(root: Path, name: str) -> Listing:
 def published_tensors(path: Path, name: str) -> Listing:
     """The tinyimagenet.pt of the DC family: classes, images_train, labels_train, images_val, labels_val."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         splits = {}
         for split, key in (("train", "train"), ("test", "val")):
-            images, labels = found[f"images_{key}"], found[f"labels_{key}"]
+            images, labels = content[f"images_{key}"], content[f"labels_{key}"]
             if images.dtype != torch.uint8 or images.ndim != 4:
                 raise ValueError(f"images_{key} is {images.dtype} {list(images.shape)}, uint8 [N, 3, H, W] expected")
             splits[split] = Array(images.permute(0, 2, 3, 1).numpy(), labels.numpy().astype(np.int64))
-        classes = [str(label) for label in found["classes"]]
+        classes = [str(label) for label in content["classes"]]
     except Exception as error:  # damaged files raise many kinds of errors
         raise UserError(f"{path} can't be read as the published file ({str(error)[:120]}): use another copy") from None
     listing = Listing(name, classes, splits)
@@ -342,11 +342,11 @@ def idx_files(root: Path, name: str) -> Listing | None:
     if len(folders) != 1:
         return None
     (folder,) = folders
-    found = {path.name.removesuffix(".gz").replace(".", "-"): path for path in folder.iterdir()}
+    files = {path.name.removesuffix(".gz").replace(".", "-"): path for path in folder.iterdir()}
     arrays = []
     for prefix in ("train", "t10k"):
         for kind, dims in (("images-idx3", 3), ("labels-idx1", 1)):
-            path = found.get(f"{prefix}-{kind}-ubyte")
+            path = files.get(f"{prefix}-{kind}-ubyte")
             if path is None:
                 return None
             try:
@@ -406,7 +406,7 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None) -> dict:
             bad = [at for at, *_ in split["damaged"]]
             labels[name] = np.delete(images.labels, bad)
             counts = np.bincount(labels[name], minlength=len(listing.class_names))
-            shapes = {tuple(found["shape"][1:]) for found in writer.state["splits"].values() if found["shape"]}
+            shapes = {tuple(split["shape"][1:]) for split in writer.state["splits"].values() if split["shape"]}
             if len(shapes) > 1:
                 raise UserError(f"training and test images differ in size ({sorted(shapes)}): give --res")
             if not len(labels[name]):

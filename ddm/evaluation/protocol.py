@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddm import rng
-from ddm.augment import DiffAugment, applied
+from ddm.augment import DiffAugment, applied, operations_of
 from ddm.bars import bar
 from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine, if_memory_allows
@@ -560,7 +560,7 @@ def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData, peer
     drop = f" (a tenth after epoch {E // 2 + 1})" if E // 2 + 1 < E else ""
     pixels = "ZCA-whitened pixels, " if data.normalisation.whitened else ""
     strategy = settings.dsa_strategy
-    augmentation = "no augmentation" if strategy in ("", "none", "None") else f"DSA {strategy}"
+    augmentation = f"DSA {strategy}" if operations_of(strategy) else "no augmentation"
     return (
         f"fresh networks, {E + 1} epochs of SGD lr {settings.lr_net}{drop}, "
         f"momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, batch {settings.batch_train}, {machine.precision}, "

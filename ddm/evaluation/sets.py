@@ -137,6 +137,11 @@ def factor_of(metadata: dict) -> int:
     return factor
 
 
+def weights_text(args: dict) -> str:
+    """The weights of a run's terms, such as 'mmd_ratio 1, rr_ratio 3', from its arguments."""
+    return ", ".join(f"{name} {value:g}" for name, value in args.items() if name.endswith("_ratio") and value)
+
+
 def digest(synset: Synset) -> str:
     """A digest of the images and labels of a set."""
     hasher = hashlib.blake2b(digest_size=16)
@@ -159,8 +164,8 @@ def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise UserError(f"{path} has images {list(images.shape)}, {data.name} needs [N, {', '.join(map(str, shape))}]")
     if labels.min() < 0 or labels.max() >= data.num_classes:
-        found = f"{int(labels.min())} to {int(labels.max())}"
-        raise UserError(f"{path} has labels {found}, {data.name} has 0 to {data.num_classes - 1}")
+        span = f"{int(labels.min())} to {int(labels.max())}"
+        raise UserError(f"{path} has labels {span}, {data.name} has 0 to {data.num_classes - 1}")
     if images.is_floating_point() and not images.isfinite().all():
         raise UserError(f"{path} has pixels that are not finite: use another file")
 
@@ -273,20 +278,20 @@ def _set_of_run(path: Path) -> Path:
 def _torch_file(path: Path) -> Contents:
     """{'data': [[images, labels], ...], ...}, {'images', 'labels'}, or a pair of them."""
     with torch.serialization.safe_globals(SAFE):
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(found, dict) and "data" in found:
-        sets = [(images, labels) for images, labels, *_ in found["data"]]
-    elif isinstance(found, dict) and {"images", "labels"} <= found.keys():
-        sets = [(found["images"], found["labels"])]
-    elif isinstance(found, list | tuple) and len(found) == 2 and all(hasattr(x, "shape") for x in found):
-        sets, found = [tuple(found)], {}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and "data" in content:
+        sets = [(images, labels) for images, labels, *_ in content["data"]]
+    elif isinstance(content, dict) and {"images", "labels"} <= content.keys():
+        sets = [(content["images"], content["labels"])]
+    elif isinstance(content, list | tuple) and len(content) == 2 and all(hasattr(x, "shape") for x in content):
+        sets, content = [tuple(content)], {}
     else:
-        what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
+        what = f"a dict of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is {what[:150]}: neither {{'data': [[images, labels], ..]}} nor [images, labels]")
     sets = [(images, labels) for images, labels in sets if len(images)]
     if not sets:
         raise UserError(f"{path} has no images: use another file")
-    rest = {key: value for key, value in found.items() if key not in ("data", "images", "labels")} if found else {}
+    rest = {key: value for key, value in content.items() if key not in ("data", "images", "labels")} if content else {}
     return Contents(sets, rest, rest.get("space") or ("normalised" if {"mean", "std"} <= rest.keys() else None))
 
 
@@ -368,8 +373,8 @@ def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list
     if unknown:
         left = [label for label in range(data.num_classes) if label not in labels]
         if all(number.isdecimal() for number in numbers):
-            found = [int(number) for number in numbers]
-            guess = [label if label is not None else number for label, number in zip(labels, found, strict=True)]
+            given = [int(number) for number in numbers]
+            guess = [label if label is not None else number for label, number in zip(labels, given, strict=True)]
         elif len(unknown) == len(left) and (len(left) == 1 or len(unknown) == len(folders)):
             rest = iter(left)
             guess = [next(rest) if label is None else label for label in labels]

@@ -31,6 +31,13 @@ def set_stem(method: str, dataset: str, model: str, ipc: int | str, zca: bool = 
     return f"{method}_{dataset}{'_ZCA' if zca else ''}_{model}_{ipc}ipc"
 
 
+def set_size(ipc: int | str) -> str:
+    """The size of a set in words, such as '10 images per class'."""
+    if isinstance(ipc, str):
+        return f"images as in {Path(ipc).name}"
+    return f"{ipc} image{'s' * (ipc != 1)} per class"
+
+
 class NoFolder:
     """The folder of a rank that writes no files: every method does nothing."""
 
