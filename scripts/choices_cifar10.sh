@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The effect of each weight and choice of the terms, on the validation split: the table "Choices" of docs/results.md.
+# The effect of each weight and choice of the terms, on the validation split: the tables "Choices" of docs/tried.md.
 #
 #   scripts/choices_cifar10.sh [--ipc 10] [--budget cpu|full] [--out results/choices] [--rows "dm cm_1000 k_4"] [-- FLAGS]
 #

@@ -309,3 +309,14 @@ def test_whitening_decorrelates_the_training_images_and_knows_no_others():
     kept = split.whitened().normalisation.offset
     assert not torch.equal(kept, whitened.normalisation.offset)  # fitted to what is kept
     assert torch.allclose(kept, (split.x_train.float() / 255).flatten(1).mean(0), atol=1e-5)
+
+
+def test_a_chunk_of_classes_that_has_no_effect_is_named(data_path):
+    data = loading.load("CIFAR10", data_path)
+    for argv, lines in (
+        (("--rr_ratio", "1", "--class_chunk", "5"), 1),
+        (("--rr_ratio", "1"), 0),
+        (("--class_chunk", "5"), 0),
+    ):
+        cautions = maker("DM_DDM", parse("DM_DDM", *QUICK, *argv), data).cautions()
+        assert len([line for line in cautions if "--class_chunk 5 has no effect" in line]) == lines

@@ -42,6 +42,7 @@ class Condensation:
         self.plan, net = condensing_plan(settings, data, needs, group)
         self.matcher = Matcher(net, objective, needs, self.plan.settings, self.plan.machine, self.plan.ranks)
         self.iterations, self.say = settings.Iteration, say
+        self.requested_chunk = settings.class_chunk
         self.data = data
         self.syn_set: Synthetic | None = None
         self.experiment, self.pending = 0, []
@@ -51,7 +52,10 @@ class Condensation:
         return self.plan.settings.values()
 
     def cautions(self) -> list[str]:
-        return cautions(self.plan.settings, self.plan.counts)
+        lines, chunk = cautions(self.plan.settings, self.plan.counts), self.requested_chunk
+        if self.plan.whole and chunk not in (0, len(self.plan.counts)):
+            lines.append(f"--class_chunk {chunk} has no effect: all classes go through the network in one pass")
+        return lines
 
     def prepare(self, remaining: int = 1) -> None:
         plan = self.plan
