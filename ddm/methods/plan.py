@@ -180,38 +180,55 @@ def condensing_plan(
     if settings.lr_img is None:
         settings = settings.but(lr_img=OPTIMIZERS[settings.optimizer].lr(sum(counts) / len(counts)))
     settings = settings.but(batch_real=min(settings.batch_real, max(map(len, data.indices))))
-    net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, settings.device)
+    net = tapped_network(settings, data, needs)
     check_networks(settings, data)
-    try:
-        net.tap(needs.tap if needs.statistics else "none", list(needs.layers) if needs.layers else None)
-    except UserError as error:
-        raise UserError(f"--model {settings.model} {error}") from None
     whole = has_batch_norm(net) or needs.all_classes
     if whole:
-        what = "BatchNorm" if has_batch_norm(net) else "the objective (such as L_RR, --rr_ratio)"
-        if group.world > 1 and (has_batch_norm(net) or not needs.gathers):
-            raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
-        if len(set(counts)) > 1:
-            raise UserError(f"--ipc {settings.ipc}: {what} needs equal numbers of images per class: give a number")
-        chunks: int | str = data.num_classes
-    else:
-        chunks = settings.class_chunk or choose_chunk(settings, data, counts, group)
-    machine = device.choose(
-        settings, settings.device, condensing_pixels(settings, data, counts, pooled(settings, needs))
-    )
-    record, classes = Chunks.of(chunks), len(group.share(len(counts)))
-    record = Chunks(min(record.first, classes), {at: min(chunk, classes) for at, chunk in record.changes.items()})
-    settings = settings.but(class_chunk=record.text(), precision=machine.precision, compile=machine.compile)
+        check_whole(settings, net, needs, counts, group)
+    pixels = condensing_pixels(settings, data, counts, pooled(settings, needs))
+    chunks = chunks_of(settings, data, counts, group, whole)
+    machine = device.choose(settings, settings.device, pixels)
     plan = Plan(
-        settings=settings,
+        settings=settings.but(class_chunk=chunks.text(), precision=machine.precision, compile=machine.compile),
         counts=tuple(counts),
         machine=machine,
         ranks=group,
-        chunk=record.first,
+        chunk=chunks.first,
         whole=whole,
         factor=settings.factor,
     )
     return plan, machine.laid_out_net(net).requires_grad_(False).train()
+
+
+def tapped_network(settings: CondensingSettings, data: ImageData, needs: Needs) -> Network:
+    """An empty network with the taps that the objective needs. Raises UserError if it has none."""
+    net = empty_network(settings.model, data.channel, data.num_classes, data.im_size, settings.device)
+    try:
+        net.tap(needs.tap if needs.statistics else "none", list(needs.layers) if needs.layers else None)
+    except UserError as error:
+        raise UserError(f"--model {settings.model} {error}") from None
+    return net
+
+
+def check_whole(settings: CondensingSettings, net: Network, needs: Needs, counts: Sequence[int], group: Ranks) -> None:
+    """Raise UserError if all classes must share a pass, and can't."""
+    what = "BatchNorm" if has_batch_norm(net) else "the objective (such as L_RR, --rr_ratio)"
+    if group.world > 1 and (has_batch_norm(net) or not needs.gathers):
+        raise UserError(f"{what} runs over all classes at once and can't be split over ranks: start one process")
+    if len(set(counts)) > 1:
+        raise UserError(f"--ipc {settings.ipc}: {what} needs equal numbers of images per class: give a number")
+
+
+def chunks_of(
+    settings: CondensingSettings, data: ImageData, counts: Sequence[int], group: Ranks, whole: bool
+) -> Chunks:
+    """The classes per pass, as far as this rank has as many."""
+    if whole:
+        chosen: int | str = data.num_classes
+    else:
+        chosen = settings.class_chunk or choose_chunk(settings, data, counts, group)
+    chunks, most = Chunks.of(chosen), len(group.share(len(counts)))
+    return Chunks(min(chunks.first, most), {at: min(chunk, most) for at, chunk in chunks.changes.items()})
 
 
 def with_factor(settings: CondensingSettings, data: ImageData) -> CondensingSettings:
