@@ -296,6 +296,8 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
     requested = {spelt.get(name, name): value for name, value in requested.items()}
     known = {name for name, setting in declared.items() if setting.role is Role.PLACE or setting.positional}
     repeated = {name for name, setting in declared.items() if name not in known and not setting.hidden}
+    if "dataset" in repeated - requested.keys() - explicit:
+        raise UserError(f"argument --like: {shown} does not name its data set: give --dataset")
     values = {}
     for name in (name for name in declared if name in repeated & requested.keys() - explicit):
         value = requested[name]
@@ -326,7 +328,8 @@ def recorded(path: str, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Requested ones may be unset, and then follow the data again. Files without them have final ones only.
     """
     try:
-        content = (RECORDS.get(Path(path).suffix) or _torch_record)(Path(path))
+        file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+        content = (RECORDS.get(file.suffix) or _torch_record)(file)
         final = dict(content["args"])
         requested = dict(content.get("asked", final))
     except Exception as error:  # damaged files raise many kinds of errors

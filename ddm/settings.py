@@ -119,7 +119,10 @@ def optional(cls: type[Settings], name: str) -> bool:
 @cache
 def annotations(cls: type[Settings]) -> dict[str, Any]:
     """The types of all settings of a class, also where a module writes them as text."""
-    return get_type_hints(cls)
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a type that only type checkers import
+        return {name: field.type for name, field in cls.__dataclass_fields__.items()}
 
 
 def checked(cls: type[Settings], name: str, value: Any) -> Any:

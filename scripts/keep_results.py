@@ -35,8 +35,9 @@ def main() -> None:
     for path in sorted(source.rglob("results.json")):
         out = target / path.relative_to(source)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=1) + "\n")
-        print(out)
+        record = cleaned(json.loads(path.read_text()))
+        out.write_text(json.dumps(record, indent=1) + "\n")
+        print(out, "(unfinished)" if "unfinished" in record else "")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def accuracies(folder: Path) -> dict[str, dict[str, float]]:
     for path in sorted(folder.glob("*/ipc*/*/results.json")):
         dataset, ipc, row = path.parts[-4:-1]
         record = json.loads(path.read_text())
-        if "unfinished" not in record:
+        if "mean" in record and "unfinished" not in record:
             found.setdefault(f"{dataset}/{ipc.removeprefix('ipc')}", {})[row] = 100 * record["mean"]
     return found
 

@@ -288,7 +288,7 @@ def test_a_plot_over_the_setting_that_differs(tmp_path, capsys, monkeypatch):
 
 def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
     documented = (ROOT / "docs" / "results.md").read_text().splitlines()
-    for name in ("ablation/ipc1", "ablation/ipc10", "ablation/ipc50", "fashion/ipc1", "fashion/ipc10"):
+    for name in ("ablation/ipc1", "ablation/ipc10", "ablation/ipc50", "published"):
         command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 3 and set(lines) <= set(documented), name
@@ -320,3 +320,14 @@ def test_a_run_that_goes_on_is_marked(tmp_path):
     record = json.loads((tmp_path / "dm" / "results.json").read_text())
     (tmp_path / "dm" / "results.json").write_text(json.dumps(record | {"unfinished": [5, 20000]}))
     assert list(rows_of(tmp_path)) == ["dm, 5 of 20,000 iterations"]
+
+
+def test_a_run_that_goes_on_is_never_merged_and_marks_its_averages(tmp_path, capsys):
+    write_results(tmp_path / "a", [[0.40]], **ZERO, first_exp=0)
+    for seed, name in enumerate(("b", "c")):
+        write_results(tmp_path / name, [[0.44]], **ZERO, first=1, first_exp=1, seed=seed)
+        path = tmp_path / name / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": [5, 20000]}))
+    assert set(rows_of(tmp_path)) == {"a", "b, 5 of 20,000 iterations", "c, 5 of 20,000 iterations"}
+    command("collect", tmp_path / "b", tmp_path / "c", "--group_by", "auto")
+    assert "with unfinished runs" in capsys.readouterr().out

@@ -457,10 +457,22 @@ def test_the_command_line_reports_a_finished_run(tmp_path, capsys):
 
 
 def test_a_checkpoint_from_before_a_field_resumes(whole, tmp_path, monkeypatch):
-    state = progress.read(whole / progress.NAME)
-    content = {name: value for name, value in vars(state).items() if name not in progress.NEWER}
-    monkeypatch.setattr(progress, "_payload", lambda path: progress._as_bytes({"format": progress.FORMAT, **content}))
-    assert progress.read(tmp_path).preparation_seconds == 0
+    def older(content):
+        return as_bytes({name: value for name, value in content.items() if name not in progress.NEWER})
+
+    step, as_bytes = Condensation.step, progress._as_bytes
+
+    def killed(self, iteration):
+        if iteration == 4:
+            raise KeyboardInterrupt
+        step(self, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(progress, "_as_bytes", older)
+        patch.setattr(Condensation, "step", killed)
+        run(tmp_path)
+    run(tmp_path)
+    assert_same(outcome(tmp_path), outcome(whole))
 
 
 def test_a_compiled_run_resumes_where_torch_compile_does_not_work(whole, monkeypatch):
@@ -488,10 +500,11 @@ def test_a_signal_that_comes_while_ranks_compare_is_not_lost(tmp_path, monkeypat
     assert len(times) == 3  # in the next step
 
 
-def test_a_results_file_of_another_command_is_named(whole, tmp_path):
+def test_a_results_file_of_another_command_is_named(whole, tmp_path, capsys):
     shutil.copy(whole / "results.json", tmp_path / "results.json")
-    with pytest.raises(SystemExit):
-        command("evaluate", whole, "--save_path", tmp_path)
-    (tmp_path / "results.json").write_text("[1, 2]")
-    with pytest.raises(SystemExit):
-        command("evaluate", whole, "--save_path", tmp_path)
+    for content, message in ((None, "is of another command"), ("[1, 2]", "can't be read")):
+        if content:
+            (tmp_path / "results.json").write_text(content)
+        with pytest.raises(SystemExit):
+            command("evaluate", whole, "--save_path", tmp_path)
+        assert message in capsys.readouterr().err

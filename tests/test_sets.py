@@ -633,7 +633,7 @@ def test_a_shared_set_has_no_path_of_this_machine(tmp_path):
         command("export", tmp_path / "run", "--to", to, "--out", tmp_path / out)
         files = [tmp_path / out] if to == "safetensors" else list((tmp_path / out).rglob("*.*"))
         assert not any(str(private).encode() in file.read_bytes() for file in files if file.is_file())
-    assert ddm.load(tmp_path / "set.safetensors").metadata["args"]["dataset"] == "mine"
+    assert ddm.load(tmp_path / "set.safetensors").metadata["args"]["dataset"] == "./mine.npz"
 
 
 def test_the_data_set_of_a_foreign_set_survives_safetensors(made, tmp_path):
@@ -660,3 +660,57 @@ def test_a_note_has_the_value_that_is_used(made, tmp_path, capsys):
     choice = settle(tmp_path / "10.pt", tmp_path / "20.pt", "--eval_protocol", "peers")
     assert "different --epochs (10, 20): using 2000" in capsys.readouterr().err
     assert choice.epochs_by == {None: 2000}
+
+
+def test_an_export_of_data_named_like_a_published_set_is_not_taken_for_it(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays())
+    np.savez(tmp_path / "Digits.npz", **tiny_arrays())
+    monkeypatch.chdir(tmp_path)
+    run("DM_KNearest", tmp_path, tmp_path / "run", "--dataset", "./Digits.npz", "--num_eval", "1", "--eval_every", "0")
+    (tmp_path / "elsewhere").mkdir()
+    for to, out in (("safetensors", "set.safetensors"), ("png", "png")):
+        command("export", tmp_path / "run", "--to", to, "--out", tmp_path / out)
+        assert settle(tmp_path / out).settings.dataset == "./Digits.npz"
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.chdir(tmp_path / "elsewhere")
+            command("evaluate", tmp_path / out, "--save_path", tmp_path / "scores")
+        assert "Digits.npz" in capsys.readouterr().err
+    assert parsed("condense", "--like", tmp_path / "set.safetensors").dataset == "./Digits.npz"
+
+
+def test_the_file_that_registers_a_network_keeps_its_name_only(made, tmp_path, capsys):
+    saved = torch.load(made[1])
+    saved["args"] = saved["args"] | {"imports": "/private/net.py", "model": "Mine", "prior": "/private/prior"}
+    torch.save(saved, tmp_path / "set.pt")
+    for to, out in (("safetensors", "set.safetensors"), ("card", "card")):
+        command("export", tmp_path / "set.pt", "--to", to, "--out", tmp_path / out)
+    assert "--import net.py" in (tmp_path / "card" / "README.md").read_text()
+    assert b"/private" not in (tmp_path / "set.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"with --import \(it was net.py\)"):
+        settle(tmp_path / "set.safetensors")
+
+
+def test_an_export_of_a_foreign_set_has_the_networks_of_the_set_beside_it(made, tmp_path):
+    saved = torch.load(made[1])
+    torch.save({"data": saved["data"][:1]}, tmp_path / "foreign.pt")
+    data, *_ = contents(made)
+    line = ("--dataset", "CIFAR10", "--data_path", made[0])
+    for to, out in (("png", "png"), ("safetensors", "s.safetensors")):
+        command("export", tmp_path / "foreign.pt", *line, "--to", to, "--out", tmp_path / out)
+        mine, _, other = evaluate.rows_of(settle(made[1], tmp_path / out, *line), data)
+        assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) == (3, 3)
+
+
+def test_like_of_arrays_needs_a_data_set(tmp_path, capsys):
+    arrays = tiny_arrays()
+    data = tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    quick = {"Iteration": 1, "batch_real": 4, "num_eval": 1, "epoch_eval_train": 0, "compile": "off", "ipc": 1}
+    ddm.condense(data=data, model="ConvNetW32", preset="dm", **quick).save(tmp_path / "set.pt")
+    with pytest.raises(SystemExit):
+        parsed("condense", "--like", tmp_path / "set.pt")
+    assert "does not name its data set: give --dataset" in capsys.readouterr().err
+    assert parsed("condense", "--like", tmp_path / "set.pt", "--dataset", "Digits").dataset == "Digits"
+
+
+def test_a_runs_folder_stands_for_its_results_in_like(made):
+    assert parsed("DM_KNearest", "--like", made[0] / "out").first_exp == 3

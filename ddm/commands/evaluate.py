@@ -235,11 +235,12 @@ def run(requested: EvaluateSettings) -> None:
         notes = data.warning_lines
         rows = rows_of(choice, data, notes)
         earlier = session.record_of(EVALUATION)
-        evaluations = earlier["evaluations"] if earlier else []
+        evaluations = earlier.get("evaluations", []) if earlier else []
         for entry in evaluations:
             entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier
-            if entry["precision"] is None:  # by version 0.6.0 or earlier
-                entry["precision"] = next((name for name in TF32 if f", {name}, " in entry["protocol"]), None)
+            if entry.get("precision") is None:  # by version 0.6.0 or earlier
+                line = entry.get("protocol", "")
+                entry["precision"] = next((name for name in TF32 if f", {name}, " in line), None)
         images = max(len(row.set.images) for row in rows)
         machine = device.choose(settings, s.device, 3 * images * 1000 * data.im_size[0] * data.im_size[1])
         lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}

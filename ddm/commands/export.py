@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ddm import cli, disk, drawing
 from ddm.commands.settings import EvaluateSettings, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
-from ddm.data.loading import check_name, load, short_name
+from ddm.data.loading import check_name, is_path, load, short_name
 from ddm.errors import UserError
 from ddm.evaluation import sets
 from ddm.evaluation.plausibility import clipped_share, clipping_cost
@@ -42,6 +43,10 @@ class Set(NamedTuple):
     def bytes(self) -> np.ndarray:
         """uint8 [N, H, W, C]."""
         return (self.pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    @property
+    def title(self) -> str:
+        return self.dataset or "your data"
 
     @property
     def whitened(self) -> bool:
@@ -93,15 +98,22 @@ def load_set(settings: ExportSettings) -> Set:
     )
 
 
-def shared(args: dict) -> dict:
-    """Arguments without the paths of this machine, as sets are passed on: only the names of data and of --ipc files."""
-    known = roles()
-    args = {name: value for name, value in args.items() if known.get(name) is not Role.PLACE}
-    if "dataset" in args:
-        args["dataset"] = short_name(args["dataset"])
+def shared(metadata: dict, entry: str = "args") -> dict:
+    """The arguments in a file's metadata without the paths of this machine, as sets are passed on.
+
+    Data of the user, --ipc and --import files keep their names: ./mine.npz.
+    """
+    args, known = dict(metadata.get(entry, {})), roles() | dict.fromkeys(metadata.get("asked", {}), Role.RESULT)
+    imports = args.get("imports")
+    for name in list(args):
+        local = name not in known and isinstance(args[name], str) and os.sep in args[name]  # of a user's recipe
+        if known.get(name) is Role.PLACE or local:
+            del args[name]
+    if "dataset" in args and is_path(args["dataset"]):
+        args["dataset"] = f"./{Path(args['dataset']).name}"
     if isinstance(args.get("ipc"), str):
         args["ipc"] = Path(args["ipc"]).name
-    return args
+    return args | ({"imports": ",".join(Path(file).name for file in imports.split(","))} if imports else {})
 
 
 def stored_images(dataset: CondensedDataset) -> Tensor:
@@ -133,7 +145,7 @@ def to_png(synset: Set, out: Path) -> None:
         k = counts[label] = counts.get(label, -1) + 1
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{k:04}.png")
         folders[folder.name] = label
-    args = shared(synset.metadata.get("args", {}))
+    args = shared(synset.metadata)
     kept = {name: args[name] for name in EVALUATED if name in args}  # `ddm evaluate` trains as the run did
     classes = {"dataset": synset.dataset, "class_names": synset.class_names, "folders": folders, "args": kept}
     classes |= {"factor": synset.factor} if synset.encoded else {}
@@ -155,8 +167,8 @@ def safetensors_metadata(synset: Set) -> dict[str, str]:
     """All that a reader needs."""
     constants, entries = synset.normalisation, synset.metadata
     content = {"space": "normalised", "dataset": synset.dataset, "mean": constants.mean, "std": constants.std}
-    content |= {"class_names": synset.class_names, "args": shared(entries.get("args", {}))}
-    content |= {"asked": shared(entries["asked"])} if "asked" in entries else {}
+    content |= {"class_names": synset.class_names, "args": shared(entries)}
+    content |= {"asked": shared(entries, "asked")} if "asked" in entries else {}
     content |= {"unfinished": entries["unfinished"]} if "unfinished" in entries else {}
     content |= {"accs_all_exps": synset.accuracies} if synset.accuracies else {}
     content |= {"factor": synset.factor} if synset.factor > 1 else {}
@@ -206,7 +218,7 @@ def to_hf(synset: Set, out: Path) -> None:
     front = DatasetCardData(
         license="other",
         license_name="terms-of-the-source-data-set",
-        pretty_name=f"{synset.dataset}, condensed to {len(dataset)} images",
+        pretty_name=f"{synset.title}, condensed to {len(dataset)} images",
         size_categories=[next(name for most, name in SIZES if len(dataset) < most)],
         task_categories=["image-classification"],
         tags=["dataset-condensation", "dataset-distillation", *filter(None, [synset.dataset])],
@@ -252,10 +264,11 @@ def push(folder: Path, repo: str) -> str:
 def to_dcbench(synset: Set, out: Path) -> None:
     refuse_whitened(synset, "dcbench")
     ipc = len(synset.labels) // len(synset.class_names)
-    folder = out / "DM" / synset.dataset / f"IPC{ipc}"
+    dataset = synset.dataset or "data"
+    folder = out / "DM" / dataset / f"IPC{ipc}"
     folder.mkdir(parents=True)
     content = {"data": [[synset.images, synset.labels]], "accs_all_exps": synset.accuracies}
-    disk.save(folder / f"res_DM_{synset.dataset}_ConvNet_{ipc}ipc.pt", content)
+    disk.save(folder / f"res_DM_{dataset}_ConvNet_{ipc}ipc.pt", content)
 
 
 def to_card(synset: Set, out: Path) -> None:
@@ -264,7 +277,7 @@ def to_card(synset: Set, out: Path) -> None:
     tiles = drawing.in_rows(synset.pixels[synset.labels.argsort(stable=True)], counts, smallest=64)
     (out / "images.png").write_bytes(drawing.png(tiles, max(counts)))
     args, normalisation = synset.metadata.get("args", {}), synset.normalisation
-    name = synset.dataset or "your data"
+    name = synset.title
     shape = "x".join(map(str, synset.images.shape[1:]))
     each = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     lines = [
@@ -305,10 +318,10 @@ def to_card(synset: Set, out: Path) -> None:
 
 def command(synset: Set) -> str:
     """The command that makes this set again: all flags except paths and the device."""
-    args = synset.metadata["args"]
-    requested, usual, words = shared(synset.metadata.get("asked", args)), defaults(), []
+    args, usual, words = shared(synset.metadata), defaults(), []
+    requested = shared(synset.metadata, "asked") or args
     for key, value in requested.items():
-        if key == "recipe":  # files without `asked` have the recipe among the flags
+        if key in ("recipe", "imports"):  # files without `asked` have the recipe among the flags
             continue
         if value is None and usual.get(key) is not None:  # a preset has unset it, so that the data chose it
             value = args.get(key)

@@ -184,13 +184,13 @@ def spread_points(groups: dict[str, list[float]]) -> page.Draw:
 DOTS, STARS = {"s": 9, "alpha": 0.45}, {"s": 45, "marker": "*", "edgecolors": page.INK}
 
 
-def embedding_plots(parts: Sequence[Features], kind: str) -> str:
+def embedding_plots(features_of_runs: Sequence[Features], kind: str) -> str:
     """2-D projections of embeddings; runs with the same data and network share PCA's axes."""
     how = {"tsne": "t-SNE", "pca": "PCA"}[kind]
-    runs = [f.run for f in parts]
-    same = len({(f.run.data_key, f.run.model, len(f.real.embedding[0][0])) for f in parts}) == 1
+    runs = [f.run for f in features_of_runs]
+    same = len({(f.run.data_key, f.run.model, len(f.real.embedding[0][0])) for f in features_of_runs}) == 1
     shown = []
-    for f in parts:
+    for f in features_of_runs:
         classes = range(min(10, f.run.data.num_classes))
         parts = [images.embedding[c][:40] for c in classes for images in (f.real, f.after)]
         flat = project(parts, kind).split(list(map(len, parts)))

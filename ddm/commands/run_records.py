@@ -60,7 +60,7 @@ class Result(NamedTuple):
     def settings(self) -> str:
         """All settings that change results, without switches that are off, as older files lack newer switches."""
         values = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
-        return json.dumps([self.record["protocol"], values], sort_keys=True)
+        return json.dumps([self.record["protocol"], values, self.record.get("unfinished")], sort_keys=True)
 
     @property
     def listed(self) -> list[str]:
@@ -79,7 +79,12 @@ class Result(NamedTuple):
     def comparable(self, base: "Result") -> bool:
         """Whether `base` is a baseline in the same group and, unless this is a coreset, with the same budget."""
         same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
-        return base.is_base and self.group == base.group and (same_budget or self.args["recipe"] == "coreset")
+        same_end = self.record.get("unfinished") == base.record.get("unfinished")
+        return (
+            base.is_base
+            and self.group == base.group
+            and ((same_budget and same_end) or self.args["recipe"] == "coreset")
+        )
 
     def other_steps(self, base: "Result") -> list[str]:
         """The STEPS settings that differ from those of another run; none for a coreset."""

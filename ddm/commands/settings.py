@@ -37,7 +37,7 @@ class DDMSettings(CompleteSettings, RecipeSettings):
         ddm condense --dataset CIFAR10 --ipc 10 --preset fast,dm
 
     L_total = mmd_ratio * L_MMD + icd_ratio * L_ICD + mm_ratio * L_MM + cm_ratio * L_CM
-        + rr_ratio * L_RR + ce_ratio * L_CE
+    + rr_ratio * L_RR + ce_ratio * L_CE
 
     In the paper's symbols: beta = icd_ratio, lambda * alpha = mm_ratio, lambda = cm_ratio. A weight of 0 removes a term
     and its cost. L_RR and L_CE are off by default and not of the DDM paper. L_RR: RFAD (Loo et al., 2022), like KIP

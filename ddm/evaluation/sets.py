@@ -84,6 +84,9 @@ def read(
     path = Path(path)
     contents = _contents(path, data)
     notes, factor = list(contents.notes), factor_of(contents.metadata)
+    if "unfinished" in contents.metadata:
+        done, total = contents.metadata["unfinished"]
+        notes.append(f"its run has not ended: the set at iteration {done:,} of {total:,}")
     if any(len(labels) % factor**2 for _, labels in contents.sets):
         raise UserError(f"{path} has images that are no multiple of {factor}x{factor}, its factor: use another file")
     sets = list(enumerate(contents.sets))
@@ -176,7 +179,9 @@ def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str)
     if whitened and not data.normalisation.whitened:
         raise UserError("the images are whitened: evaluate them with --zca")
     if contents.space and not whitened and data.normalisation.whitened:
-        raise UserError("the images are not whitened: leave --zca out")
+        raise UserError(
+            "the images are not whitened, but --zca or another file says so: leave --zca out, or evaluate it alone"
+        )
     if data.normalisation.whitened and not whitened:  # --zca was given, and the file does not contradict it
         return images.float(), "pixels are taken as whitened by the same transform"
     note = None
@@ -415,7 +420,9 @@ def _recorded_arguments(path: Path) -> dict:
     try:
         content = json.loads((path / CLASSES).read_text())
         factor = {"factor": content["factor"]} if "factor" in content else {}
-        return {"args": {"dataset": content["dataset"], **content.get("args", {})}, **factor}
+        args = {"dataset": content["dataset"], **content.get("args", {})}
+        args.pop("zca", None)  # of version 0.6.0 or earlier: pictures have pixels
+        return {"args": args, **factor}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -528,7 +535,8 @@ def of_one_set(metadata: dict, experiment: int) -> dict:
     """The metadata of one set of a file: those of a run with this experiment only, which has the same networks."""
     args = metadata.get("args", {})
     alone = {"first_exp": args.get("first_exp", 0) + experiment, "num_exp": 1}
-    entries = {"args": args | alone} | ({"asked": metadata["asked"] | alone} if "asked" in metadata else {})
+    ours = ("args", "asked") if args.keys() & alone.keys() else ()
+    entries = {name: metadata[name] | alone for name in ours if name in metadata}
     stored = metadata.get("stored")
     if isinstance(stored, list) and experiment < len(stored):
         entries["stored"] = [stored[experiment]]

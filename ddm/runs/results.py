@@ -17,7 +17,7 @@ from ddm.device import Machine
 from ddm.settings import Role, Settings
 
 TIMES = {"seconds", "iterations_per_second", "peak_memory_bytes", "condensing_seconds", "preparation_seconds", "date"}
-TIMES |= {"command", "save_path"}  # the entries of results.json that differ between equal runs
+TIMES |= {"command", "save_path"}  # differ between equal runs: for tests and benchmarks
 
 Plain = str | int | float | bool | None
 
