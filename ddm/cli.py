@@ -296,7 +296,7 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
     requested = {spelt.get(name, name): value for name, value in requested.items()}
     known = {name for name, setting in declared.items() if setting.role is Role.PLACE or setting.positional}
     repeated = {name for name, setting in declared.items() if name not in known and not setting.hidden}
-    if "dataset" in repeated - requested.keys() - explicit:
+    if theirs and "dataset" in repeated - requested.keys() - explicit:  # a set of arrays
         raise UserError(f"argument --like: {shown} does not name its data set: give --dataset")
     values = {}
     for name in (name for name in declared if name in repeated & requested.keys() - explicit):
