@@ -206,9 +206,9 @@ def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path
     assert ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": entry["accuracies"]}
     for to in ("card", "safetensors"):
         command("export", tmp_path, "--to", to, "--out", tmp_path / f"x.{to}")
-        assert "warning: the set at iteration 3 of 6" in capsys.readouterr().err
+        assert "warning: its run has not ended: the set at iteration 3 of 6" in capsys.readouterr().err
     card = (tmp_path / "x.card" / "README.md").read_text()
-    assert "| unfinished | the set at iteration 3 of 6 |" in card and "--Iteration 6 " in card
+    assert "the set at iteration 3 of 6 |" in card and "--Iteration 6 " in card
     assert parsed("DM_KNearest", "--like", tmp_path / "x.safetensors").Iteration == 6
     command("report", tmp_path, "--out", tmp_path / "report.html")
     assert "unfinished, at iteration 3 of 6" in (tmp_path / "report.html").read_text()

@@ -299,14 +299,13 @@ def to_card(synset: Set, out: Path) -> None:
         lines += [f"| made by | {made_by}{f' ({weights})' if weights else ''} |", f"| seed | {args.get('seed')} |"]
         how = f"{args.get('eval_split', 'test')} set, last epoch of {args.get('epoch_eval_train', 1000) + 1}"
     lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in synset.accuracies.items()]
-    lines += [f"| unfinished | {unfinished(synset)} |"] if unfinished(synset) else []
+    unfinished = sets.unfinished_text(synset.metadata)
+    lines += [f"| unfinished | {unfinished} |"] if unfinished else []
     constants = f"(pixel - mean) / std, mean {normalisation.mean}, std {normalisation.std}"
     cost = clipping_cost(clipped_share(synset.images, normalisation))
     lines += [f"| pixels | {cost} |"] if cost else []
-    lines += [
-        f"| normalisation | {'ZCA-whitened; the .pt file has the inverse' if synset.whitened else constants} |",
-        "",
-    ]
+    constants = "ZCA-whitened; the .pt file has the inverse" if synset.whitened else constants
+    lines += [f"| normalisation | {constants} |", ""]
     if "dataset" in args and "objective" not in args:  # a command can repeat it
         lines += ["## Made with", "", f"    {command(synset)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(synset.class_names)), ""]
@@ -330,14 +329,6 @@ def command(synset: Set) -> str:
     words += [cli.spelled("import", args["imports"])] if args.get("imports") else []
     recipe = args.get("recipe", "?")
     return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
-
-
-def unfinished(synset: Set) -> str:
-    """What the set of a run that has not ended is; empty for other sets."""
-    if "unfinished" not in synset.metadata:
-        return ""
-    done, total = synset.metadata["unfinished"]
-    return f"the set at iteration {done:,} of {total:,}"
 
 
 CITED: dict[str, Callable[[dict], bool]] = {  # paper -> whether a set with these arguments uses it
@@ -414,7 +405,7 @@ def run(settings: ExportSettings) -> None:
     what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
     print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}")
     cost = clipping_cost(clipped_share(synset.images, synset.normalisation)) if s.to in CLIPPED else None
-    for line in filter(None, (unfinished(synset), cost)):
+    for line in filter(None, (sets.unfinished_text(synset.metadata), cost)):
         print(f"warning: {line}", file=sys.stderr)
     if s.push is not None:
         print(f"pushed  {push(out, s.push)}")

@@ -84,9 +84,7 @@ def read(
     path = Path(path)
     contents = _contents(path, data)
     notes, factor = list(contents.notes), factor_of(contents.metadata)
-    if "unfinished" in contents.metadata:
-        done, total = contents.metadata["unfinished"]
-        notes.append(f"its run has not ended: the set at iteration {done:,} of {total:,}")
+    notes += filter(None, [unfinished_text(contents.metadata)])
     if any(len(labels) % factor**2 for _, labels in contents.sets):
         raise UserError(f"{path} has images that are no multiple of {factor}x{factor}, its factor: use another file")
     sets = list(enumerate(contents.sets))
@@ -138,6 +136,14 @@ def factor_of(metadata: dict) -> int:
     if not isinstance(factor, int) or factor < 1:
         raise UserError(f"the factor of the set is {factor!r}: an integer of 1 or more is needed")
     return factor
+
+
+def unfinished_text(metadata: dict) -> str:
+    """The iteration of a set whose run has not ended, in words; empty for other sets."""
+    if "unfinished" not in metadata:
+        return ""
+    done, total = metadata["unfinished"]
+    return f"its run has not ended: the set at iteration {done:,} of {total:,}"
 
 
 def weights_text(args: dict) -> str:
