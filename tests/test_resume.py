@@ -1,5 +1,6 @@
 """A run that is killed, stopped or damaged resumes, and its result is that of an uninterrupted run."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -61,6 +62,21 @@ def outcome(save_path):
     skip = ("resuming from", "command:", "arguments:", "preparation:", "set ", "results ", "images ")
     log = [line.split("; writing")[0] for line in log if not line.startswith(skip)]
     return [x for x, _ in saved["data"]], timeless(json.loads((save_path / "results.json").read_text())), log
+
+
+@contextlib.contextmanager
+def killed_at(iteration, monkeypatch):
+    """Inside, a run is interrupted before this step."""
+    step = Condensation.step
+
+    def killed(self, number):
+        if number == iteration:
+            raise KeyboardInterrupt
+        step(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Condensation, "step", killed)
+        yield patch
 
 
 def assert_same(found, expected):
@@ -186,15 +202,7 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
 
 
 def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path, monkeypatch, capsys):
-    step = Condensation.step
-
-    def killed(self, iteration):
-        if iteration == 5:
-            raise KeyboardInterrupt
-        step(self, iteration)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Condensation, "step", killed)
+    with killed_at(5, monkeypatch):
         run(tmp_path)
     _, results, _ = outcome(tmp_path)
     (entry,) = (e for e in results["evaluations"] if e["iteration"] == 3)
@@ -457,19 +465,13 @@ def test_the_command_line_reports_a_finished_run(tmp_path, capsys):
 
 
 def test_a_checkpoint_from_before_a_field_resumes(whole, tmp_path, monkeypatch):
+    as_bytes = progress._as_bytes
+
     def older(content):
         return as_bytes({name: value for name, value in content.items() if name not in progress.NEWER})
 
-    step, as_bytes = Condensation.step, progress._as_bytes
-
-    def killed(self, iteration):
-        if iteration == 4:
-            raise KeyboardInterrupt
-        step(self, iteration)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with killed_at(4, monkeypatch) as patch:
         patch.setattr(progress, "_as_bytes", older)
-        patch.setattr(Condensation, "step", killed)
         run(tmp_path)
     run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))

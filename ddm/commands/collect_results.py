@@ -27,8 +27,10 @@ class Row(NamedTuple):
 
     @property
     def label(self) -> dict[str, str]:
-        args, name = self.runs[0].args, self.runs[0].title if len(self.runs) == 1 else self.name
-        if len(self.runs) > 1 and any(run.record.get("unfinished") for run in self.runs):
+        args, name = self.runs[0].args, self.name
+        if len(self.runs) == 1:
+            name = self.runs[0].title
+        elif any(run.record.get("unfinished") for run in self.runs):
             name += ", with unfinished runs"
         return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), name, self.runs[0].made_by), strict=True))
 

@@ -491,14 +491,13 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
-    def unfinished(self) -> dict[str, int]:
-        """Iteration, the one that the saved set comes from, while the first experiment goes on; empty afterwards."""
-        return {} if self.state.sets or not self.maker.iterations else {"Iteration": self.state.iteration}
+    def saved_iteration(self) -> int:
+        """The iteration of the saved sets: the last, or the current one while the first experiment goes on."""
+        return self.maker.iterations if self.state.sets else self.state.iteration
 
     def accuracies(self) -> dict[str, list[float]]:
         """The accuracies of the saved sets of all experiments, by network."""
-        iteration = self.unfinished.get("Iteration", self.maker.iterations)
-        return accuracies(self.state.evaluations, self.maker.kind, iteration)
+        return accuracies(self.state.evaluations, self.maker.kind, self.saved_iteration)
 
     def headline(self, accs_by_model: dict[str, list[float]]) -> list[float]:
         return accs_by_model[protocol.headline_model(self.settings.model, accs_by_model)]
@@ -520,11 +519,11 @@ class Run:
     def save_results(self) -> None:
         """Write results.json and the sets of the finished experiments, or the current set if there are none."""
         accs, sets = self.accuracies(), self.state.sets or [self.maker.images().cpu()]
-        args, part = self.arguments() | self.unfinished, {}
-        if self.unfinished:
-            part = {"unfinished": [self.unfinished["Iteration"], self.maker.iterations]}
-        self.files.save_set(*self.content(sets, self.metadata(args) | part), accs)
-        self.files.save_results(self.record(args, accs) | part)
+        args, more, iterations = self.arguments(), {}, [self.saved_iteration, self.maker.iterations]
+        if iterations[0] < iterations[1]:
+            args["Iteration"], more["unfinished"] = iterations[0], iterations
+        self.files.save_set(*self.content(sets, self.metadata(args) | more), accs)
+        self.files.save_results(self.record(args, accs) | more)
 
     def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
         plan = self.maker.plan
