@@ -202,6 +202,7 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
 
 
 def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
     with killed_at(5, monkeypatch):
         run(tmp_path)
     _, results, _ = outcome(tmp_path)

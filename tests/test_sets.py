@@ -571,6 +571,7 @@ def test_the_hint_of_an_unknown_network(data_path, tmp_path, capsys):
 
 
 def test_the_accuracies_of_a_run_that_goes_on_belong_to_their_sets(made, tmp_path):
+    pytest.importorskip("safetensors")
     saved = torch.load(made[1])
     saved["args"] = saved["args"] | {"num_exp": 5}  # requested; two sets are there
     torch.save(saved, tmp_path / "set.pt")
@@ -614,6 +615,7 @@ def test_the_card_of_arrays_names_no_data_set(tmp_path):
 
 
 def test_a_shared_set_has_no_path_of_this_machine(tmp_path):
+    pytest.importorskip("safetensors")
     private = tmp_path / "private"
     private.mkdir()
     np.savez(private / "mine.npz", **tiny_arrays())
@@ -637,6 +639,7 @@ def test_a_shared_set_has_no_path_of_this_machine(tmp_path):
 
 
 def test_the_data_set_of_a_foreign_set_survives_safetensors(made, tmp_path):
+    pytest.importorskip("safetensors")
     saved = torch.load(made[1])
     torch.save({"data": saved["data"][:1]}, tmp_path / "foreign.pt")
     line = ("--dataset", "CIFAR10", "--data_path", made[0], "--to", "safetensors", "--out", tmp_path / "s.safetensors")
@@ -663,6 +666,7 @@ def test_a_note_has_the_value_that_is_used(made, tmp_path, capsys):
 
 
 def test_an_export_of_data_named_like_a_published_set_is_not_taken_for_it(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
     np.savez(tmp_path / "CIFAR10.npz", **tiny_arrays())
     np.savez(tmp_path / "Digits.npz", **tiny_arrays())
     monkeypatch.chdir(tmp_path)
@@ -679,6 +683,7 @@ def test_an_export_of_data_named_like_a_published_set_is_not_taken_for_it(tmp_pa
 
 
 def test_the_file_that_registers_a_network_keeps_its_name_only(made, tmp_path, capsys):
+    pytest.importorskip("safetensors")
     saved = torch.load(made[1])
     saved["args"] = saved["args"] | {"imports": "/private/net.py", "model": "Mine", "prior": "/private/prior"}
     torch.save(saved, tmp_path / "set.pt")
@@ -691,6 +696,7 @@ def test_the_file_that_registers_a_network_keeps_its_name_only(made, tmp_path, c
 
 
 def test_an_export_of_a_foreign_set_has_the_networks_of_the_set_beside_it(made, tmp_path):
+    pytest.importorskip("safetensors")
     saved = torch.load(made[1])
     torch.save({"data": saved["data"][:1]}, tmp_path / "foreign.pt")
     data, *_ = contents(made)
