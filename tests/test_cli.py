@@ -163,6 +163,7 @@ def test_config_and_exclusive_flags_paths_and_long_names(tmp_path, capsys):
 
 def test_a_recipes_settings_without_a_group_and_with_text_annotations(tmp_path, capsys):
     pytest.importorskip("yaml")
+
     class Mine(RecipeSettings):
         strength: "int | None" = setting(None, "of a term")
         weight: float = setting(1.0, "of a term")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -202,7 +203,6 @@ def test_only_the_evaluation_network_at_work_is_trained_again(whole, tmp_path, m
 
 
 def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("safetensors")
     with killed_at(5, monkeypatch):
         run(tmp_path)
     _, results, _ = outcome(tmp_path)
@@ -213,12 +213,14 @@ def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path
     (images,), (expected,) = outcome(tmp_path)[0], outcome(tmp_path / "short")[0]
     assert torch.equal(images, expected)
     assert ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": entry["accuracies"]}
-    for to in ("card", "safetensors"):
+    with_safetensors = find_spec("safetensors") is not None
+    for to in ("card", "safetensors")[: 1 + with_safetensors]:
         command("export", tmp_path, "--to", to, "--out", tmp_path / f"x.{to}")
         assert "warning: its run has not ended: the set at iteration 3 of 6" in capsys.readouterr().err
     card = (tmp_path / "x.card" / "README.md").read_text()
     assert "the set at iteration 3 of 6 |" in card and "--Iteration 6 " in card
-    assert parsed("DM_KNearest", "--like", tmp_path / "x.safetensors").Iteration == 6
+    file = "x.safetensors" if with_safetensors else ""  # the run's folder
+    assert parsed("DM_KNearest", "--like", tmp_path / file).Iteration == 6
     command("report", tmp_path, "--out", tmp_path / "report.html")
     assert "unfinished, at iteration 3 of 6" in (tmp_path / "report.html").read_text()
     run(tmp_path)
