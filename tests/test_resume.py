@@ -216,15 +216,32 @@ def test_the_set_of_the_last_evaluation_is_usable_before_the_end(whole, tmp_path
     with_safetensors = find_spec("safetensors") is not None
     for to in ("card", "safetensors")[: 1 + with_safetensors]:
         command("export", tmp_path, "--to", to, "--out", tmp_path / f"x.{to}")
-        assert "warning: its run has not ended: the set at iteration 3 of 6" in capsys.readouterr().err
+        assert "warning: its run has not ended: 3 of 6 iterations" in capsys.readouterr().err
     card = (tmp_path / "x.card" / "README.md").read_text()
-    assert "the set at iteration 3 of 6 |" in card and "--Iteration 6 " in card
+    assert "3 of 6 iterations |" in card and "--Iteration 6 " in card
     file = "x.safetensors" if with_safetensors else ""  # the run's folder
     assert parsed("DM_KNearest", "--like", tmp_path / file).Iteration == 6
     command("report", tmp_path, "--out", tmp_path / "report.html")
-    assert "unfinished, at iteration 3 of 6" in (tmp_path / "report.html").read_text()
+    assert "unfinished, 3 of 6 iterations" in (tmp_path / "report.html").read_text()
     run(tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_the_sets_of_the_finished_experiments_are_marked_before_the_last_one_ends(whole, tmp_path, capsys, monkeypatch):
+    run(tmp_path)
+    with killed_at(2, monkeypatch):
+        run(tmp_path, "--num_exp", "3")
+    _, results, _ = outcome(tmp_path)
+    assert (results["args"]["num_exp"], results["asked"]["num_exp"], results["n"]) == (1, 3, 2)
+    command("collect", tmp_path)
+    assert ", 1 of 3 experiments |" in capsys.readouterr().out
+    command("report", tmp_path, "--out", tmp_path / "report.html")
+    assert "unfinished, 1 of 3 experiments" in (tmp_path / "report.html").read_text()
+    command("evaluate", tmp_path, "--num_eval", "1", "--epochs", "1", "--save_path", tmp_path / "again")
+    assert "its run has not ended: 1 of 3 experiments" in capsys.readouterr().err
+    assert ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": results["accuracies"]}
+    run(tmp_path, "--num_exp", "3")
+    assert outcome(tmp_path)[1]["args"]["num_exp"] == 3
 
 
 def test_a_finished_run_reports_and_does_nothing_else(whole, capsys):

@@ -11,6 +11,7 @@ from ddm import disk, drawing
 from ddm.commands.run_records import Result, differing, load
 from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
+from ddm.evaluation.sets import progress_text
 
 LABELS = ("dataset", "ipc", "run", "made by")
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
@@ -30,7 +31,7 @@ class Row(NamedTuple):
         args, name = self.runs[0].args, self.name
         if len(self.runs) == 1:
             name = self.runs[0].title
-        elif any(run.record.get("unfinished") for run in self.runs):
+        elif any(progress_text(run.record) for run in self.runs):
             name += ", with unfinished runs"
         return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), name, self.runs[0].made_by), strict=True))
 

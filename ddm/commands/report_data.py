@@ -191,9 +191,8 @@ def whole_baseline(run: ReportedRun, baselines: Sequence[Baseline]) -> Baseline 
 def headline(run: ReportedRun, random: Baseline | None, whole: Baseline | None) -> str:
     """A line such as '+8.1 points over random real images; 89 % of whole-set accuracy', from the known baselines."""
     accuracy, parts = run.results["mean"], []
-    if "unfinished" in run.results:
-        done, total = run.results["unfinished"]
-        parts.append(f"unfinished, at iteration {done:,} of {total:,}")
+    if progress := sets.progress_text(run.results):
+        parts.append(f"unfinished, {progress}")
     if random:
         gain = round(100 * (accuracy - random.summary["mean"]), 1)
         parts.append(f"{gain:+.1f} points {'over' if gain >= 0 else 'against'} random real images")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ddm.commands.settings import roles
 from ddm.errors import UserError
 from ddm.evaluation.protocol import headline_model
+from ddm.evaluation.sets import progress_text
 from ddm.methods.settings import PLAIN, CondensingSettings, WeightSettings
 from ddm.networks import untapped
 from ddm.settings import Role, declarations
@@ -105,9 +106,8 @@ class Result(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name, with the iteration of the set if the run has not ended."""
-        done = self.record.get("unfinished")
-        return f"{self.name}, {done[0]:,} of {done[1]:,} iterations" if done else self.name
+        """The name, with the iterations or experiments if the run has not ended."""
+        return ", ".join(filter(None, (self.name, progress_text(self.record))))
 
     @property
     def made_by(self) -> str:

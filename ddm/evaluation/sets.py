@@ -138,12 +138,22 @@ def factor_of(metadata: dict) -> int:
     return factor
 
 
+def progress_text(record: dict) -> str:
+    """Iterations or experiments of a run that has not ended, from its results or its set; empty for other runs."""
+    args, requested = record.get("args", {}), record.get("asked", {})
+    experiments = args.get("num_exp"), requested.get("num_exp")
+    if "unfinished" in record:
+        done, total = record["unfinished"]
+        return f"{done:,} of {total:,} iterations"
+    if None not in experiments and experiments[0] < experiments[1]:
+        return f"{experiments[0]} of {experiments[1]} experiments"
+    return ""
+
+
 def unfinished_text(metadata: dict) -> str:
-    """The iteration of a set whose run has not ended, in words; empty for other sets."""
-    if "unfinished" not in metadata:
-        return ""
-    done, total = metadata["unfinished"]
-    return f"its run has not ended: the set at iteration {done:,} of {total:,}"
+    """A note about a set whose run has not ended; empty for other sets."""
+    progress = progress_text(metadata)
+    return progress and f"its run has not ended: {progress}"
 
 
 def weights_text(args: dict) -> str:
@@ -254,7 +264,7 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
         args = metadata.get("args", {})
         if not isinstance(args, dict):
             metadata = metadata | {"args": {}}
-        elif "num_exp" in args:  # the file of a run that goes on has fewer sets than were requested
+        elif "num_exp" in args:  # up to version 0.6.0, an unfinished run recorded the requested number
             metadata = metadata | {"args": args | {"num_exp": len(contents.sets)}}
         return contents._replace(metadata=metadata, space=contents.space if contents.space in SPACES[1:] else None)
     except UserError:

@@ -520,6 +520,7 @@ class Run:
         """Write results.json and the sets of the finished experiments, or the current set if there are none."""
         accs, sets = self.accuracies(), self.state.sets or [self.maker.images().cpu()]
         args, more, iterations = self.arguments(), {}, [self.saved_iteration, self.maker.iterations]
+        args["num_exp"] = len(sets)  # the arguments describe the sets in the file
         if iterations[0] < iterations[1]:
             args["Iteration"], more["unfinished"] = iterations[0], iterations
         self.files.save_set(*self.content(sets, self.metadata(args) | more), accs)
