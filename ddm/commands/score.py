@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -109,22 +110,12 @@ def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor
     return images[order].contiguous(), synset.labels[order]
 
 
-def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Tensor, Tensor, int], Run]:
-    """ddranking's hard-label scores as a function of images, labels and a seed.
+def check_network(args: ScoreSettings, data: ImageData) -> None:
+    """Check that ddranking can build the network and train it on the whole set. Raises UserError."""
+    from ddranking.utils import REAL_DATA_TRAINING_CONFIG, build_model
 
-    Raises UserError without the package, and for a network without training settings for the whole set.
-    """
-    try:
-        from ddranking.metrics import hard_label
-        from ddranking.utils import REAL_DATA_ACC_CACHE, REAL_DATA_TRAINING_CONFIG, build_model
-        from ddranking.utils.misc import set_seed
-    except ImportError as error:
-        raise UserError(f"score needs the package ddranking ({error}): {INSTALL}") from None
-    theirs, key = KNOWN[args.dataset], f"{args.dataset}-{args.model}"
-    if args.full_acc is not None:
-        REAL_DATA_ACC_CACHE[key] = args.full_acc
-    elif key not in REAL_DATA_TRAINING_CONFIG:
-        known = [name.partition("-")[2] for name in REAL_DATA_TRAINING_CONFIG if name.startswith(f"{args.dataset}-")]
+    known = [name.partition("-")[2] for name in REAL_DATA_TRAINING_CONFIG if name.startswith(f"{args.dataset}-")]
+    if args.full_acc is None and args.model not in known:
         raise UserError(
             f"--model {args.model}: ddranking can't train it on the whole set: choose from {', '.join(known)}, or give "
             "--full_acc"
@@ -133,13 +124,33 @@ def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Ten
         build_model(args.model, data.num_classes, data.im_size, device="cpu")
     except Exception as error:  # unknown names raise several types
         raise UserError(f"--model {args.model}: ddranking can't build it ({error}): choose another") from None
-    real = [Real(x, y, theirs) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
-    same = {c: c for c in range(data.num_classes)}
 
-    def get_dataset(*_: object) -> tuple:
-        """Replaces ddranking's get_dataset, which downloads."""
-        size = data.channel, data.im_size, theirs.mean, theirs.std, data.num_classes
-        return *size, real[0], real[1], real[1], same, same
+
+def without_downloads(hard_label: ModuleType, data: ImageData, constants: DDRankingData) -> None:
+    """Make ddranking use this real data and write no table; its own functions download, and fail."""
+    real = [Real(x, y, constants) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
+    same = {c: c for c in range(data.num_classes)}
+    size = data.channel, data.im_size, constants.mean, constants.std, data.num_classes
+    hard_label.get_dataset = lambda *_: (*size, real[0], real[1], real[1], same, same)
+    hard_label.save_results = lambda *_: None  # it raises an error: its columns differ in length
+    hard_label.tqdm = partial(tqdm, leave=False)
+
+
+def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Tensor, Tensor, int], Run]:
+    """ddranking's hard-label scores as a function of images, labels and a seed.
+
+    Raises UserError without the package, and for a network without training settings for the whole set.
+    """
+    try:
+        from ddranking.metrics import hard_label
+        from ddranking.utils import REAL_DATA_ACC_CACHE
+        from ddranking.utils.misc import set_seed
+    except ImportError as error:
+        raise UserError(f"score needs the package ddranking ({error}): {INSTALL}") from None
+    check_network(args, data)
+    without_downloads(hard_label, data, KNOWN[args.dataset])
+    if args.full_acc is not None:
+        REAL_DATA_ACC_CACHE[f"{args.dataset}-{args.model}"] = args.full_acc
 
     class Scorer(hard_label.LabelRobustScoreHard):
         def _get_class_to_samples(self, *_: object) -> None:
@@ -151,10 +162,6 @@ def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Ten
             self.run_accuracies.append(float(accuracy))
             return accuracy, lr
 
-    hard_label.get_dataset = get_dataset
-    hard_label.save_results = lambda *_: None  # it raises an error: its columns differ in length
-    hard_label.tqdm = partial(tqdm, leave=False)
-    folder = args.save_path
     scorer = Scorer(
         dataset=args.dataset,
         ipc=ipc,
@@ -166,9 +173,9 @@ def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Ten
         im_size=data.im_size,
         num_epochs=args.num_epochs,
         num_workers=0,
-        save_path=f"{folder}/ddranking.csv",
+        save_path=f"{args.save_path}/ddranking.csv",
         device=args.device,
-        random_data_path=f"{folder}/random",
+        random_data_path=f"{args.save_path}/random",
         eval_full_data=args.full_acc is None,
     )
 
