@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from ddm.evaluation.sets import progress_text
+
 PATHS = {"save_path": "result", "data_path": "data", "network_cache": None, "proxy_cache": None}
 
 
@@ -37,7 +39,7 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         record = cleaned(json.loads(path.read_text()))
         out.write_text(json.dumps(record, indent=1) + "\n")
-        print(out, "(unfinished)" if "unfinished" in record else "")
+        print(out, progress_text(record))
 
 
 if __name__ == "__main__":
