@@ -242,6 +242,8 @@ def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
             raise UserError(f"{shown} has {name!r}: give it on the command line instead")
         if isinstance(value, str):  # YAML leaves the two halves of JSON's \\u escapes apart
             value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        if isinstance(value, bool) and {"on", "off"} & {*(declared[name].choices or ())}:
+            value = "on" if value else "off"  # YAML reads these words as true and false
         try:
             values[name] = checked(cls, name, value)
         except UserError as error:
@@ -251,7 +253,8 @@ def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
 
 def config_text(settings: Settings, prog: str) -> str:
     """All settings as YAML, by group; --config reads it. A JSON scalar is a YAML scalar, so no package is needed."""
-    declared, values = declarations(type(settings)), settings.values()
+    declared = declarations(type(settings))
+    values = settings.values() | {"like": None}  # the values in the file of --like are written out here
     lines = [f"# {prog}, ddm {__version__}"]
     for group in groups(declared):
         members = [name for name, setting in declared.items() if setting.group == group and not setting.positional]
@@ -353,7 +356,8 @@ def main(
 ) -> None:
     """Parse and run a command; a UserError becomes one line on stderr and exit status 2."""
     settings = parse(cls, argv, prog, description, recipe or cls.RECIPE)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that can't be encoded
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that can't be encoded
     rank, world = torchrun.rank_and_world()
     try:
         imports = settings.values().get("imports")

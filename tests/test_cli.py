@@ -154,6 +154,9 @@ def test_config_and_exclusive_flags_paths_and_long_names(tmp_path, capsys):
     assert (settings.model, settings.eval_mode) == (None, "N")
     path.write_text("model: MLP\neval_mode: N\n")
     assert "it has both model and eval_mode" in refused(capsys, "evaluate", "x.pt", "--config", str(path))
+    path.write_text("compile: on\ngraphs: off\n")  # YAML's words for false and true
+    settings = parsed("condense", "--config", path)
+    assert (settings.compile, settings.graphs) == ("on", "off")
     odd = "\N{GRINNING FACE} \u00fc,x"
     path.write_text(output_of(capsys, "condense", "--save_path", odd, "--print_config"))
     assert parsed("condense", "--config", path).save_path == odd

@@ -1,6 +1,7 @@
 """Reading, normalising and sampling."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,11 +210,11 @@ def test_published_constants_and_class_counts():
 def test_no_data_and_no_network_says_where_the_file_may_be_put(existing, tmp_path, monkeypatch):
     (tmp_path / existing).mkdir(parents=True, exist_ok=True)
 
-    def no_network(data_path):
-        (data_path / "MNIST" / "raw").mkdir(parents=True)
+    def no_network(folder, **options):
+        (Path(folder) / "MNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("Error downloading x:\nTried mirror, got:\n<urlopen error no network>\n")
 
-    monkeypatch.setitem(loading.DATASETS, "MNIST", DATASETS["MNIST"]._replace(read=no_network))
+    monkeypatch.setattr(torchvision.datasets, "MNIST", no_network)
     with pytest.raises(UserError, match=r"no MNIST in .*no network.*MNIST\.npz") as caught:
         load("MNIST", tmp_path / "data" / "deeper" if not existing else tmp_path / "data")
     assert "\n" not in str(caught.value)
@@ -238,3 +239,22 @@ def test_validation_holds_out_a_seeded_tenth_of_every_class(tmp_path):
     )}  # fmt: skip
     assert not rows["train"] & rows["val"] and rows["train"] | rows["val"] == rows["all"]
     assert not rows["val"] & rows["test"]
+
+
+def test_a_registered_reader_that_fails_is_named(tmp_path, monkeypatch):
+    rows = torch.arange(20).numpy()
+    arrays = (np.zeros((20, 8, 8, 1), np.uint8), rows % 2, np.zeros((20, 8, 8, 1), np.uint8), rows % 2)
+    spec = DATASETS["Digits"]._replace(shape=(1, 8, 8), class_names=["a", "b"], read=lambda data_path: arrays)
+    monkeypatch.setitem(loading.DATASETS, "Mine", spec)
+    assert load("Mine", tmp_path).num_classes == 2  # a plain tuple will do
+    for error, text in (
+        (NameError("np"), r"that reads Mine raises NameError \(np\): correct it"),
+        (UserError("x y"), "x y"),
+    ):
+
+        def failing(data_path, error=error):
+            raise error
+
+        monkeypatch.setitem(loading.DATASETS, "Mine", spec._replace(read=failing))
+        with pytest.raises(UserError, match=text):
+            load("Mine", tmp_path)

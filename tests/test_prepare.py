@@ -376,6 +376,10 @@ def test_of_two_families_of_idx_files_the_named_one(tmp_path):
     assert not torch.equal(*stores)
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
     assert np.array_equal(stores[0][:, 0].numpy(), first)
+    for name in ("MNIST", "KMNIST"):  # only the other family is there
+        assert layouts.idx_files(tmp_path / "FashionMNIST", "FashionMNIST") is not None
+        idx(tmp_path / "other", "FashionMNIST", 1)
+        assert layouts.idx_files(tmp_path / "other", name) is None
     idx(tmp_path / "short", "MNIST", 0, labels=10)
     for name, source in (("CIFAR10", tmp_path / "MNIST"), ("MNIST", tmp_path / "short")):
         with pytest.raises(UserError, match=f"it is not {name}"):
@@ -420,3 +424,65 @@ def test_the_name_of_a_published_data_set_is_not_for_own_data(tmp_path):
         with pytest.raises(UserError, match=f"--own {name}: this is the name of a published data set"):
             prepare(name, "--own", "--source", mixed, "--data_path", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def pictures(root, *folders, n=5):
+    for number, folder in enumerate(folders):
+        for k in range(n):
+            picture(root / folder / f"{k}.png", (40 * number, 20 * k, 0), (8, 8))
+
+
+def test_train_and_test_folders_of_any_case(tmp_path):
+    pictures(tmp_path / "pets", "Train/cats", "Train/dogs", "Test_Set/cats", "Test_Set/dogs")
+    data = load(str(tmp_path / "pets"), tmp_path / "data")
+    assert data.class_names == ["cats", "dogs"] and len(data.x_train) == len(data.x_test) == 10
+
+
+def test_classes_that_have_equal_folders_are_warned_of(tmp_path, capsys):
+    pictures(tmp_path / "pets", "A/cats", "A/dogs", "B/cats", "B/dogs")
+    load(str(tmp_path / "pets"), tmp_path / "data")
+    assert "the classes are A, B, and each has the folders cats, dogs" in capsys.readouterr().err
+    pictures(tmp_path / "plain", "cats/images", "dogs/images")
+    load(str(tmp_path / "plain"), tmp_path / "data")
+    assert "each has the folders" not in capsys.readouterr().err
+
+
+def test_a_constant_channel(tmp_path):
+    pictures(tmp_path / "fluo", "a", "b")  # no blue
+    data = load(str(tmp_path / "fluo"), tmp_path / "data")
+    assert data.batch(torch.arange(4)).isfinite().all() and data.std[2] > 0
+
+
+def test_test_folders_with_other_names_and_damaged_labels(tmp_path):
+    pictures(tmp_path / "cap", "train/cats", "train/dogs", "test/Cats", "test/Dogs")
+    with pytest.raises(UserError, match=r"test has the classes Cats, Dogs, .*train has cats, dogs: use equal names"):
+        load(str(tmp_path / "cap"), tmp_path / "data")
+    for name, text in (("LOC_val_solution.csv", "id,label\nx,y\n"), ("val_annotations.txt", "one_word\n")):
+        (tmp_path / "cap" / name).write_text(text)
+        with pytest.raises(UserError, match=r"the labels of .*test can't be read \("):
+            layouts.labels_of(tmp_path / "cap" / "test", tmp_path / "cap")
+
+
+def test_an_empty_file_of_a_store_is_one_line(tmp_path):
+    pictures(tmp_path / "pets", "cats", "dogs")
+    load(str(tmp_path / "pets"), tmp_path / "data")
+    (path,) = (tmp_path / "data" / "own").glob("*.store")
+    (path / "x_train.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="is not a valid store"):
+        load(str(tmp_path / "pets"), tmp_path / "data")
+
+
+def test_pictures_that_do_not_fit_leave_nothing_behind(tmp_path):
+    pictures(tmp_path / "raw", "cats", "dogs")
+    picture(tmp_path / "raw" / "dogs" / "large.png", (1, 2, 3), (9, 9))
+    shutil.make_archive(str(tmp_path / "raw"), "zip", tmp_path / "raw")
+    with pytest.raises(UserError, match="give --res"):
+        prepare("Mine", "--own", "--source", tmp_path / "raw.zip", "--data_path", tmp_path / "data")
+    assert not any((tmp_path / "data").iterdir())
+
+
+def test_a_source_without_the_data_is_not_downloaded_into(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty' has no CIFAR10 .*: name a folder with CIFAR10\.npz"):
+        prepare("CIFAR10", "--source", tmp_path / "empty", "--data_path", tmp_path / "data")
+    assert not any((tmp_path / "empty").iterdir())

@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ddm import cli
 from ddm.commands.settings import PrepareSettings
 from ddm.data import layouts, loading, store
 from ddm.data.catalogue import DATASETS
@@ -28,7 +29,7 @@ def find(args: PrepareSettings, source: Path, work: Path) -> Listing:
         return layouts.folders(root, args.name) if root.is_dir() else array_listing(loading.load_file(root))
     if source.is_file():
         return array_listing(loading.load_file(source, args.name))
-    return layouts.idx_files(source, args.name) or array_listing(loading.load(args.name, source))
+    return layouts.idx_files(source, args.name) or array_listing(loading.load(args.name, source, download=False))
 
 
 def array_listing(data: ImageData) -> Listing:
@@ -102,14 +103,14 @@ def prepare(args: PrepareSettings) -> None:
     work = path.with_name(path.name + ".source")
     try:
         listing = find(args, source, work)
-        notes = check(args, listing)
+        for note in check(args, listing):
+            print(f"note: {note}")
+            listing.notes = [*dict.fromkeys([*listing.notes, note])]
+        metadata = layouts.fill(path, listing, str(source.resolve()), res)
     except UserError:
-        shutil.rmtree(work, ignore_errors=True)
+        if not store.partial(path).exists():  # nothing to resume
+            shutil.rmtree(work, ignore_errors=True)
         raise
-    for note in notes:
-        print(f"note: {note}")
-        listing.notes = [*dict.fromkeys([*listing.notes, note])]
-    metadata = layouts.fill(path, listing, str(source.resolve()), res)
     shutil.rmtree(work, ignore_errors=True)
     for line in metadata["warnings"]:
         print(f"warning: {args.name}: {line}", file=sys.stderr)
@@ -123,5 +124,6 @@ def prepare(args: PrepareSettings) -> None:
     print(f"images   {counts}, {'x'.join(map(str, metadata['shape']))}, {len(metadata['class_names'])} classes")
     print("pixels   mean {}; std {}".format(*measured))
     print(f"store    {path}")
-    dataset = f"{path}" if args.own else args.name
-    print(f"use it   --dataset {dataset} --data_path {data_path}" + (f" --res {res}" if prepared and args.res else ""))
+    usage = {"dataset": str(path) if args.own else args.name, "data_path": str(data_path)}
+    usage |= {"res": res} if prepared and args.res else {}
+    print("use it  ", *(cli.spelled(name, value) for name, value in usage.items()))

@@ -29,12 +29,12 @@ def _digits(data_path: Path) -> Arrays:
     return Arrays(x_train, y_train, x_test, y_test)
 
 
-def _torchvision(name: str, data_path: Path, train: dict, test: dict) -> Arrays:
-    """Read both splits with torchvision, which downloads and verifies them."""
+def torchvision_arrays(name: str, data_path: Path, train: dict, test: dict, download: bool = True) -> Arrays:
+    """Read both splits with torchvision, which verifies them, and downloads them if they are missing."""
     import torchvision.datasets as tv  # imported here: it takes two seconds, and .npz files do not need it
 
     cls = getattr(tv, name)
-    sets = [cls(str(data_path), download=True, **split) for split in (train, test)]
+    sets = [cls(str(data_path), download=download, **split) for split in (train, test)]
     (x_train, y_train), (x_test, y_test) = (
         (np.asarray(s.data), np.asarray(getattr(s, "targets", getattr(s, "labels", None)))) for s in sets
     )
@@ -47,7 +47,8 @@ _BY_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME = {"train": {"split": "train"}, "test": {"split": "test"}}
 _DIGIT_NAMES = [str(digit) for digit in range(10)]
 _FASHION_NAMES = [
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
 _CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _CIFAR100_NAMES = """
@@ -74,33 +75,33 @@ class Spec(NamedTuple):
 DATASETS: dict[str, Spec] = {
     # The constants of Digits are measured on its training pixels; the others are published.
     "Digits": Spec((1, 8, 8), _DIGIT_NAMES, [0.3054], [0.3760], _digits),
-    "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(_torchvision, "MNIST", **_BY_FLAG)),
+    "MNIST": Spec((1, 28, 28), _DIGIT_NAMES, [0.1307], [0.3081], partial(torchvision_arrays, "MNIST", **_BY_FLAG)),
     "FashionMNIST": Spec(
         (1, 28, 28),
         _FASHION_NAMES,
         [0.2861],
         [0.3530],
-        partial(_torchvision, "FashionMNIST", **_BY_FLAG),
+        partial(torchvision_arrays, "FashionMNIST", **_BY_FLAG),
     ),
     "SVHN": Spec(
         (3, 32, 32),
         _DIGIT_NAMES,
         [0.4377, 0.4438, 0.4728],
         [0.1980, 0.2010, 0.1970],
-        partial(_torchvision, "SVHN", **_BY_NAME),
+        partial(torchvision_arrays, "SVHN", **_BY_NAME),
     ),
     "CIFAR10": Spec(
         (3, 32, 32),
         _CIFAR10_NAMES,
         [0.4914, 0.4822, 0.4465],
         [0.2023, 0.1994, 0.2010],
-        partial(_torchvision, "CIFAR10", **_BY_FLAG),
+        partial(torchvision_arrays, "CIFAR10", **_BY_FLAG),
     ),
     "CIFAR100": Spec(
         (3, 32, 32),
         _CIFAR100_NAMES,
         [0.5071, 0.4866, 0.4409],
         [0.2673, 0.2564, 0.2762],
-        partial(_torchvision, "CIFAR100", **_BY_FLAG),
+        partial(torchvision_arrays, "CIFAR100", **_BY_FLAG),
     ),
 }

@@ -168,10 +168,8 @@ class ImageData:
         x_train, x_test = (images[:].float() / 255 for images in (self.x_train, self.x_test))
         zca = ZCAWhitening(dim=0, eps=0.1, compute_inv=True).fit(x_train)
         x_train, x_test = (zca(images) for images in (x_train, x_test))
-        ones = torch.ones_like(self.normalisation.constants[0])
-        mean, std = [0.0] * self.channel, [1.0] * self.channel
-        constants = torch.stack([0 * ones, ones])
-        normalisation = Normalisation(mean, std, constants, zca.mean_vector, zca.transform_inv)
+        fit = {"mean": zca.mean_vector, "inverse": zca.transform_inv}
+        normalisation = Normalisation.of([0.0] * self.channel, [1.0] * self.channel, fit)
         return replace(self, x_train=x_train, x_test=x_test, normalisation=normalisation)
 
     def normalise(self, images: Tensor) -> Tensor:

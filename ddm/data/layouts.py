@@ -28,7 +28,8 @@ from ddm.errors import UserError, first_line
 PART = 512  # images per part; an interrupted preparation resumes after the last complete part
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
-TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
+TRAIN = ("train", "training", "training_set")
+TEST = ("test", "val", "valid", "validation", "test_set")
 VAL_FIRST = ("val", "test")  # for data sets whose test/ has no labels: ImageNet, TinyImageNet
 CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
 
@@ -139,8 +140,9 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def child(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first existing subfolder among `names`."""
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """The first existing subfolder among `names`, which are lower-case; the folders may be named Train or TEST."""
+    folders = {sub.name.lower(): sub for sub in visible(folder)}
+    return next((folders[name] for name in names if name in folders), None)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -173,7 +175,8 @@ def folders(
     the training folders. Raises UserError for another layout.
     """
     train = child(root, TRAIN)
-    groups = class_folders(train or root)
+    found = [(sub.name, images_in(sub)) for sub in visible(train or root)]
+    groups = [group for group in found if group[1]]
     names = [group for group, _ in groups]
     if choose is not None:
         names = choose(names)
@@ -183,10 +186,15 @@ def folders(
         raise UserError(f"{train or root} has {have}: a data set is a folder of class folders, two or more")
     listing = Listing(name, names, {"train": labelled(groups, names)})
     if choose is None:
-        empty = sorted({path.name for path in visible(train or root) if not images_in(path)})
+        empty = [sub for sub, images in found if not images]
         if empty:
             listing.warnings.append(f"{train or root} has class folders without images, left out: {listed(empty)}")
     if train is None:
+        if inner := inner_classes(root, groups):
+            listing.warnings.append(
+                f"the classes are {listed(names)}, and each has the folders {listed(inner)}: if these are the classes, "
+                "name the folders above them train and test"
+            )
         split_off(listing, groups)
         return listing
     test = child(root, test_names)
@@ -194,7 +202,7 @@ def folders(
         raise UserError(
             f"{root} has {train.name}/, but none of {', '.join(test_names)}: rename the folder of the test images"
         )
-    unused = [root / other for other in test_names if (root / other).is_dir() and root / other != test]
+    unused = [other for name in test_names if (other := child(root, (name,))) not in (None, test)]
     if unused and test_names == TEST:
         listing.warnings.append(f"{test} is the test set; {', '.join(map(str, unused))} is not used")
     test_groups = class_folders(test)
@@ -204,14 +212,26 @@ def folders(
         if other and choose is None:
             listing.warnings.append(f"{test} has classes that {train} lacks; they are left out: {listed(other)}")
     else:
-        labels = labels_of(test, root, *around)
-        at = {wnid: label for label, wnid in enumerate(names)}
-        files = [(path, labels.get(path.stem)) for path in images_in(test)]
-        unknown = [path.name for path, wnid in files if wnid is None]
+        try:
+            labels = labels_of(test, root, *around)
+        except UserError:
+            if not test_groups:
+                raise
+            theirs = listed([group for group, _ in test_groups])
+            raise UserError(f"{test} has the classes {theirs}, {train} has {listed(names)}: use equal names") from None
+        files = [(labels.get(path.stem), [path]) for path in images_in(test)]
+        unknown = [path.name for wnid, (path,) in files if wnid is None]
         if unknown:
             raise UserError(f"{len(unknown)} images in {test} have no label: complete the labels of {unknown[0]}, ...")
-        listing.splits["test"] = Files([(path, at[wnid]) for path, wnid in files if wnid in at])
+        listing.splits["test"] = labelled(files, names)
     return listing
+
+
+def inner_classes(root: Path, groups: list[tuple[str, list[Path]]]) -> list[str]:
+    """Two or more folders with images that all class folders have: then these may be the classes."""
+    inside = [{path.relative_to(root / group).parts[:-1][:1] for path in images} for group, images in groups]
+    shared = sorted(name for (name,) in set.intersection(*inside) - {()})
+    return shared if len(shared) > 1 else []
 
 
 def split_off(listing: Listing, groups: list[tuple[str, list[Path]]]) -> None:
@@ -239,6 +259,19 @@ def labels_of(*places: Path) -> dict[str, str]:
     """
     names = ("*.txt", "*.csv", "*.mat", "*devkit*/data/*")
     files = {path.name: path for place in reversed(places) for name in names for path in place.glob(name)}
+    try:
+        labels = _labels(files)
+    except Exception as error:  # damaged files raise many kinds of errors
+        raise UserError(f"the labels of {places[0]} can't be read ({type(error).__name__}): use another copy") from None
+    if labels is None:
+        raise UserError(
+            f"{places[0]} has neither class folders nor a file of labels: put val_annotations.txt, "
+            f"LOC_val_solution.csv or the devkit (ILSVRC2012_validation_ground_truth.txt and meta.mat) into {places[1]}"
+        )
+    return labels
+
+
+def _labels(files: dict[str, Path]) -> dict[str, str] | None:
     if "val_annotations.txt" in files:
         lines = files["val_annotations.txt"].read_text().splitlines()
         return {Path(file).stem: wnid for file, wnid in (line.split()[:2] for line in lines if line.strip())}
@@ -252,10 +285,7 @@ def labels_of(*places: Path) -> dict[str, str]:
         wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
         numbers = files["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
         return {f"ILSVRC2012_val_{at:08d}": wnids[int(number)] for at, number in enumerate(numbers, 1)}
-    raise UserError(
-        f"{places[0]} has neither class folders nor a file of labels: put val_annotations.txt, "
-        f"LOC_val_solution.csv or the devkit (ILSVRC2012_validation_ground_truth.txt and meta.mat) into {places[1]}"
-    )
+    return None
 
 
 def words_of(root: Path, wnids: list[str]) -> list[str]:
@@ -336,9 +366,9 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
 
 def idx_files(root: Path, name: str) -> Listing | None:
     """List the four files of MNIST or FashionMNIST, gzipped or not, anywhere below a folder; None without them."""
-    folders = {path.parent for path in root.rglob("*ubyte*") if path.is_file()}
-    if len(folders) > 1:  # torchvision's folder may contain both, in folders of their names
-        folders = {folder for folder in folders if name in folder.parts}
+    paths = [path for path in root.rglob("*ubyte*") if path.is_file()]  # torchvision's folder may contain several sets
+    others = {part for path in paths for part in path.relative_to(root).parts if part.endswith("MNIST")} - {name}
+    folders = {path.parent for path in paths if not others & {*path.relative_to(root).parts}}
     if len(folders) != 1:
         return None
     (folder,) = folders
@@ -376,7 +406,11 @@ def fill(path: Path, listing: Listing, source: str, res: int | None) -> dict:
     recipe["listing"] = {split: images.digest() for split, images in listing.splits.items()}
     try:
         with contextlib.closing(store.Writer(path, recipe)) as writer:
-            return _fill(writer, listing, res)
+            try:
+                return _fill(writer, listing, res)
+            except UserError:  # of the images: nothing to resume
+                shutil.rmtree(writer.partial, ignore_errors=True)
+                raise
     except OSError as error:
         raise UserError(
             f"can't write {path}: {error.strerror or error}; run the same command again to resume from "

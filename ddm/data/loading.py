@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddm import rng, torchrun
 from ddm.data import layouts, store
-from ddm.data.catalogue import DATASETS, Arrays, Spec
+from ddm.data.catalogue import DATASETS, Arrays, Spec, torchvision_arrays
 from ddm.data.checks import split_warnings
 from ddm.data.images import ImageData, Normalisation, by_class, subset
 from ddm.data.store import Mapped
@@ -68,15 +68,15 @@ def split(data: ImageData, eval_split: str, zca: bool, seed: int) -> ImageData:
     return data.whitened() if zca else data
 
 
-def load(name: str, data_path: str | Path, res: int | None = None) -> ImageData:
+def load(name: str, data_path: str | Path, res: int | None = None, download: bool = True) -> ImageData:
     """Load a data set: a name of NAMES, or the path of a store, an .npz file or a folder of class folders.
 
     An .npz file contains x_train uint8 [N, H, W, C] or [N, H, W], y_train, x_test, y_test and optionally classes. `res`
-    is the image side in pixels, for data sets with a choice. A folder is first converted into a store. Raises UserError
-    if the data are missing and can't be downloaded, and for unreadable files or wrong shapes. Prints the warnings about
-    the data.
+    is the image side in pixels, for data sets with a choice. A folder is first converted into a store. `download` is
+    for data sets of torchvision that are missing. Raises UserError if the data are missing and can't be downloaded, and
+    for unreadable files or wrong shapes. Prints the warnings about the data.
     """
-    data = _loaded(name, Path(data_path), res)
+    data = _loaded(name, Path(data_path), res, download)
     warn(data)
     return data
 
@@ -88,7 +88,7 @@ def warn(data: ImageData) -> None:
             print(line, file=sys.stderr)
 
 
-def _loaded(name: str, data_path: Path, res: int | None) -> ImageData:
+def _loaded(name: str, data_path: Path, res: int | None, download: bool) -> ImageData:
     if is_path(name):
         return _user_data(Path(name), data_path, res)
     lookup(NAMES, name, "dataset")
@@ -115,7 +115,7 @@ def _loaded(name: str, data_path: Path, res: int | None) -> ImageData:
         )
     if has_npz:
         return _tensors(name, DATASETS[name], _read_npz(npz), str(npz))
-    return _tensors(name, DATASETS[name], _read_or_download(name, DATASETS[name], data_path), name)
+    return _tensors(name, DATASETS[name], _read_or_download(name, DATASETS[name], data_path, download), name)
 
 
 def _stored(name: str, path: Path, res: int | None = None) -> ImageData:
@@ -206,16 +206,14 @@ def user_spec(path: str, arrays: Arrays) -> Spec:
         )
         if not good:
             raise UserError(f"{path}: labels must be integers from 0, one for each image, fewer than {MOST_CLASSES}")
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x) or not np.issubdtype(y.dtype, np.integer):
-        raise UserError(
-            f"{path}: x_train is {x.dtype} {list(x.shape)}, y_train is {y.dtype}: uint8 images and integers are needed"
-        )
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x):
+        raise UserError(f"{path}: x_train is {x.dtype} {list(x.shape)}: uint8 images are needed, [N, H, W, C]")
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[3] not in (1, 3):
         raise UserError(f"{path}: x_train is {list(x.shape)}: channels come last, [N, H, W, C] with C 1 or 3")
     names = arrays.classes or [str(label) for label in range(max(int(y.max()), int(arrays.y_test.max())) + 1)]
     mean, std = (getattr(x, f)((0, 1, 2), dtype=np.float64) / 255 for f in ("mean", "std"))
-    return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), np.maximum(std, 1e-6).tolist(), None)
+    return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), std.tolist(), None)
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -234,15 +232,25 @@ def _read_npz(path: Path) -> Arrays:
     return Arrays(**arrays, classes=classes)
 
 
-def _read_or_download(name: str, spec: Spec, data_path: Path) -> Arrays:
-    before = _folders(data_path)
+def _read_or_download(name: str, spec: Spec, data_path: Path, download: bool) -> Arrays:
+    before, where = _folders(data_path), repr(str(data_path))
+    published = getattr(spec.read, "func", None) is torchvision_arrays
     try:
-        return spec.read(data_path)
+        return Arrays(*(spec.read(data_path, download=download) if published else spec.read(data_path)))
+    except UserError:  # of a reader that the user registered
+        raise
     except Exception as error:  # no network, no permission, or a damaged file, which raises many kinds of errors
         for folder in sorted(_folders(data_path) - before, key=lambda path: len(path.parts), reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails if it contains files
-        where = repr(str(data_path))
+        if not published:
+            raise UserError(
+                f"the function that reads {name} raises {type(error).__name__} ({_reason(error)}): correct it"
+            ) from error
+        if not download:
+            raise UserError(
+                f"{where} has no {name} ({_reason(error)}): name a folder with {name}.npz or torchvision's files"
+            ) from None
         if isinstance(error, OSError) or "download" in str(error):  # URLError is an OSError
             raise UserError(
                 f"no {name} in {where}, and downloading it failed ({_reason(error)}): put {name}.npz (x_train, "
@@ -306,4 +314,5 @@ def _image_data(
         if not len(y) or y.min() < 0 or y.max() >= len(class_names):
             raise UserError(f"{source}: the {split} set has no images, or labels beyond its {len(class_names)} classes")
     indices = by_class(splits["y_train"], len(class_names))
+    std = [max(value, 1e-6) for value in std]  # a constant channel has 0
     return ImageData(name, class_names, Normalisation.of(mean, std), **splits, indices=indices, known_digest=digest)

@@ -108,7 +108,7 @@ def read(path: Path) -> tuple[dict, dict[str, Any]]:
             x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
             if not len(x) == len(y) == count or x.array.dtype != np.uint8 or x.array.ndim != 4:
                 raise ValueError(f"{split} has {len(x)} images and {len(y)} labels, {count} expected")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not a valid store ({str(error)[:100]}): prepare it again") from None
     return metadata, arrays
 
@@ -120,6 +120,11 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def partial(path: Path) -> Path:
+    """The folder of a store that is not complete."""
+    return path.with_name(path.name + ".partial")
+
+
 class Writer:
     """Writes a store part by part in `<path>.partial`, which is renamed to `path` when complete.
 
@@ -128,7 +133,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, recipe: dict):
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path, self.partial = path, partial(path)
         self.recipe, self.fresh = recipe, True
         self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -157,18 +162,19 @@ class Writer:
             split["shape"], split["sum"], split["squares"] = list(shape), [0] * shape[0], [0] * shape[0]
         if len(images):
             start = len(npy_header((split["rows"], *shape)))
+            images = np.ascontiguousarray(images)
             with open(file_path, "r+b" if file_path.exists() else "w+b") as file:
                 file.seek(start + split["rows"] * images[0].nbytes)
                 file.truncate()  # remove the rest of an incomplete part
-                file.write(np.ascontiguousarray(images))
+                file.write(images)
                 file.seek(0)
                 file.write(npy_header((split["rows"] + len(images), *shape)))
                 file.flush()
                 os.fsync(file.fileno())
             channels = images.astype(np.int64).transpose(1, 0, 2, 3).reshape(shape[0], -1)
-            split["sum"] = [a + int(b) for a, b in zip(split["sum"], channels.sum(1), strict=True)]
-            split["squares"] = [a + int(b) for a, b in zip(split["squares"], (channels**2).sum(1), strict=True)]
-            split["digests"].append(hashlib.blake2b(np.ascontiguousarray(images), digest_size=16).hexdigest())
+            split["sum"] = np.add(split["sum"], channels.sum(1)).tolist()
+            split["squares"] = np.add(split["squares"], (channels**2).sum(1)).tolist()
+            split["digests"].append(hashlib.blake2b(images, digest_size=16).hexdigest())
         split["rows"] += len(images)
         split["damaged"] += damaged
         split["consumed"] += consumed
