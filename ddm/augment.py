@@ -70,6 +70,16 @@ class Draws:
 # --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
 
 
+def _most(size: int, param: ParamDiffAug) -> int:
+    """The largest shift of a crop, in pixels."""
+    return int(size * param.ratio_crop_pad + 0.5)
+
+
+def _cut(size: int, param: ParamDiffAug) -> int:
+    """The side of a cutout, in pixels."""
+    return int(size * param.ratio_cutout + 0.5)
+
+
 def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     b, t, k = draws.uniform(), draws.uniform(), draws.uniform()
     x = x + (b - 0.5) * param.brightness
@@ -82,7 +92,7 @@ def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
 def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     for dim in (2, 3):  # shift along rows, then columns
         size = x.shape[dim]
-        most = int(size * param.ratio_crop_pad + 0.5)
+        most = _most(size, param)
         source = torch.arange(size, device=x.device) + draws.integers(-most, most + 1)  # [n, size]
         inside = (source >= 0) & (source < size)
         shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)
@@ -94,7 +104,7 @@ def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
 def _cutout(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     covered = []
     for size in x.shape[2:]:
-        cut = int(size * param.ratio_cutout + 0.5)
+        cut = _cut(size, param)
         first = draws.integers(0, size + (1 - cut % 2)) - cut // 2  # [n, 1]
         at = torch.arange(size, device=x.device)
         covered.append((at >= first) & (at < first + cut))  # [n, size]
@@ -255,14 +265,6 @@ DRAWS = 3  # numbers that an operation draws, at most
 Drawing = Callable[
     [tuple[int, int], ParamDiffAug, Callable[[], Tensor], Callable[[int, int], Tensor]], tuple[Tensor, ...]
 ]
-
-
-def _most(size: int, param: ParamDiffAug) -> int:
-    return int(size * param.ratio_crop_pad + 0.5)
-
-
-def _cut(size: int, param: ParamDiffAug) -> int:
-    return int(size * param.ratio_cutout + 0.5)
 
 
 DRAWINGS: dict[str, Drawing] = {  # in the order of the draws of OPERATIONS

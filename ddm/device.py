@@ -28,7 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
 # --precision -> whether CUDA rounds the factors of float32 convolutions and matrix products to TF32. With bf16 this
 # concerns what autocast leaves in float32, such as the products of L_RR. cuSOLVER, which solves L_RR, ignores it.
 TF32 = {"fp32": False, "tf32": True, "bf16": True}
-OUT_OF_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+OUT_OF_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "MPS backend out of")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def find_device(name: str) -> str:
     if not present.get(device.type, False):
         available = "cuda" if cuda else "mps" if mps else "cpu only"
         raise UserError(f"device {name!r} does not exist here: torch finds {available}; choose auto")
-    return str(device)
+    return "cpu" if device.type == "cpu" else str(device)
 
 
 # --- memory --------------------------------------------------------------------------------------------------

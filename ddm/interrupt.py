@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class Stopped(BaseException):
@@ -25,13 +26,13 @@ class Interrupts:
     """Stores the first signal until `check` is called at a safe point. A second signal exits immediately."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self._immediate = False
+        self.received: int | None = None  # by this process, or by another rank
+        self._immediate = self._signalled = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self._signalled:
             os._exit(128 + signum)
-        self.received = signum
+        self._signalled, self.received = True, signum
         if self._immediate:
             raise Stopped(signum)
 
@@ -53,12 +54,24 @@ class Interrupts:
     @contextlib.contextmanager
     def installed(self) -> Iterator["Interrupts"]:
         """Inside, this object handles the signals. In threads other than the main thread it has no effect."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled_by(self._handle):
             yield self
-            return
-        before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
-        try:
-            yield self
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Inside, `handler` handles the signals. In threads other than the main thread it has no effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
+
+
+def deadly() -> contextlib.AbstractContextManager[None]:
+    """Inside, a signal ends the process at once."""
+    return handled_by(signal.SIG_DFL)

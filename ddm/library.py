@@ -11,10 +11,10 @@ from torch import nn
 from ddm import device, extensions, networks
 from ddm.commands.condense import DDM, Recipe
 from ddm.commands.settings import DDMSettings, RecipeSettings
+from ddm.data import loading
 from ddm.data.catalogue import Arrays
 from ddm.data.images import ImageData
-from ddm.data.loading import from_arrays, load_split, split, warn
-from ddm.errors import UserError, nearest
+from ddm.errors import UserError, first_line, nearest
 from ddm.evaluation import protocol
 from ddm.evaluation.sets import CondensedDataset
 from ddm.methods.condensation import Condensation, condensed
@@ -46,10 +46,11 @@ def condense(
     log: Callable[[str], None] | None = None,
     **changes: Any,
 ) -> CondensedDataset:
-    """Condense one set and evaluate it; writes no files, except trained networks into their cache.
+    """Condense one set and evaluate it; writes no files, except downloads, stores and trained networks.
 
     `settings` is a DDMSettings or a recipe's settings; `changes` are settings by name, such as dataset="CIFAR10",
-    ipc=10, preset="fast,dm". `data` replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train,
+    ipc=10, preset="fast,dm". `changes` override a preset; of `settings`, only values other than the defaults do. `data`
+    replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train,
     x_test, y_test). `network` replaces --model: (channel, num_classes, im_size) -> a networks.Network. `objective`
     replaces DDM's objective: (real, syn, settings) -> weighted terms by name, each [classes]. `needs` describes the
     feature maps that it reads. The result has images [N, C, H, W] (normalised), labels [N], mean, std, class_names and
@@ -69,12 +70,12 @@ def condense(
             settings = settings.but(dataset="Digits")  # a valid name; the data set is not read
         if settings.imports:
             extensions.run_files(settings.imports)
-        settings = recipe.settled(settings)
-        s = settings
+        requested, settings = settings, recipe.settled(settings)
         if data is None:
-            loaded, _ = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+            loaded = loading.load(settings.dataset, settings.data_path, settings.res)
         else:
-            loaded = split(data if isinstance(data, ImageData) else image_data(data), s.eval_split, s.zca, s.seed)
+            loaded = data if isinstance(data, ImageData) else image_data(data)
+        loaded = loading.split(loaded, settings.eval_split, settings.zca, settings.seed)
         maker = Condensation(
             loaded,
             recipe.fitted(settings, loaded),
@@ -88,7 +89,7 @@ def condense(
         training_set = maker.training_set(settings.first_exp, images)
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
     arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
-    metadata = set_metadata(arguments, settings, loaded, settings.seed) | {"accs_all_exps": accs}
+    metadata = set_metadata(arguments, requested, loaded, settings.seed) | {"accs_all_exps": accs}
     if objective is not None:  # the weights of DDM's terms say nothing about it
         metadata["args"]["objective"] = metadata["asked"]["objective"] = getattr(objective, "__name__", "a function")
     if data is not None:
@@ -101,8 +102,12 @@ def image_data(data: Splits) -> ImageData:
     """A data set from arrays, lists or tensors. Raises UserError."""
     if not isinstance(data, tuple | list) or len(data) != 4:
         raise UserError("data is not (x_train, y_train, x_test, y_test): give these four arrays")
-    data_set = from_arrays(Arrays(*(np.asarray(x) for x in data)), "data")
-    warn(data_set)
+    try:
+        arrays = Arrays(*(np.asarray(x) for x in data))
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
+        raise UserError(f"data can't be converted to arrays ({first_line(error)}): give numpy arrays") from None
+    data_set = loading.from_arrays(arrays, "data")
+    loading.warn(data_set)
     return data_set
 
 

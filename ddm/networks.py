@@ -52,14 +52,17 @@ class Network(nn.Module):
 
         `layers` selects some of them by number, from 0. Raises UserError for a kind or layer that the network lacks.
         """
-        sites = () if kind == "none" else self.sites.get(kind, ())
-        if kind != "none" and not sites:
+        if kind == "none":
+            self.taps = ()
+            return
+        sites = self.sites.get(kind, ())
+        if not sites:
             has = ", ".join(self.sites)
             raise UserError(f"has no {kind} feature maps to match: " + (f"choose from {has}" if has else "it has none"))
         wrong = [layer for layer in layers or [] if layer >= len(sites)]
-        if wrong and kind != "none":
+        if wrong:
             raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")
-        self.taps = sites if layers is None or kind == "none" else tuple(sites[layer] for layer in layers)
+        self.taps = sites if layers is None else tuple(sites[layer] for layer in layers)
 
     def _features(self, x: Tensor, split: Split | None = None) -> tuple[Tensor, list]:
         maps = []
@@ -397,20 +400,34 @@ def description(model: str, im_size: tuple[int, int]) -> str:
 
 def untapped(model: str) -> str:
     """The name without the suffix of the tapped form, which has the same parameters."""
-    return model.removesuffix("_gram").removesuffix("_style")
+    return model.removesuffix("_gram").removesuffix("_style") if model in TAPPED else model
 
 
 def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, int] = (32, 32)) -> Network:
     """Build the network named `model` with torch's default initialisation, on the default device.
 
-    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, or for images too small
-    for the network.
+    Unlike the published function it never reseeds torch. Raises UserError for an unknown name, for images too small
+    for the network, or for a network that `initialise` can't fill.
     """
     make = lookup(ARCHITECTURES, model, "model")
     try:
-        return make(channel, num_classes, im_size=tuple(im_size))
+        net = make(channel, num_classes, im_size=tuple(im_size))
+        check_initialised(net)
     except UserError as error:
         raise UserError(f"model {model}: {error}") from None
+    return net
+
+
+def check_initialised(net: nn.Module) -> None:
+    """Raise UserError if a layer has parameters or buffers that `initialise` leaves as they are in memory."""
+    for module in net.modules():
+        drawn = isinstance(module, nn.Conv2d | nn.Linear)
+        values = [*module.buffers(recurse=False), *(() if drawn else module.parameters(recurse=False))]
+        if values and (drawn or not hasattr(module, "reset_parameters")):
+            raise UserError(
+                f"nothing initialises the parameters or buffers of its layer {type(module).__name__}: put them into a "
+                "module whose method reset_parameters() fills them"
+            )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ddm import device, torchrun
+from ddm import device, interrupt, torchrun
 from ddm.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -145,11 +145,15 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks()
         return
     cuda = torch.device(device).type == "cuda"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        timeout=STEP_PATIENCE,
-        device_id=torch.device(device) if cuda else None,  # NCCL connects now, on this GPU
-    )
+    try:
+        with interrupt.deadly():  # it waits for the others in C++, where no handler of Python runs
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                timeout=STEP_PATIENCE,
+                device_id=torch.device(device) if cuda else None,  # NCCL connects now, on this GPU
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the ranks can't connect ({first_line(error, 100)}): start them with torchrun") from None
     try:
         yield Ranks(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
     except BaseException:

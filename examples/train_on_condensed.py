@@ -53,7 +53,8 @@ plt.show()
 torch.manual_seed(0)
 trainloader = DataLoader(train, batch_size=256, shuffle=True)
 data = load(args["dataset"], named[1] if len(named) > 1 else "data", args.get("res"))
-net = get_network(args["model"], data.channel, data.num_classes, data.im_size)
+model, accuracies = next(iter(train.accuracies.items()))
+net = get_network(model, data.channel, data.num_classes, data.im_size)
 
 # %% [markdown]
 # Twenty lines: SGD, a tenth of the learning rate after half of the epochs, and the augmentation that the set was
@@ -82,6 +83,5 @@ with torch.no_grad():
 accuracy = right / len(data.x_test)
 
 # %%
-accuracies = train.accuracies[args["model"]]
 mean = 100 * sum(accuracies) / len(accuracies)
 print(f"{len(train)} images: {100 * accuracy:.2f} %; ddm measured a mean of {mean:.2f} % (n {len(accuracies)})")

@@ -8,7 +8,6 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 source "$here/scripts/rows.sh"
 if show_help "$@"; then exit; fi
-cd "$here"
 if [[ ${1:-} == -* ]]; then set -- results/continual "$@"; fi # flags alone
 out=${1:-results/continual}
 ${PYTHON:-python} -m ddm continual --dataset CIFAR10 --steps 5 --ipc 10 --memory random,herding,dm,ddm --seeds 3 --preset fast,best \

@@ -9,22 +9,25 @@ import argparse
 import json
 from pathlib import Path
 
+from ddm.commands.export import shared
 from ddm.evaluation.sets import progress_text
 
-PATHS = {"save_path": "result", "data_path": "data", "network_cache": None, "proxy_cache": None}
+PLACES = {"save_path": "result", "data_path": "data"}  # in place of the paths of this machine
 
 
 def cleaned(record: dict) -> dict:
-    for args in (record["args"], record["asked"]):
-        args.update({key: value for key, value in PATHS.items() if key in args})
+    for name in ("args", "asked"):
+        kept = shared(record, name)
+        record[name] = {key: kept.get(key, PLACES.get(key)) for key in record[name]}
     for entry in record["evaluations"] if isinstance(record.get("evaluations"), list) else ():
         entry.pop("curves", None)
         if "set" in entry:
             entry["set"] = Path(entry["set"]).name
     program, *words = record["command"]
     command = ["ddm" if Path(program).name == "__main__.py" else Path(program).name]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for before, word in zip(["", *words], words, strict=False):
-        usual = PATHS.get(before.removeprefix("--"), word) if before.startswith("--") else word
+        usual = PLACES.get(before.removeprefix("--"), word) if before.startswith("--") else word
         command.append(Path(word).name if usual == word and Path(word).is_absolute() else usual)
     return record | {"command": command}
 

@@ -10,7 +10,6 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 source "$here/scripts/rows.sh"
 if show_help "$@"; then exit; fi
 if [[ ${1:-} == -* ]]; then echo "error: unknown argument $1: give the folder OUT or --help" >&2 && exit 2; fi
-cd "$here"
 out=${1:-results/use} python=${PYTHON:-python} ddm="${PYTHON:-python} -m ddm"
 set=$out/set/res_DM_CIFAR10_ConvNet_10ipc.pt
 
@@ -21,7 +20,7 @@ $ddm evaluate "$set" --model ConvNet,AlexNet,VGG11,ResNet18 --num_eval 3 --save_
 
 # The same, with pixels in [0, 1] in every step.
 $ddm condense --preset fast,best --ipc 10 --num_exp 1 --num_eval 3 --epoch_eval_train 300 --eval_every 0 --compile on \
-    --clip_pixels --save_path "$out/clipped"
+    --save_path "$out/clipped"
 
 formats=("$set")
 for format in png npz tensor safetensors dcbench; do

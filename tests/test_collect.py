@@ -331,3 +331,13 @@ def test_a_run_that_goes_on_is_never_merged_and_marks_its_averages(tmp_path, cap
     assert set(rows_of(tmp_path)) == {"a", "b, 5 of 20,000 iterations", "c, 5 of 20,000 iterations"}
     command("collect", tmp_path / "b", tmp_path / "c", "--group_by", "auto")
     assert "with unfinished runs" in capsys.readouterr().out
+
+
+def test_parts_of_a_run_are_marked_by_the_sum_of_their_experiments(tmp_path):
+    for name, first, done, total in (("a", 0, 1, 1), ("b", 1, 2, 3)):
+        write_results(tmp_path / name, done * [[0.4]], **ZERO, first=first, first_exp=first, num_exp=done)
+        path = tmp_path / name / "results.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"asked": record["args"] | {"num_exp": total}}))
+    (row,) = rows_of(tmp_path)
+    assert row == "a, 3 of 4 experiments"

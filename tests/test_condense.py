@@ -17,7 +17,7 @@ from ddm.errors import UserError
 from ddm.losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
 from ddm.methods import matching
 from ddm.methods.optimizers import SCHEDULES
-from ddm.methods.step import real_images
+from ddm.methods.sampling import real_images
 from ddm.networks import get_network, initialise
 from ddm.runs import experiments
 
@@ -175,6 +175,8 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path
         run("DM_KNearest", data_path, tmp_path / "a", *argv, "30")
     path = tmp_path / "a" / "last_finite_DM_CIFAR10_ConvNetW32_2ipc_exp0_iter2.pt"
     assert str(path) in str(caught.value) and not list((tmp_path / "a").glob("res_*"))
+    left = torch.load(path)
+    assert left["unfinished"] == [2, 30] and (left["args"]["Iteration"], left["args"]["num_exp"]) == (2, 1)
     calls.clear()
     skipping, results = run("DM_KNearest", data_path, tmp_path / "c", *argv, "3", "--on_nonfinite", "skip")
     assert results["skipped"] == [[0, 3]]

@@ -90,6 +90,7 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
         (("--zca",), "does not support --zca"),
         (("--tensorboard",), "unknown argument '--tensorboard'"),
         (("--ipc", "1000"), "fewer than the 1000"),
+        (("--mm_ratio", "1", "--style_layers", "7", "--memory", "random,ddm"), "has no layer 7"),
     ],
 )
 def test_mistakes(argv, message, tmp_path, capsys):

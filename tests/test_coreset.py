@@ -1,18 +1,20 @@
 """`ddm coreset`: every method, what it picks, its cache."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from conftest import command, command_line, parsed
 
+from ddm.data.images import Normalisation
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.methods import cache, coreset
 from ddm.methods.plan import images_per_class
-from ddm.methods.step import real_images
+from ddm.methods.sampling import real_images
 from ddm.networks import ARCHITECTURES, ConvNet
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
@@ -97,23 +99,22 @@ def test_what_cannot_work_is_refused(data_path, tmp_path, capsys):
 
 def test_the_proxy_is_cached_and_damage_is_reported(data_path, tmp_path):
     settings = parsed("coreset", *COMMON, "--proxy_cache", tmp_path / "cache")
-    choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
-    data = load("CIFAR10", data_path)
+    folder, data = cache.cache_folder(settings), load("CIFAR10", data_path)
 
-    def proxy(digest="digest", choice=choice):
-        return coreset.proxy(data, choice, Machine(), folder, digest, "herding")
+    def proxy(data=data, **changes):
+        return coreset.proxy(data, settings.but(**changes), Machine(), "herding")
 
     first, second = proxy(), proxy()
     assert torch.equal(first.embedding, second.embedding) and len(list(folder.iterdir())) == 1
     for name in coreset.ON_SCORES:
         assert torch.equal(first.scores[name], second.scores[name]) and first.scores[name].shape == (80,)
-    proxy("other data")
+    proxy(replace(data, normalisation=Normalisation.of(data.mean, [0.25] * 3)))
     assert len(list(folder.iterdir())) == 2
     for path in folder.iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="delete it"):
         proxy()
-    torch.save({"net": coreset.empty_network(choice.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
+    torch.save({"net": coreset.empty_network(settings.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
     torch.save({**torch.load(path), "forgetting": torch.zeros(7)}, path.with_name("short"))
     for content in (path.read_bytes(), path.with_name("short").read_bytes()):  # no scores, too few
         for own in list(folder.iterdir()):
@@ -122,7 +123,7 @@ def test_the_proxy_is_cached_and_damage_is_reported(data_path, tmp_path):
             proxy()
     path.with_name("short").unlink()
     with pytest.raises(UserError, match="lower --lr_net"):  # another network, and none to look at
-        proxy(choice=choice._replace(lr_net=1e30))
+        proxy(lr_net=1e30)
     assert len(list(folder.iterdir())) == 2
 
 
@@ -172,12 +173,11 @@ def test_scores_of_a_known_network(data_path):
 
 def test_networks_of_one_name_share_no_proxy(data_path, tmp_path, monkeypatch):
     settings = parsed("coreset", *COMMON, "--network_cache", tmp_path / "cache")
-    choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
-    data = load("CIFAR10", data_path)
+    folder, data = cache.cache_folder(settings), load("CIFAR10", data_path)
     for act in ("relu", "sigmoid"):
         build = partial(ConvNet, net_width=32, net_act=act)
         monkeypatch.setitem(
-            ARCHITECTURES, choice.model, lambda c, n, im_size, build=build: build(c, n, im_size=im_size)
+            ARCHITECTURES, settings.model, lambda c, n, im_size, build=build: build(c, n, im_size=im_size)
         )
-        coreset.proxy(data, choice, Machine(), folder, "digest", "herding")
+        coreset.proxy(data, settings, Machine(), "herding")
     assert len(list(folder.glob("proxy_*.pt"))) == 2

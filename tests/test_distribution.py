@@ -42,7 +42,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
     initialise(net, rng.generator(0, 0, 1, -1, "pool network"))
     generator = rng.generator(0, 0, 1, -1, "pool training")
     optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
-    done, points = 0, [pool.stored(net)]
+    done, points = 0, [flat(net).half()]
     for _ in range(2):
         for rows in torch.randperm(80, generator=generator).split(32):
             optimizer.param_groups[0]["lr"] = 0.05 * min((done + 1) / (0.2 * 6), 1, (1 - done / 6) / 0.8)
@@ -51,7 +51,7 @@ def test_a_network_is_trained_as_described(data_path, tmp_path, monkeypatch):
             F.cross_entropy(net(x), data.y_train[rows]).backward()
             optimizer.step()
             done += 1
-            points.append(pool.stored(net))
+            points.append(flat(net).half())
     # Of 6 steps, those nearest to k/8 of the training; round() takes the even one of two.
     expected = [points[k] for k in sorted({round(6 * k / 8) for k in range(9)})]
     found = made.networks.points[1]
@@ -322,9 +322,10 @@ def test_a_run_resumes_under_the_same_networks(argv, data_path, tmp_path, monkey
     assert results["args"]["networks"] == argv[1]
 
 
-def test_online_networks_that_diverge_are_named(data_path, tmp_path):
+@pytest.mark.parametrize("on_nonfinite", ["skip", "stop"])
+def test_online_networks_that_diverge_are_named(on_nonfinite, data_path, tmp_path):
     with pytest.raises(UserError, match=r"the online networks diverged: lower --lr_net 1e\+20"):
-        run("DM_DDM", data_path, tmp_path, *ONLINE, "--lr_net", "1e20", "--on_nonfinite", "skip")
+        run("DM_DDM", data_path, tmp_path, *ONLINE, "--lr_net", "1e20", "--on_nonfinite", on_nonfinite)
 
 
 def test_networks_of_one_name_do_not_share_a_pool(data_path, tmp_path, monkeypatch):

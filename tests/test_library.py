@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, maker, parse, run, tiny_arrays
+from conftest import QUICK, maker, parse, parsed, run, tiny_arrays
 from torch import nn
 
 import ddm
@@ -81,6 +81,23 @@ def test_an_objective_must_return_one_value_per_class(returned, message, compile
         )
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class Blurred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(1))
+
+
+def appended(net, layer):
+    net.features.append(layer)
+    return net
+
+
 def test_mistakes_are_one_line(data_path):
     for wrong, message in (
         ({"ipcc": 3}, "no setting 'ipcc'"),
@@ -97,12 +114,17 @@ def test_mistakes_are_one_line(data_path):
         ({"network": "ConvNet"}, "network is a str"),
         ({"network": lambda c, n, s: nn.Sequential()}, "network returned a Sequential"),
         ({"network": lambda c, n, s: ddm.networks.ConvNet(c, n + 1, im_size=s)}, "of 10 classes"),
+        ({"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Scaled())}, "of its layer Scaled"),
+        ({"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Blurred())}, "of its layer Blurr"),
         ({"data": "x.npz"}, "data is not"),
         ({"data": TINY, "res": 16}, "res is for data sets by name"),
         ({"data": (TINY[0].transpose(0, 3, 1, 2), *TINY[1:])}, r"\[N, H, W, C\] with C 1 or 3"),
         ({"objective": lambda r, s, q: {}}, "returned an empty dict"),
         ({"objective": lambda r, s, q: {"L": r.embedding.sum((1, 2))}}, "no term of the objective depends"),
-        ({"objective": lambda r, s, q: {"L": r.style["gram"][0]}}, "'gram', which is no statistic of its needs"),
+        (
+            {"objective": lambda r, s, q: {"L": r.style["gram"][0]}},
+            "'gram': if it is a statistic of feature maps, name it",
+        ),
     ):
         with pytest.raises(UserError, match=message) as error:
             ddm.condense(**{"dataset": "CIFAR10", "data_path": data_path, **SMALL} | wrong)
@@ -171,3 +193,31 @@ def test_needs_may_be_a_function_and_saving_elsewhere_is_refused(tmp_path):
     for wrong in (None, 3, ""):
         with pytest.raises(UserError, match="is no path"):
             ddm.load(wrong)
+
+
+def test_a_set_of_the_library_is_repeated_with_other_settings(data_path, tmp_path):
+    """k and eval_every depend on other settings: they stay unset in what was requested."""
+    ddm.condense(dataset="CIFAR10", data_path=data_path, preset="published", **SMALL).save(tmp_path / "lib.pt")
+    again = parsed("DM_DDM", "--like", tmp_path / "lib.pt", "--ipc", "20")
+    assert (again.k, again.eval_every) == (None, None)
+
+
+def test_an_objective_may_add_a_term_later(data_path):
+    calls = []
+
+    def objective(real, syn, settings):
+        calls.append(0)
+        terms = {"L_MMD": ddm.losses.mean_matching(real.embedding, syn.embedding)}
+        return terms | ({"L_2": terms["L_MMD"]} if len(calls) > 1 else {})
+
+    ddm.condense(dataset="CIFAR10", data_path=data_path, objective=objective, **SMALL | {"Iteration": 3})
+    assert len(calls) >= 3
+
+
+@pytest.mark.parametrize("suffix", ["_gram", "_style"])
+def test_a_network_of_any_name_has_a_pool(suffix, data_path):
+    def network(channel, num_classes, im_size):
+        return ddm.networks.ConvNet(channel, num_classes, net_width=8, im_size=im_size)
+
+    network.__name__ = f"tiny{suffix}"
+    ddm.condense(dataset="CIFAR10", data_path=data_path, network=network, networks="online", pool=2, **SMALL)

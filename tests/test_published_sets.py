@@ -31,7 +31,7 @@ def test_a_set_is_what_the_readme_says(path, tmp_path):
     assert train.images.isfinite().all() and len(stored) == args["ipc"] * classes
     assert (args["eval_split"], args["num_exp"]) == ("test", 1)
     assert size < 8e6 and "save_path" not in args and "data_path" not in args
-    (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[0] == "python"]
+    (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[:2] == ["ddm", "condense"]]
     names = ("ipc", "Iteration", "factor", "lr_img", "rr_ratio", "networks", "clip_pixels", "batch_real")
     again, like = parse("DM_DDM", *flags), parse("DM_DDM", "--like", path)
     assert {name: getattr(again, name) for name in names} == {name: args[name] for name in names}

@@ -21,7 +21,7 @@ import torch
 from conftest import QUICK, ROOT, command, command_line, parse, parsed, recipe_of, tiny_arrays
 
 import ddm
-from ddm import device
+from ddm import device, interrupt
 from ddm.commands import condense
 from ddm.errors import UserError
 from ddm.evaluation import protocol
@@ -172,7 +172,7 @@ def test_a_run_that_died_before_its_first_checkpoint_of_a_step_logs_each_line_on
 
 
 def test_another_recipe_does_not_resume_it(whole):
-    with pytest.raises(UserError, match="DM_KNearest there, DM_MeanStd_Matching now"):
+    with pytest.raises(UserError, match="is of a run of DM_KNearest, this is DM_MeanStd_Matching"):
         run(whole, "--model", "ConvNetW32_gram", recipe="DM_MeanStd_Matching")
 
 
@@ -242,6 +242,36 @@ def test_the_sets_of_the_finished_experiments_are_marked_before_the_last_one_end
     assert ddm.load(str(tmp_path)).accuracies == {"ConvNetW32": results["accuracies"]}
     run(tmp_path, "--num_exp", "3")
     assert outcome(tmp_path)[1]["args"]["num_exp"] == 3
+
+
+def test_accuracies_belong_to_their_sets_while_networks_are_added(whole, tmp_path, monkeypatch):
+    run(tmp_path, "--num_exp", "2")
+    before = [ddm.load(str(tmp_path), k).accuracies for k in range(2)]
+    train = protocol.train
+
+    def stopped(net, *arguments):
+        if (tmp_path / "ended").exists():
+            raise KeyboardInterrupt
+        return train(net, *arguments)
+
+    record = protocol.record
+
+    def recorded(entry, trained):
+        record(entry, trained)
+        if entry["experiment"] == 0 and entry["iteration"] == 6:  # the first set has its third network
+            (tmp_path / "ended").write_text("")
+
+    monkeypatch.setattr(protocol, "train", stopped)
+    monkeypatch.setattr(protocol, "record", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--num_exp", "2", "--num_eval", "3")
+    assert [ddm.load(str(tmp_path), k).accuracies for k in range(2)] == before
+    (tmp_path / "ended").unlink()
+    monkeypatch.undo()
+    run(tmp_path, "--num_exp", "2", "--num_eval", "3")
+    accs = [ddm.load(str(tmp_path), k).accuracies["ConvNetW32"] for k in range(2)]
+    assert [values[:2] for values in accs] == [values["ConvNetW32"] for values in before]
+    assert [len(values) for values in accs] == [3, 3]
 
 
 def test_a_finished_run_reports_and_does_nothing_else(whole, capsys):
@@ -530,3 +560,12 @@ def test_a_results_file_of_another_command_is_named(whole, tmp_path, capsys):
         with pytest.raises(SystemExit):
             command("evaluate", whole, "--save_path", tmp_path)
         assert message in capsys.readouterr().err
+
+
+def test_a_signal_after_that_of_another_rank_is_not_the_second():
+    handled = interrupt.Interrupts()
+    with handled.installed():
+        handled.received = signal.SIGTERM  # another rank told of its own
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            handled.check()

@@ -89,7 +89,7 @@ def drive(data_path, save_path, *argv):
     asked, settings = parsed("DM_DDM", *line), parse("DM_DDM", *line)
     made = []
 
-    def make(data, own, digest, group, say):
+    def make(data, own, group, say):
         made.append(Counting(data, maker("DM_DDM", own, data).plan))
         return made[-1]
 

@@ -14,7 +14,7 @@ def generator(cls, iteration=1):
 
 
 def sampler(kind, data, n):
-    return SAMPLERS[kind](data, n, seed=0)
+    return SAMPLERS[kind](data, n, seed=0, classes=range(data.num_classes))
 
 
 @pytest.fixture(scope="module")

@@ -377,7 +377,7 @@ def test_the_card_of_a_preset_has_its_command_and_its_sources(data_path, tmp_pat
     torch.save(saved, tmp_path / "set.pt")
     export_set(tmp_path / "set.pt", "--to", "card", "--out", tmp_path / "card")
     text = (tmp_path / "card" / "README.md").read_text()
-    (again,) = [line.split() for line in text.splitlines() if line.startswith("    python ")]
+    (again,) = [line.split() for line in text.splitlines() if line.startswith("    ddm condense ")]
     s = parse("DM_DDM", *again[2:])
     assert (s.factor, s.lr_img, s.networks, s.interpolate) == (2, results["args"]["lr_img"], "mixed", False)
     assert all(name in text for name in ("Loo et al.", "Kim et al.", "IDM", "DANCE")) and "FRePo" not in text

@@ -51,9 +51,8 @@ def test_networks_together_equal_single_ones(model, data_path, monkeypatch):
     single, expected, points, expected_lines = evaluated(data, own, False)
     assert accs == expected and list(together.stacks) == [(model, 2)] and not single.stacks
     torch.testing.assert_close(torch.tensor(curves), torch.tensor(points), rtol=1e-4, atol=1e-5)
-    values = together.stacks[model, 2].tensors_of(own.num_eval - 1)  # the network that `single` has trained last
-    for name, parameter in single.nets[model].named_parameters():
-        torch.testing.assert_close(values[name], parameter, rtol=0, atol=1e-5)
+    vectors = together.stacks[model, 2].vectors()  # the last is that of the network that `single` has trained last
+    torch.testing.assert_close(vectors[own.num_eval - 1], networks.flat(single.nets[model]), rtol=0, atol=1e-5)
     assert len(lines) == own.num_eval + 1 and "trained together" in lines[0]
     assert [line.split(":")[0] for line in lines[1:]] == [line.split(":")[0] for line in expected_lines]
 

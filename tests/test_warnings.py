@@ -95,7 +95,8 @@ def test_the_range_of_pixels():
     images[0, 0, 0] = 4.9  # 5 %, but within 3 standard deviations
     assert plausibility.far_outside(images, normalisation) is None
     assert abs(plausibility.clipped_share(images, normalisation) - 0.05) < 1e-6
-    assert "5.0 %" in plausibility.clipping_cost(0.05) and plausibility.clipping_cost(0.01) is None
+    assert "5.0 %" in plausibility.clipping_cost(images, normalisation)
+    assert plausibility.clipping_cost(images[1:], normalisation) is None
     images[0, 0, 0] = -5.1
     assert "5 % of the values" in plausibility.far_outside(images, normalisation)
     assert plausibility.far_outside(images[:0], normalisation) is None  # the coreset of all images stores none

@@ -84,9 +84,7 @@ def run_recipe(recipe: Recipe, requested: RecipeSettings) -> None:
         settings,
         recipe.name,
         recipe.code,
-        lambda data, s, digest, group, say: Condensation(
-            data, recipe.fitted(s, data), recipe.objective, needs, group, say
-        ),
+        lambda data, s, group, say: Condensation(data, recipe.fitted(s, data), recipe.objective, needs, group, say),
         set_stem("DM", short_name(settings.dataset), settings.model, settings.ipc, settings.zca),
         set_size(settings.ipc),
     )

@@ -15,7 +15,7 @@ from ddm.data.loading import classes_of, load_split, short_name
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
 from ddm.evaluation import protocol
-from ddm.methods import cache, coreset, objective, plan
+from ddm.methods import coreset, objective, plan
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.settings import DM, PLAIN
 from ddm.networks import empty_network
@@ -37,20 +37,18 @@ def make_memory(
     """Decoded images [N, C, H, W] for a step's classes; `data` has only these classes and is on the CPU."""
     settings = settings.but(seed=settings.seed + seed)
     if memory in SELECTED:
-        counts, proxy, digest = tuple(plan.images_per_class(data, settings.ipc)), None, data.digest()
-        data = data.to(machine.device)
-        if coreset.needs_proxy(memory):
-            choice, folder = coreset.ProxyChoice.of(settings), cache.cache_folder(settings)
-            proxy = coreset.proxy(data, choice, machine, folder, digest, memory)
+        counts, data = tuple(plan.images_per_class(data, settings.ipc)), data.to(machine.device)
+        proxy = coreset.proxy(data, settings, machine, memory) if coreset.needs_proxy(memory) else None
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
-    if memory == "dm":  # plain DM, whatever a preset has set
-        settings = settings.but(**DM, **PLAIN)
-    settings = objective.settle(settings)
-    needs = DDM.needed(settings)
-    settings = settings.but(precision=machine.precision, compile=machine.compile)
-    maker = Condensation(data, settings, DDM.objective, needs)
+    settings = condensing(settings, memory).but(precision=machine.precision, compile=machine.compile)
+    maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
     maker.prepare()
     return maker.training_set(step, condensed(maker, step))[0]
+
+
+def condensing(settings: ContinualSettings, memory: str) -> ContinualSettings:
+    """The settings of a condensed memory: for dm those of plain DM, whatever a preset has set. Raises UserError."""
+    return objective.settle(settings.but(**DM, **PLAIN) if memory == "dm" else settings)
 
 
 def run(requested: ContinualSettings) -> None:
@@ -79,6 +77,8 @@ def run(requested: ContinualSettings) -> None:
             plan.images_per_class(data, s.ipc, settings.factor**2)
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
+        for memory in (name for name in memories if name in CONDENSED):  # before hours of work
+            plan.tapped_network(settings.but(device="meta"), data, DDM.needed(condensing(settings, memory)))
         # Every step has new shapes and would be compiled again. So auto means off.
         machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
         content = {"num_classes": data.num_classes, "accuracies": accs}
@@ -140,21 +140,18 @@ def saved_memory(path: Path, labels: Tensor) -> Tensor:
 def conclude(session: Session, settings: ContinualSettings, memories: list[str]) -> None:
     """Print the table and write the plot of the requested memories."""
     files, record = session.files, session.record
-    by_memory = {name: [record["accuracies"][name][str(s)] for s in range(settings.seeds)] for name in memories}
+    accuracies, orders = record["accuracies"], range(settings.seeds)
+    percent = {name: 100 * np.array([accuracies[name][str(seed)] for seed in orders]) for name in memories}
     classes = np.cumsum([len(part) for part in class_steps(record["num_classes"], settings.steps, 0)]).tolist()
     rows = [["memory", *(f"{n} classes" for n in classes), "mean over steps", "n"]]
-    for name, orders in by_memory.items():
-        percent = [[100 * acc for acc in column] for column in zip(*orders, strict=True)]
-        means = [100 * statistics.fmean(order) for order in orders]
-        cells = [f"{statistics.fmean(c):.2f} ± {statistics.pstdev(c):.2f}" for c in [*percent, means]]
+    for name, accs in percent.items():  # [orders, steps]
+        cells = [f"{column.mean():.2f} ± {column.std():.2f}" for column in (*accs.T, accs.mean(1))]
         rows.append([name, *cells, str(settings.seeds)])
     print(drawing.markdown(rows))
-    session.save()
     path = files.folder / "curves.png"
     with drawing.axes(7, 4.5) as (figure, axes):
-        for name, orders in by_memory.items():
-            values = [[100 * acc for acc in column] for column in zip(*orders, strict=True)]
-            drawing.banded(axes, classes, values, f"{name} (n {len(orders)})")
+        for name, accs in percent.items():
+            drawing.banded(axes, classes, accs.T.tolist(), f"{name} (n {settings.seeds})")
         axes.set(xlabel="classes seen", ylabel="accuracy on the classes seen, %", xticks=classes)
         axes.legend()
         drawing.save_figure(figure, path, "--save_path")

@@ -19,7 +19,7 @@ def run(requested: CoresetRunSettings) -> None:
         settings,
         "coreset",
         "",
-        lambda data, s, digest, group, say: coreset.Coreset(data, s, digest, group),
+        lambda data, s, group, say: coreset.Coreset(data, s, group),
         set_stem(settings.method, short_name(settings.dataset), settings.model, ipc, settings.zca),
         size,
     )

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ddm import cli, disk, drawing
-from ddm.commands.settings import EvaluateSettings, ExportSettings, defaults, roles
+from ddm.commands.settings import MAKERS, EvaluateSettings, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
 from ddm.data.loading import check_name, is_path, load, short_name
 from ddm.errors import UserError
 from ddm.evaluation import sets
-from ddm.evaluation.plausibility import clipped_share, clipping_cost
+from ddm.evaluation.plausibility import clipping_cost
 from ddm.evaluation.protocol import describe
 from ddm.evaluation.sets import ORIGIN, CondensedDataset
 from ddm.methods.settings import POOLED
+from ddm.networks import ARCHITECTURES, untapped
 from ddm.settings import Role, declarations
 
 
@@ -77,11 +78,12 @@ def load_set(settings: ExportSettings) -> Set:
             factor=factor,
             encoded=s.stored and factor > 1,
         )
-    if s.dataset is None:
+    name = s.dataset or metadata.get("args", {}).get("dataset")
+    if name is None:
         raise UserError(f"{s.file} does not name its data set: give --dataset (and --data_path)")
     if s.stored:
         raise UserError("--stored reads a set of ddm with its own constants: leave --dataset out")
-    data = load(s.dataset, s.data_path, s.res)
+    data = load(name, s.data_path, s.res or metadata.get("args", {}).get("res"))
     data = data.whitened() if s.zca else data
     (synset,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
@@ -302,11 +304,12 @@ def to_card(synset: Set, out: Path) -> None:
     unfinished = sets.unfinished_text(synset.metadata)
     lines += [f"| unfinished | {unfinished} |"] if unfinished else []
     constants = f"(pixel - mean) / std, mean {normalisation.mean}, std {normalisation.std}"
-    cost = clipping_cost(clipped_share(synset.images, normalisation))
+    cost = clipping_cost(synset.images, normalisation)
     lines += [f"| pixels | {cost} |"] if cost else []
     constants = "ZCA-whitened; the .pt file has the inverse" if synset.whitened else constants
     lines += [f"| normalisation | {constants} |", ""]
-    if "dataset" in args and "objective" not in args:  # a command can repeat it
+    known = args.get("imports") or untapped(str(args.get("model"))) in ARCHITECTURES
+    if "dataset" in args and "objective" not in args and known:  # a command can repeat it
         lines += ["## Made with", "", f"    {command(synset)}", ""]
     lines += ["## Classes", "", ", ".join(f"{c} {name}" for c, name in enumerate(synset.class_names)), ""]
     starts = "" if args.get("init") == "noise" else " and start from real images of it"
@@ -327,8 +330,8 @@ def command(synset: Set) -> str:
         if value is not None and (value is not False or usual.get(key)):  # a switch is off by default
             words.append(cli.spelled(key, value))
     words += [cli.spelled("import", args["imports"])] if args.get("imports") else []
-    recipe = args.get("recipe", "?")
-    return f"{'ddm coreset' if recipe == 'coreset' else f'python {recipe}.py'} {' '.join(words)}"
+    recipe, commands = args.get("recipe", "?"), {cls.RECIPE: cls.COMMAND for cls in MAKERS}
+    return " ".join([commands.get(recipe, f"python {recipe}.py"), *words])
 
 
 CITED: dict[str, Callable[[dict], bool]] = {  # paper -> whether a set with these arguments uses it
@@ -404,7 +407,7 @@ def run(settings: ExportSettings) -> None:
         raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
     what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
     print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}")
-    cost = clipping_cost(clipped_share(synset.images, synset.normalisation)) if s.to in CLIPPED else None
+    cost = clipping_cost(synset.images, synset.normalisation) if s.to in CLIPPED else None
     for line in filter(None, (sets.unfinished_text(synset.metadata), cost)):
         print(f"warning: {line}", file=sys.stderr)
     if s.push is not None:

@@ -53,6 +53,7 @@ class ReportedRun:
     """The files and data of a run. Raises UserError for missing or unreadable files."""
 
     def __init__(self, folder: Path, data_path: str, res: int | None, name: str = ""):
+        folder = folder.parent if folder.name == "results.json" else folder
         self.folder, self.name = folder, name or folder.resolve().name
         self.results = read_results(folder)
         if not {"mean", "std", "n", "protocol", "seed"} <= self.results.keys() | self.results["args"].keys():

@@ -194,6 +194,16 @@ def short_names(paths: list[Path]) -> list[str]:
     return ["/".join(own) for own in parts]
 
 
+def experiments_of(*records: dict) -> dict[str, dict]:
+    """The arguments of merged records, with the sum of their numbers of experiments."""
+    parts = {}
+    for part in ("args", "asked"):
+        numbers = [record.get(part, {}).get("num_exp") for record in records]
+        if None not in numbers:
+            parts[part] = records[0][part] | {"num_exp": sum(numbers)}
+    return parts
+
+
 def merged(results: list[Result]) -> list[Result]:
     """Merge runs with the same settings and different experiments, under the name of the first."""
     rows: list[Result] = []
@@ -204,7 +214,7 @@ def merged(results: list[Result]) -> list[Result]:
             continue
         one = rows[twin]
         entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
-        whole = Result(one.name, one.record | {"evaluations": entries})
+        whole = Result(one.name, one.record | {"evaluations": entries} | experiments_of(one.record, result.record))
         accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
         numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
         rows[twin] = Result(one.name, whole.record | numbers)

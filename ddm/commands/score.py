@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ddm import ranks, rng
+from ddm.bars import bar
 from ddm.commands.settings import ScoreSettings
 from ddm.data.images import ImageData, Normalisation
 from ddm.data.loading import check_name, load, short_name
@@ -133,7 +133,7 @@ def without_downloads(hard_label: ModuleType, data: ImageData, constants: DDRank
     size = data.channel, data.im_size, constants.mean, constants.std, data.num_classes
     hard_label.get_dataset = lambda *_: (*size, real[0], real[1], real[1], same, same)
     hard_label.save_results = lambda *_: None  # it raises an error: its columns differ in length
-    hard_label.tqdm = partial(tqdm, leave=False)
+    hard_label.tqdm = partial(bar, leave=False)
 
 
 def make_scorer(args: ScoreSettings, data: ImageData, ipc: int) -> Callable[[Tensor, Tensor, int], Run]:

@@ -41,8 +41,9 @@ def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
     )
 
 
-def clipping_cost(share: float) -> str | None:
-    """The cost of an export as pictures, if `share` of the values is outside [0, 1]; None if it is negligible."""
+def clipping_cost(images: Tensor, normalisation: Normalisation) -> str | None:
+    """The cost of an export of normalised images as pictures; None if few values are outside [0, 1]."""
+    share = clipped_share(images, normalisation)
     if share <= CLIPPED_SHARE:
         return None
     return (

@@ -50,11 +50,6 @@ T = TypeVar("T")
 Watch = Callable[[Iterable[int]], Iterable[int]]
 
 
-def unwatched(epochs: Iterable[int]) -> Iterable[int]:
-    """A Watch that shows nothing."""
-    return epochs
-
-
 def get_eval_pool(eval_mode: str, model: str, model_eval: str | None = None) -> list[str]:
     """The names of the networks of an evaluation mode.
 
@@ -135,7 +130,7 @@ def schedule(
     weights: Iterable[Tensor],
     settings: ProtocolSettings,
     epoch: Callable[[torch.optim.Optimizer], Tensor],
-    watch: Watch = unwatched,
+    watch: Watch = iter,
 ) -> Tensor:
     """Train `weights` for epochs 0 .. E by `epoch(optimizer)`; the results of all epochs, stacked: [E + 1, ...].
 
@@ -163,7 +158,7 @@ def train(
     augmentation: Augmentation | None,
     generator: torch.Generator | None,
     curve: list[list[float]] | None = None,
-    watch: Watch = unwatched,
+    watch: Watch = iter,
 ) -> tuple[float, float]:
     """Train `net` on images [N, C, H, W] (normalised) and labels [N]; return the last epoch's loss and accuracy.
 
@@ -205,7 +200,7 @@ def train_together(
     settings: ProtocolSettings,
     machine: Machine,
     generators: list[torch.Generator],
-    watch: Watch = unwatched,
+    watch: Watch = iter,
 ) -> Tensor:
     """Train each network of a stack as `train` trains it alone; sums of loss and correct images, [epochs, K, 2].
 

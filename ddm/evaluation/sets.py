@@ -293,6 +293,8 @@ def _set_of_run(path: Path) -> Path:
     files = sorted(folder.glob("res_*.pt")) if folder.is_dir() else []
     if len(files) > 1:
         raise UserError(f"{folder} has {len(files)} sets, {files[0].name} and others: give one of the files")
+    if not files and (folder / "training.log").exists():
+        raise UserError(f"{folder} has no res_*.pt: its run has not saved a set yet")
     return files[0] if files else path
 
 
@@ -328,7 +330,8 @@ def _arrays(path: Path) -> Contents:
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))]
+    y = y if y.dtype.kind == "f" else y.astype(np.int64)  # fractions are refused later
+    sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y))]
     return Contents(sets, {"factor": factor} if factor > 1 else {}, None, decode=factor)
 
 

@@ -179,10 +179,6 @@ class Stack:
         """The parameters of each network as one vector, in the order of `Network.parameters`: [K, P]."""
         return torch.cat([piece.view(self.K, -1) for piece in self.flat.detach().split(self.sizes)], dim=1)
 
-    def tensors_of(self, number: int) -> dict[str, Tensor]:
-        """The parameters and buffers of one network, as views."""
-        return {name: value[number] for name, value in self._own().items()}
-
     def _own(self) -> dict[str, Tensor]:
         pieces = zip(self.flat.split(self.sizes), self.shapes.items(), strict=True)
         return {name: piece.view(shape) for piece, (name, shape) in pieces} | self.buffers
@@ -244,9 +240,11 @@ def largest(net: Network, image: tuple[int, int, int]) -> int:
 
 def test_batch(net: Network, image: tuple[int, int, int], K: int, where: str, usual: int, most: int) -> int:
     """Images per batch of a test of K networks: `usual` on a CPU, else up to `most` within the memory budget."""
-    budget = device.memory_budget(where)
-    if not stacks(where) or budget is None:
+    if not stacks(where):
         return usual
+    budget = device.memory_budget(where)
+    if budget is None:
+        return min(usual, most)
     # Without a gradient only two maps are in memory at a time: less than a quarter of a training's.
     fits = budget // (K * device.class_bytes(net, image, batch_real=1, ipc=1) // 4)
     return max(1, min(most, fits, MOST_ELEMENTS // (K * largest(net, image))))

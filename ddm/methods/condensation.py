@@ -134,19 +134,15 @@ class Condensation:
         pending, self.pending = self.pending, []
         if not pending:
             return []
-        names = pending[0][1].names
-        rows = torch.stack([step.terms.sum(1) for _, step in pending]).tolist()
+        sums = torch.cat([step.terms.sum(1) for _, step in pending]).tolist()
         # Sums over all ranks, in rank order.
-        rows = [
-            [sum(values) for values in zip(*row, strict=True)]
-            for row in zip(*self.plan.ranks.gather(rows), strict=True)
-        ]
+        sums = iter([sum(values) for values in zip(*self.plan.ranks.gather(sums), strict=True)])
         finite = torch.stack([step.finite for _, step in pending]).tolist()
         reports = []
-        for (iteration, step), row, good in zip(pending, rows, finite, strict=True):
+        for (iteration, step), good in zip(pending, finite, strict=True):
+            values = {name: next(sums) / self.data.num_classes for name in step.names}  # names can differ by step
             if good:
-                values = (value / self.data.num_classes for value in row)
-                reports.append(Report(iteration, dict(zip(names, values, strict=True))))
+                reports.append(Report(iteration, values))
             else:
                 reports.append(Report(iteration, {}, self._not_finite(step, iteration)))
         return reports
@@ -155,8 +151,10 @@ class Condensation:
         """Describe the values that are not finite in a skipped step; raises Diverged unless --on_nonfinite is skip."""
         values = [text for text in self.plan.ranks.gather(self._nonfinite_values(step)) if text]
         message = f"{next(iter(values), 'an updated pixel')} is not finite"
+        message += " (a larger --rr_ridge can help)" if "L_RR" in message else ""
         if self.plan.settings.on_nonfinite == "skip":
             return message
+        self.networks.check()  # if these diverged, the images can't help it
         images, velocity = (self._whole(x).cpu() for x in (self.syn_set.images, self.syn_set.velocity))
         raise Diverged(message, iteration, images, velocity)
 

@@ -6,7 +6,6 @@ training set.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,8 @@ from ddm.errors import UserError, lookup
 from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, check_networks
 from ddm.methods import cache
 from ddm.methods.plan import Plan, images_per_class
-from ddm.methods.sampling import herd, initial_indices
-from ddm.methods.settings import CoresetSettings
+from ddm.methods.sampling import herd, initial_indices, real_images
+from ddm.methods.settings import CoresetSettings, ProxySettings
 from ddm.networks import Network, empty_network, initialise, untapped
 from ddm.ranks import Ranks
 
@@ -37,35 +36,21 @@ class Proxy(NamedTuple):
     scores: dict[str, Tensor]  # name -> difficulty [N]; larger is harder
 
 
-class ProxyChoice(NamedTuple):
-    """The settings that determine a proxy."""
+def proxy(data: ImageData, settings: ProxySettings, machine: Machine, method: str) -> Proxy:
+    """The proxy, trained now or read from the cache. Raises UserError if it is damaged or diverged.
 
-    model: str
-    epochs: int
-    seed: int
-    eval_split: str
-    dsa_strategy: str
-    lr_net: float
-    zca: bool
-
-    @classmethod
-    def of(cls, settings: Any) -> "ProxyChoice":
-        """The choice from settings that inherit ProxySettings and SetSettings."""
-        s = settings
-        return cls(untapped(s.model), s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net, s.zca)
-
-
-def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, digest: str, method: str) -> Proxy:
-    """The proxy, trained now or read from the cache in `folder`. Raises UserError if it is damaged or diverged."""
-    net = empty_network(choice.model, data.channel, data.num_classes, data.im_size, machine.device)
+    `settings` also inherit SetSettings; all that determines a proxy is in the name of its file.
+    """
+    s, model = settings, untapped(settings.model)
+    net = empty_network(model, data.channel, data.num_classes, data.im_size, machine.device)
     net.tap("none")
-    parts = (digest, choice.model, choice.epochs, choice.seed, choice.eval_split, choice.dsa_strategy)
-    parts += (choice.lr_net, machine.precision, machine.compile, choice.zca, cache.architecture(net))
-    path = folder / f"proxy_{data.name}_{choice.model}_{choice.epochs}epochs_{cache.key(*parts)}.pt"
+    parts = (data.digest(), data.mean, data.std, model, s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net)
+    parts += (machine.precision, machine.compile, s.zca, cache.architecture(net))
+    path = cache.cache_folder(s) / f"proxy_{data.name}_{model}_{s.proxy_epochs}epochs_{cache.key(*parts)}.pt"
     saved = cache.read(path)
     if saved is None:
-        forgetting = train_proxy(net, data, choice, machine)
-        trained = observe(net, data, forgetting, method, choice.lr_net)
+        forgetting = train_proxy(net, data, s, machine)
+        trained = observe(net, data, forgetting, method, s.lr_net)
         cache.store(path, {"net": net.state_dict(), "forgetting": forgetting})
         return trained
     try:
@@ -73,28 +58,28 @@ def proxy(data: ImageData, choice: ProxyChoice, machine: Machine, folder: Path, 
         forgetting = saved["forgetting"].view(len(data.x_train))
     except Exception as error:  # other content raises many kinds of errors
         raise cache.damaged(path, type(error).__name__) from None
-    return observe(machine.laid_out_net(net), data, forgetting, method, choice.lr_net)
+    return observe(machine.laid_out_net(net), data, forgetting, method, s.lr_net)
 
 
-def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Machine) -> Tensor:
+def train_proxy(net: Network, data: ImageData, settings: ProxySettings, machine: Machine) -> Tensor:
     """Train the proxy on all training images; return how often each image was forgotten, [N].
 
     SGD and DSA are those of the evaluation, with a constant learning rate. An image is forgotten if it is classified
-    correctly in one epoch and wrongly in the next. Images that are never correct count `epochs` + 1. Source: Toneva et
-    al., ICLR 2019.
+    correctly in one epoch and wrongly in the next. Images that are never correct count --proxy_epochs + 1. Source:
+    Toneva et al., ICLR 2019.
     """
-    where = (choice.seed, 0, 0, -1)
+    where = (settings.seed, 0, 0, -1)
     initialise(net, rng.generator(*where, "proxy network"))
     generator = rng.generator(*where, "proxy training")
     machine.laid_out_net(net)
     forward = machine.compiled(net.forward)
-    optimizer = torch.optim.SGD(net.parameters(), lr=choice.lr_net, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(net.parameters(), lr=settings.lr_net, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     n = len(data.x_train)
     right, ever, forgotten = (torch.zeros(n, dtype=torch.long, device=machine.device) for _ in range(3))
     net.train()
-    for _ in bar(range(choice.epochs), desc="proxy network", unit="epoch"):
+    for _ in bar(range(settings.proxy_epochs), desc="proxy network", unit="epoch"):
         for indices in torch.randperm(n, generator=generator).split(BATCH):
-            x = DiffAugment(data.batch(indices), choice.dsa_strategy, generator=generator)
+            x = DiffAugment(data.batch(indices), settings.dsa_strategy, generator=generator)
             indices = rng.to_device(indices, x.device)
             y = data.y_train[indices]
             with machine.autocast():
@@ -106,7 +91,7 @@ def train_proxy(net: Network, data: ImageData, choice: ProxyChoice, machine: Mac
             now = (out.detach().argmax(1) == y).long()
             forgotten[indices] += right[indices] & (1 - now)
             right[indices], ever[indices] = now, ever[indices] | now
-    return torch.where(ever == 1, forgotten, choice.epochs + 1).cpu()
+    return torch.where(ever == 1, forgotten, settings.proxy_epochs + 1).cpu()
 
 
 @torch.no_grad()
@@ -226,7 +211,10 @@ def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None
     empty_network(settings.model, data.channel, data.num_classes, data.im_size, "meta")
     check_networks(settings, data)
     images = sum(counts) or settings.subset_size or len(data.x_train)
-    pixels = 3 * (settings.epoch_eval_train + 1) * images * data.im_size[0] * data.im_size[1]
+    images *= settings.epoch_eval_train + 1
+    if needs_proxy(settings.method):  # its training dominates, so that all ipc share its precision and compilation
+        images += settings.proxy_epochs * len(data.x_train)
+    pixels = 3 * images * data.im_size[0] * data.im_size[1]
     machine = device.choose(settings, settings.device, pixels)
     settings = settings.but(precision=machine.precision, compile=machine.compile)
     return Plan(settings=settings, counts=tuple(counts), machine=machine, ranks=group or Ranks())
@@ -237,9 +225,9 @@ class Coreset:
 
     iterations = 0
 
-    def __init__(self, data: ImageData, settings: CoresetSettings, digest: str, group: Ranks | None = None):
-        """Make the plan; `data` is on the CPU, `digest` identifies its files. Raises UserError for invalid settings."""
-        self.plan, self.data, self.digest = coreset_plan(settings, data, group), data, digest
+    def __init__(self, data: ImageData, settings: CoresetSettings, group: Ranks | None = None):
+        """Make the plan; `data` is on the CPU. Raises UserError for invalid settings."""
+        self.plan, self.data = coreset_plan(settings, data, group), data
         self.kind = settings.method
         self.proxy: Proxy | None = None
         self._images: Tensor | None = None
@@ -252,12 +240,11 @@ class Coreset:
         return []
 
     def prepare(self, remaining: int) -> None:
-        settings = self.plan.settings
-        self.data = self.data.to(self.plan.machine.device)
-        self.labels = self.plan.labels()
+        plan = self.plan
+        self.data = self.data.to(plan.machine.device)
+        self.labels = plan.labels()
         if remaining and needs_proxy(self.kind):
-            choice, folder = ProxyChoice.of(settings), cache.cache_folder(settings)
-            self.proxy = proxy(self.data, choice, self.plan.machine, folder, self.digest, self.kind)
+            self.proxy = plan.ranks.first_of_host(lambda: proxy(self.data, plan.settings, plan.machine, self.kind))
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         data, settings = self.data, self.plan.settings
@@ -265,7 +252,7 @@ class Coreset:
             self._images = torch.empty(0, *data.shape)
             return
         indices = select(data, self.kind, self.plan.counts, settings.seed, experiment, self.proxy, settings.order)
-        self._images = data.batch(indices)
+        self._images = data.batch(self.plan.ranks.from_first(indices))
 
     def step(self, iteration: int) -> None:
         raise AssertionError("a coreset takes no steps")
@@ -283,18 +270,13 @@ class Coreset:
         data, settings = self.data, self.plan.settings
         if self.kind != "full":
             return images.to(self.plan.machine.device), self.labels
-        indices = random_subset(len(data.x_train), settings.subset_size, settings.seed, experiment)
+        generator = rng.generator(settings.seed, experiment, 0, -1, "subset")
+        indices = torch.randperm(len(data.x_train), generator=generator)[: settings.subset_size or None]
         images = subset(data.x_train, indices.to(data.x_train.device))
         return Normalised(data, images), data.y_train[indices.to(data.y_train.device)]
 
     def baseline(self, experiment: int) -> Tensor:
-        return self.data.batch(initial_indices(self.data, self.plan.counts, self.plan.settings.seed, experiment))
-
-
-def random_subset(n: int, size: int, seed: int, experiment: int) -> Tensor:
-    """Indices of `size` random images among n; of all images if size is 0."""
-    generator = rng.generator(seed, experiment, 0, -1, "subset")
-    return torch.randperm(n, generator=generator)[: size or n]
+        return real_images(self.data, self.plan.counts, self.plan.settings.seed, experiment)
 
 
 def check_method(settings: CoresetSettings) -> None:
@@ -302,3 +284,5 @@ def check_method(settings: CoresetSettings) -> None:
     lookup(dict.fromkeys(methods()), settings.method, "method")
     if settings.subset_size and settings.method != "full":
         raise UserError(f"--subset_size is for --method full: use --ipc with --method {settings.method}")
+    if settings.order != "hardest" and settings.method not in ON_SCORES:
+        raise UserError(f"--order is for {', '.join(ON_SCORES)}: leave it out with --method {settings.method}")

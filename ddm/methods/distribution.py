@@ -63,6 +63,11 @@ class Networks:
         if self.online:
             self.online.learn(*synthetic(), experiment, iteration)
 
+    def check(self) -> None:
+        """Raise UserError if networks that train on the set diverged."""
+        if self.online:
+            self.online.check()
+
     def state(self) -> Tensor | None:
         """All that `start` needs to resume, on the CPU; None if there is nothing."""
         return self.online.state() if self.online else None

@@ -91,7 +91,6 @@ def features(
     balance: Mapping[str, float] | None = None,
 ) -> Features:
     """Embed images [classes, n, C, H, W] in one forward pass; `balance` is that of Needs."""
-
     balance = balance if statistics else None
 
     def split(m: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -151,7 +150,9 @@ class Matcher:
                 f"{type(net).__name__}.embed has no argument `split`, which style terms need with --weights balanced: "
                 "add it as in ddm.networks.Network, or use --weights absolute"
             )
-        self.finished = finished_form(net) if needs.logits else None
+        self.finished = copy.deepcopy(net) if needs.logits else None  # for the parameters of a trained network
+        if self.finished is not None:
+            self.finished.tap("none")
         self.settings, self.machine = settings, machine
         # Terms that gather over ranks are not compiled.
         self.ranks = ranks if ranks and ranks.world > 1 and needs.all_classes else None
@@ -202,8 +203,8 @@ class Matcher:
             if name in self.statistics:
                 raise
             raise UserError(
-                f"the objective reads {name!r}, which is no statistic of its needs: name it there"
-            ) from None
+                f"the objective raises KeyError {name!r}: if it is a statistic of feature maps, name it in Needs"
+            ) from error
         if syn.requires_grad and not any(value.requires_grad for value in terms.values()):
             raise UserError("no term of the objective depends on the synthetic images: nothing can be learnt")
         return terms
@@ -234,13 +235,6 @@ class Matcher:
         )
 
 
-def finished_form(net: Network) -> Network:
-    """A copy of a network without taps, for the parameters of a trained one."""
-    net = copy.deepcopy(net)
-    net.tap("none")
-    return net
-
-
 def check_terms(weighted: object, classes: int) -> None:
     """Raise UserError unless an objective returned a dict of tensors [classes]."""
     if not isinstance(weighted, dict) or not weighted:
@@ -268,4 +262,4 @@ def part_shape(net: Network, real: Tensor) -> tuple[int, int]:
 
 
 def has_batch_norm(net: Network) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())

@@ -69,7 +69,11 @@ class Online:
 
     def state(self) -> Tensor:
         """[networks, 2 * parameters + 1]: weights, momentum, steps taken. Raises UserError if a network diverged."""
-        if not self.weights.isfinite().all():
-            raise UserError(f"the online networks diverged: lower --lr_net {self.settings.lr_net:g}")
+        self.check()
         ages = torch.tensor(self.ages, dtype=self.weights.dtype)[:, None]
         return torch.cat([self.weights.cpu(), self.momentum.cpu(), ages], dim=1)
+
+    def check(self) -> None:
+        """Raise UserError if a network diverged; waits for the device."""
+        if not self.weights.isfinite().all():
+            raise UserError(f"the online networks diverged: lower --lr_net {self.settings.lr_net:g}")

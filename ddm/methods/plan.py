@@ -153,7 +153,7 @@ def cautions(settings: CondensingSettings, counts: Sequence[int]) -> list[str]:
     if settings.lr_img == 0:
         lines.append("--lr_img 0 changes no pixel: the set stays at its first images")
     large = LARGE_LR * max(1, max(counts) / 10) if settings.optimizer == "sgd" else LARGE_STEP
-    if settings.lr_img is not None and settings.lr_img > large:
+    if settings.lr_img > large:
         lines.append(f"--lr_img {settings.lr_img:g} is very large for {settings.optimizer}: watch the pixels' range")
     if values.get("icd_ratio") and max(counts) * settings.factor**2 == 1:
         lines.append("--icd_ratio has no effect with 1 image per class: L_ICD compares an image with its neighbours")

@@ -56,7 +56,7 @@ def pool_paths(blank: Network, data: ImageData, plan: Plan) -> list[Path]:
     """The file of each network of a pool; all that determines a network is in their name."""
     s, machine, model = plan.settings, plan.machine, untapped(plan.settings.model)
     parts = (data.digest(), model, s.pool_epochs, s.pool_lr, s.seed, s.eval_split, s.zca, s.dsa_strategy)
-    parts += (machine.precision, machine.compile, data.class_names, *cache.architecture(blank))
+    parts += (machine.precision, machine.compile, data.class_names, data.mean, data.std, *cache.architecture(blank))
     name = f"pool_{data.name}_{model}_{s.pool_epochs}epochs_{cache.key(*parts)}"
     return [cache.cache_folder(s) / name / f"network_{number:03}.pt" for number in range(s.pool)]
 
@@ -112,7 +112,7 @@ def train(
         train_step(forward, optimizer, criterion, machine.laid_out(images), labels, machine)
 
     epochs = (batches for _ in range(settings.pool_epochs))
-    points = points_of_training(net.parameters(), len(batches), epochs, settings, step, lambda: stored(net))
+    points = points_of_training(net.parameters(), len(batches), epochs, settings, step, lambda: flat(net).half().cpu())
     check_finite(points, number, settings)
     return points
 
@@ -178,8 +178,3 @@ def trained_together(
     for k, number in enumerate(numbers):
         check_finite(points[:, k], number, settings)
     return list(points.unbind(1))
-
-
-def stored(net: Network) -> Tensor:
-    """All parameters as the pool keeps them: float16, on the CPU."""
-    return flat(net).half().cpu()

@@ -25,11 +25,16 @@ def initial_indices(data: ImageData, counts: Sequence[int], seed: int, experimen
     return torch.cat(draws)
 
 
+def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
+    """counts[c] random real images of each class c, normalised: [N, C, H, W]."""
+    return data.batch(initial_indices(data, counts, seed, experiment))
+
+
 class Random:
     """Draws without replacement; all images of a class are equally likely."""
 
-    def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
-        """Prepare to draw n images per class, for some classes (None: all)."""
+    def __init__(self, data: ImageData, n: int, seed: int, classes: range):
+        """Prepare to draw n images per class, for some classes."""
         self.data, self.n = data, n
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
@@ -43,9 +48,9 @@ class Balanced(Random):
     The embedding is that of one narrow untrained network; the selection works for other networks too.
     """
 
-    def __init__(self, data: ImageData, n: int, seed: int, classes: range | None = None):
-        super().__init__(data, n, seed)
-        self.points = class_points(data, seed, range(data.num_classes) if classes is None else classes)
+    def __init__(self, data: ImageData, n: int, seed: int, classes: range):
+        super().__init__(data, n, seed, classes)
+        self.points = class_points(data, seed, classes)
         self.sizes = [len(indices) for indices in data.indices]
         # One number for all classes, independent of the classes in a call.
         self.candidates = min([CANDIDATES * self.n, *(size for size in self.sizes if size > self.n)])

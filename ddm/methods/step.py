@@ -20,13 +20,8 @@ from ddm.data.partition import decoded, encoded
 from ddm.methods.matching import Matcher
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
-from ddm.methods.sampling import initial_indices
+from ddm.methods.sampling import real_images
 from ddm.networks import assign
-
-
-def real_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
-    """counts[c] random real images of each class c, normalised: [N, C, H, W]."""
-    return data.batch(initial_indices(data, counts, seed, experiment))
 
 
 def noise_images(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:

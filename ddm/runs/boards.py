@@ -5,6 +5,7 @@ A dashboard is one class and one row of BOARDS. Its name is its flag.
 
 import secrets
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,18 +31,14 @@ class Board(Protocol):
 
 
 class Lazy:
-    """Creates a writer on first use."""
+    """Creates a writer on first use, by `start`."""
 
-    def __init__(self, make: Callable[[], Any]):
-        self._make, self._made = make, None
-
-    @property
+    @cached_property
     def writer(self) -> Any:
-        self._made = self._made or self._make()
-        return self._made
+        return self.start()
 
     def close(self) -> None:
-        if self._made is not None:
+        if "writer" in vars(self):
             self.finish()
 
 
@@ -53,7 +50,7 @@ class TensorBoard(Lazy):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-        super().__init__(lambda: SummaryWriter(str(folder / "tensorboard")))
+        self.start = lambda: SummaryWriter(str(folder / "tensorboard"))
 
     def scalars(self, values: dict[str, float], iteration: int) -> None:
         for name, value in values.items():
@@ -83,9 +80,8 @@ class WandB(Lazy):
         except ImportError:
             raise UserError("--wandb needs the package wandb: pip install wandb") from None
         self.wandb, self.folder = wandb, folder
-        super().__init__(self._start)
 
-    def _start(self) -> Any:
+    def start(self) -> Any:
         path = self.folder / "wandb" / "id.txt"
         earlier = path.read_text().strip() if path.exists() else ""
         identity = earlier or secrets.token_hex(4)

@@ -36,8 +36,8 @@ from ddm.settings import declarations
 CHECK_EVERY = 10  # iterations between checks of the losses; each check waits for the device
 CHECKPOINT_SECONDS = 300  # the longest time between two checkpoints during condensation
 
-# (data on the CPU, settings, digest of the data's files, ranks, say) -> a maker; raises UserError for invalid settings.
-MakeMaker = Callable[[ImageData, RunSettings, str, Ranks, Callable[[str], None]], Maker]
+# (data on the CPU, settings, ranks, say) -> a maker; raises UserError for invalid settings.
+MakeMaker = Callable[[ImageData, RunSettings, Ranks, Callable[[str], None]], Maker]
 
 
 def carry_out(
@@ -79,7 +79,7 @@ def carry_out(
             data, digest = group.first_of_host(
                 lambda: loading.load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
             )
-            maker = make(data, resume.with_chosen(settings, state), digest, group, lambda line: files.say(line))
+            maker = make(data, resume.with_chosen(settings, state), group, lambda line: files.say(line))
             resume.check_data(state, digest, data, maker.plan.counts)
         if state is not None:
             # num_exp and num_eval may have grown, and must not shrink again.
@@ -165,9 +165,10 @@ class Run:
             files.log(f"preparation: {preparation:.0f} s")
             self.checkpoint()  # the run can resume from here on
             files.wait()
+        before = len(state.sets)
         for number in range(settings.num_exp):
             experiment = settings.first_exp + number
-            if number < len(state.sets):  # finished; more networks may be requested now
+            if number < before:  # finished; more networks may be requested now
                 self.evaluate_baseline(experiment)
                 self.evaluate(state.sets[number], maker.kind, experiment, maker.iterations)
             else:
@@ -175,7 +176,8 @@ class Run:
                 state.experiment, state.iteration = experiment + 1, 0
                 state.images = state.velocity = state.networks = None
                 self.in_progress = False
-            self.save_results()
+            if number + 1 >= before:  # earlier, sets would differ in their numbers of networks
+                self.save_results()
             self.checkpoint()
         if self.ranks.first:
             self.check_range()
@@ -227,7 +229,7 @@ class Run:
             total=maker.iterations,
             show=self.ranks.first and maker.iterations > 0,
         ) as steps:
-            began = last = time.perf_counter()
+            last = time.perf_counter()
             for iteration in steps:
                 maker.step(iteration)
                 state.iteration, state.steps = iteration, state.steps + 1
@@ -240,20 +242,18 @@ class Run:
                     text = self.check()
                     if regular:
                         steps.set_postfix_str(text, refresh=False)
+                seconds = time.perf_counter() - last
+                state.step_seconds += seconds
                 if not self.cost_printed:
-                    now = time.perf_counter()
-                    self.step_times.append(now - last)
+                    self.step_times.append(seconds)
                     self.print_cost(experiment)
-                    last = time.perf_counter()
-                    began += last - now  # the estimate is no condensing
                 if due or save or stop:
-                    state.step_seconds += time.perf_counter() - began
                     self.checkpoint()
                     if stop:
                         self.files.wait()
                         self.interrupts.check()
                     self.evaluate_if_due()
-                    began = last = time.perf_counter()
+                last = time.perf_counter()
         return maker.images()
 
     # --- the expected duration -----------------------------------------------------------------------------------
@@ -281,13 +281,26 @@ class Run:
             return  # a step that compiles says nothing about the others
         self.cost_printed = True
         steps = cost.Work(left, self.seconds_per_step(experiment) if left else 0)
-        models = self.evaluator.models
-        due = sum(self.evaluation_is_due(i) for i in range(maker.iterations + 1)) + bool(self.eval_every)
-        total = settings.num_exp * due * len(models) * settings.num_eval
-        done = sum(len(entry.get("accuracies", [])) for entry in state.evaluations)
-        seconds = [self.seconds_per_network(model, experiment, training) for model in models]
-        networks = cost.Work(-(-(total - done) // self.ranks.world), statistics.fmean(seconds))
+        seconds = [self.seconds_per_network(model, experiment, training) for model in self.evaluator.models]
+        networks = cost.Work(-(-self.networks_left() // self.ranks.world), statistics.fmean(seconds))
         self.files.say(cost.line(settings, steps, networks))
+
+    def networks_left(self) -> int:
+        """How many evaluation networks the rest of the command trains; earlier evaluations do not grow any more."""
+        settings, state, last = self.settings, self.state, self.maker.iterations
+        done = {
+            (e["experiment"], e["iteration"], e["images"], e["model"]): len(e.get("accuracies", ()))
+            for e in state.evaluations
+        }
+        due = [(0, "random real")] * bool(self.eval_every)
+        due += [(i, self.maker.kind) for i in range(last + 1) if self.evaluation_is_due(i)]
+        return sum(
+            settings.num_eval - done.get((experiment, i, kind, model), 0)
+            for experiment in range(settings.first_exp, settings.first_exp + settings.num_exp)
+            for i, kind in due
+            if i in (0, last) or (experiment, i) >= (state.experiment, state.iteration)
+            for model in self.evaluator.models
+        )
 
     def seconds_per_step(self, experiment: int) -> float:
         """Measured on this process's steps; before the first, on a trial that leaves the experiment at its start."""
@@ -360,7 +373,9 @@ class Run:
         """Write the images before the iteration that diverged; return the error to raise."""
         experiment, before = self.state.experiment, error.iteration - 1
         where = f"experiment {experiment}, iteration {error.iteration}"
-        metadata = self.metadata(self.arguments()) | {
+        args = self.arguments() | {"first_exp": experiment, "num_exp": 1, "Iteration": before}
+        metadata = self.metadata(args) | {
+            "unfinished": [before, self.maker.iterations],
             "velocity": error.velocity,
             "experiment": experiment,
             "iteration": before,
@@ -450,7 +465,7 @@ class Run:
         """Warn of sets far outside the data's range, else print a note if an export would clip them."""
         images, normalisation = torch.cat(self.state.sets), self.maker.data.normalisation
         line = plausibility.far_outside(images, normalisation)
-        cost = plausibility.clipping_cost(plausibility.clipped_share(images, normalisation))
+        cost = plausibility.clipping_cost(images, normalisation)
         if line:
             self.files.warn(f"the sets: {line}")
         elif cost:

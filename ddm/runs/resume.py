@@ -65,7 +65,9 @@ def with_chosen(settings: S, state: Progress | None) -> S:
 
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
     """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes."""
-    before, requested = {"recipe": state.recipe, **state.requested}, {"recipe": recipe, **settings.values()}
+    if state.recipe != recipe:
+        raise UserError(f"the checkpoint is of a run of {state.recipe}, this is {recipe}: name another --save_path")
+    before, requested = state.requested, settings.values()
     roles = {name: setting.role for name, setting in declarations(type(settings)).items()}
     free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
@@ -73,7 +75,7 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     defaults = type(settings).__dataclass_fields__
     differing -= {k for k in differing if k not in before and requested[k] == defaults[k].default}
     grown = {k for k in differing if roles.get(k) is Role.GROWS and requested[k] > before[k]}
-    refused = sorted(differing - free - grown, key=lambda name: (name != "recipe", name))  # the main difference first
+    refused = sorted(differing - free - grown)
     if refused:
         listed = ", ".join(f"--{k} {before.get(k)} there, {requested.get(k)} now" for k in refused[:4])
         more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
