@@ -142,9 +142,10 @@ def evaluate_synset(
     machine, E = Machine(str(args.device)), int(args.epoch_eval_train)
     settings = ProtocolSettings(epoch_eval_train=E, lr_net=float(args.lr_net), batch_train=int(args.batch_train))
     net, start = net.to(args.device), time.perf_counter()
-    loss, acc_train = protocol.train(
-        net, images_train, labels_train, settings, machine, _augmentation(args), generator, curve
-    )
+    points = protocol.train(net, images_train, labels_train, settings, machine, _augmentation(args), generator)
+    if curve is not None:
+        curve += points
+    loss, acc_train = points[-1]
     seconds = time.perf_counter() - start
     acc_test = protocol.test(net, testloader, machine)
     log(protocol.report_line(it_eval, E, seconds, loss, acc_train, acc_test))

@@ -16,19 +16,19 @@ from ddm.evaluation.settings import ProtocolSettings
 from ddm.networks import empty_network, get_network, initialise
 
 
-def trained(test, curve=None, epochs=10, seed=0):
-    """A narrow network trained on 12 images: (the network, loss, training accuracy, best accuracy)."""
+def trained(test, epochs=10, seed=0):
+    """A narrow network trained on 12 images: (the network, images, labels, settings, (sums, best accuracy))."""
     images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(12) % 3
     net = initialise(empty_network("ConvNetW32", 3, 3, (32, 32), "cpu"), torch.Generator().manual_seed(2))
     settings = ProtocolSettings(epoch_eval_train=epochs, lr_net=0.001, batch_train=8)
     generator = torch.Generator().manual_seed(seed)
-    outcome = peers.best_epoch(net, images, labels, settings, Machine(), generator, test, curve, lambda epochs: epochs)
+    outcome = peers.best_epoch(net, images, labels, settings, Machine(), generator, test)
     return net, images, labels, settings, outcome
 
 
 def test_it_trains_like_a_plain_loop():
-    net, images, labels, settings, (loss, accuracy, _) = trained(lambda: 0.5, curve := [])
+    net, images, labels, settings, (sums, _) = trained(lambda: 0.5)
     plain = initialise(get_network("ConvNetW32", 3, 3), torch.Generator().manual_seed(2)).train()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.001, weight_decay=5e-4)
     generator, cut, mixed = torch.Generator().manual_seed(0), CutMix(num_classes=3), 0
@@ -46,7 +46,7 @@ def test_it_trains_like_a_plain_loop():
             optimizer.zero_grad()
             (-(y * out.log_softmax(1)).sum(1).mean()).backward()
             optimizer.step()
-    assert 5 < mixed < 15 and len(curve) == 10 and curve[-1] == [loss, accuracy]
+    assert 5 < mixed < 15 and sums.shape == (10, 2) and 0 <= sums[-1, 1] <= 12
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -55,9 +55,9 @@ def test_the_best_tested_epoch_counts_and_the_global_generator_is_left_alone(mon
     monkeypatch.setattr(peers, "TEST_EVERY", 2)
     accuracies = iter([0.3, 0.7, 0.5, 0.1])
     state = torch.get_rng_state()
-    *_, (_, _, best) = trained(lambda: next(accuracies), epochs=7)  # tested after 2, 4, 6 and 7
+    *_, (_, best) = trained(lambda: next(accuracies), epochs=7)  # tested after 2, 4, 6 and 7
     assert best == 0.7 and next(accuracies, None) is None
-    assert trained(lambda: 0.4, epochs=0)[-1] == (0.0, 0.0, 0.4)
+    assert trained(lambda: 0.4, epochs=0)[-1][1] == 0.4
     assert torch.equal(state, torch.get_rng_state())
 
 

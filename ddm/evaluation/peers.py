@@ -29,12 +29,12 @@ def best_epoch(
     machine: Machine,
     generator: torch.Generator,
     test: Callable[[], float],
-    curve: list[list[float]] | None,
-    watch: Callable[[Iterable[int]], Iterable[int]],
-) -> tuple[float, float, float]:
-    """Train `net` for settings.epoch_eval_train epochs: the last loss and training accuracy, and the best of `test`.
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[Tensor, float]:
+    """Train `net` for settings.epoch_eval_train epochs; return sums and the best accuracy.
 
-    `test` returns the accuracy on the test images; it is called every 100 epochs and after the last one.
+    The sums of loss and correct images of each epoch, [epochs, 2], are on the device. `test` returns the accuracy on
+    the test images; it is called every 100 epochs and after the last one.
     """
     from torchvision.transforms.v2 import CutMix  # imported here: it takes a second, and only this protocol needs it
 
@@ -44,10 +44,10 @@ def best_epoch(
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr_net, weight_decay=WEIGHT_DECAY)
     milestones = [max(1, k * E // 5) for k in range(1, 5)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.5)
-    best, loss, accuracy = test() if E == 0 else 0.0, 0.0, 0.0
+    best, totals = test() if E == 0 else 0.0, []
     for epoch in watch(range(1, E + 1)):
         net.train()
-        total, n = torch.zeros(2, device=machine.device), 0
+        total = torch.zeros(2, device=machine.device)
         for img, lab in Batches(images, labels, settings.batch_train, shuffle=True, generator=generator):
             img = DiffAugment(img, settings.dsa_strategy, generator=generator)
             target = lab
@@ -63,12 +63,8 @@ def best_epoch(
             batch_loss.backward()
             optimizer.step()
             total += torch.stack([batch_loss.detach() * len(lab), (output.argmax(1) == lab).sum()])
-            n += len(lab)
         schedule.step()
-        if curve is not None or epoch == E:
-            loss, accuracy = (total / n).tolist()
-        if curve is not None:
-            curve.append([loss, accuracy])
+        totals.append(total)
         if epoch % TEST_EVERY == 0 or epoch == E:
             best = max(best, test())
-    return loss, accuracy, best
+    return torch.stack(totals or [torch.zeros(2)]), best

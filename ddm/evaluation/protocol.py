@@ -157,13 +157,12 @@ def train(
     machine: Machine,
     augmentation: Augmentation | None,
     generator: torch.Generator | None,
-    curve: list[list[float]] | None = None,
     watch: Watch = iter,
-) -> tuple[float, float]:
-    """Train `net` on images [N, C, H, W] (normalised) and labels [N]; return the last epoch's loss and accuracy.
+) -> list[list[float]]:
+    """Train `net` on images [N, C, H, W] (normalised) and labels [N]; return each epoch's loss and training accuracy.
 
     Batch order and augmentation are drawn from `generator` (on the CPU; None: torch's global generator, as published).
-    Each epoch's training loss and accuracy are added to `curve`. `watch` shows the progress over epochs.
+    `watch` shows the progress over epochs. Waits for the device at the end.
     """
     labels = labels.to(machine.device)
     if isinstance(images, Tensor):
@@ -175,10 +174,7 @@ def train(
     def epoch(optimizer: torch.optim.Optimizer) -> Tensor:
         return one_epoch(net, batches, optimizer, criterion, machine, augmentation, generator)[0]
 
-    points = means(schedule(net.parameters(), settings, epoch, watch), len(labels))
-    if curve is not None:
-        curve += points
-    return points[-1][0], points[-1][1]
+    return means(schedule(net.parameters(), settings, epoch, watch), len(labels))
 
 
 def means(totals: Tensor, n: int) -> list:
@@ -446,20 +442,21 @@ class Evaluator:
         self, model: str, training_set: TrainingSet, number: int, log: Callable[[str], None], watch: Watch
     ) -> Trained:
         """`trained` of one network."""
-        settings, machine, curve = self.settings, self.machine, []
+        settings, machine = self.settings, self.machine
         net = initialise(self._net(model), *self._generators(training_set, [number], "network"))
         (generator,) = self._generators(training_set, [number], "training")
         tested = partial(self._tested, model, 1, partial(test, net, machine=machine))
         start = time.perf_counter()
         arguments = (net, training_set.images, training_set.labels, settings, machine)
         if self.peers:
-            outcome = best_epoch(*arguments, generator, tested, curve, watch)
-            log(report_line(number, settings.epoch_eval_train, time.perf_counter() - start, *outcome, "best"))
-            return Trained(outcome[-1], curve)
-        loss, acc_train = train(*arguments, self.augmentation, generator, curve, watch)
-        seconds = time.perf_counter() - start  # `train` has waited for the device
-        accuracy = tested()
-        log(report_line(number, settings.epoch_eval_train, seconds, loss, acc_train, accuracy))
+            totals, accuracy = best_epoch(*arguments, generator, tested, watch)
+            curve = means(totals, len(training_set.labels))
+            seconds, which = time.perf_counter() - start, "best"
+        else:
+            curve = train(*arguments, self.augmentation, generator, watch)
+            seconds, which = time.perf_counter() - start, ""  # `train` has waited for the device
+            accuracy = tested()
+        log(report_line(number, settings.epoch_eval_train, seconds, *curve[-1], accuracy, which))
         return Trained(accuracy, curve)
 
     def _tested(self, model: str, networks: int, test: Callable[[Batches], T]) -> T:
