@@ -388,6 +388,8 @@ TAPPED: dict[str, Callable[..., Network]] = {
     name + suffix: partial(make, tapped=True) for name, make in TAPPABLE.items() for suffix in ("_gram", "_style")
 }
 ARCHITECTURES: dict[str, Callable[..., Network]] = {**UNTAPPED, **TAPPABLE, **TAPPED}
+DEFAULT_RESETS = (nn.Conv2d.reset_parameters, nn.Linear.reset_parameters)
+BUILT_IN = frozenset(ARCHITECTURES.values())  # others are the user's
 
 
 def description(model: str, im_size: tuple[int, int]) -> str:
@@ -412,35 +414,48 @@ def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, 
     make = lookup(ARCHITECTURES, model, "model")
     try:
         net = make(channel, num_classes, im_size=tuple(im_size))
-        check_initialised(net)
+        if make not in BUILT_IN:
+            check_initialised(net)
     except UserError as error:
         raise UserError(f"model {model}: {error}") from None
     return net
 
 
+@torch.no_grad()
 def check_initialised(net: nn.Module) -> None:
-    """Raise UserError if a layer has parameters or buffers that `initialise` leaves as they are in memory."""
-    for module in net.modules():
-        drawn = isinstance(module, nn.Conv2d | nn.Linear)
-        values = [*module.buffers(recurse=False), *(() if drawn else module.parameters(recurse=False))]
-        if values and (drawn or not hasattr(module, "reset_parameters")):
-            raise UserError(
-                f"nothing initialises the parameters or buffers of its layer {type(module).__name__}: put them into a "
-                "module whose method reset_parameters() fills them"
-            )
+    """Raise UserError if `initialise` leaves a parameter or buffer of a network, on any device, as it is in memory."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        net = copy.deepcopy(net).to_empty(device="cpu")
+        values = dict(itertools.chain(net.named_parameters(), net.named_buffers()))
+        values = {name: x for name, x in values.items() if x.is_floating_point()}
+        for x in values.values():
+            x.fill_(torch.nan)
+        initialise(net, torch.Generator().manual_seed(0))
+    left = [name for name, x in values.items() if not x.isfinite().all()]
+    if left:
+        raise UserError(f"nothing initialises its {left[0]}: fill it in the method reset_parameters() of its module")
+
+
+def drawn(module: nn.Module) -> list[nn.Parameter]:
+    """The weight, and the bias if it has one, of a convolution or linear layer with torch's default initialisation."""
+    if not isinstance(module, nn.Conv2d | nn.Linear) or type(module).reset_parameters not in DEFAULT_RESETS:
+        return []
+    own = dict(module.named_parameters(recurse=False))
+    return [own[name] for name in ("weight", "bias") if name in own] if "weight" in own else []
 
 
 @torch.no_grad()
 def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
     """Initialise all parameters in place from torch's default distributions.
 
-    Convolutions and linear layers: uniform in +-1/sqrt(fan_in). Norms: weight 1, bias 0, running statistics reset.
-    Draws are made on the generator's device (the CPU), so that all devices get the same networks.
+    Convolutions and linear layers: uniform in +-1/sqrt(fan_in). Norms: weight 1, bias 0, running statistics reset. All
+    others, and subclasses with their own `reset_parameters`: by that method. Draws are made on the generator's device
+    (the CPU), so that all devices get the same networks.
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            bound = module.weight[0].numel() ** -0.5
-            for parameter in module.parameters(recurse=False):
+        if parameters := drawn(module):
+            bound = parameters[0][0].numel() ** -0.5
+            for parameter in parameters:
                 draw = torch.rand(parameter.shape, generator=generator, device=generator.device)
                 parameter.copy_(to_device(draw.mul_(2 * bound).sub_(bound), parameter.device))
         elif hasattr(module, "reset_parameters"):
@@ -463,9 +478,9 @@ class Initial:
         self.spans: list[tuple[slice, float]] = []  # in the order of the draws: where, and the bound of the values
         at = {id(p): end for p, end in zip(self.net.parameters(), ends(self.net), strict=True)}
         for module in self.net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                bound = module.weight[0].numel() ** -0.5
-                for p in module.parameters(recurse=False):
+            if parameters := drawn(module):
+                bound = parameters[0][0].numel() ** -0.5
+                for p in parameters:
                     self.spans.append((slice(at[id(p)] - p.numel(), at[id(p)]), bound))
         for where, _ in self.spans:
             first[where] = second[where] = 0

@@ -7,7 +7,10 @@ They reproduce the numbers of docs/results.md: `--like docs/results/ablation/ipc
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddm.commands.export import shared
 from ddm.evaluation.sets import progress_text

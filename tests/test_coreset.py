@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import command, command_line, parsed
 
+from ddm import device
 from ddm.data.images import Normalisation
 from ddm.data.loading import load
 from ddm.device import Machine
@@ -181,3 +182,19 @@ def test_networks_of_one_name_share_no_proxy(data_path, tmp_path, monkeypatch):
         )
         coreset.proxy(data, settings, Machine(), "herding")
     assert len(list(folder.glob("proxy_*.pt"))) == 2
+
+
+def test_an_order_that_is_not_read_is_warned_of(data_path, tmp_path, capsys):
+    make("herding", data_path, tmp_path, "--order", "easiest")
+    assert "warning: --order easiest has no effect with --method herding" in capsys.readouterr().err
+
+
+def test_large_data_train_one_proxy_for_all_ipc(data_path, monkeypatch):
+    data, plans = load("CIFAR10", data_path), []
+    monkeypatch.setattr(device, "REPAYS", {"cpu": 3 * 4 * len(data.x_train) * 32 * 32})
+    for ipc in (1, 5):
+        settings = parsed(
+            "coreset", *COMMON, "--method", "herding", "--ipc", ipc, "--epoch_eval_train", "0", "--proxy_epochs", "4"
+        )
+        plans.append(coreset.coreset_plan(settings.but(device="cpu"), data))
+    assert plans[0].machine == plans[1].machine and plans[0].machine.compile == "on"

@@ -248,7 +248,7 @@ def test_a_registered_reader_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(loading.DATASETS, "Mine", spec)
     assert load("Mine", tmp_path).num_classes == 2  # a plain tuple will do
     for error, text in (
-        (NameError("np"), r"that reads Mine raises NameError \(np\): correct it"),
+        (NameError("np"), r"reading Mine raises NameError \(np\): correct"),
         (UserError("x y"), "x y"),
     ):
 

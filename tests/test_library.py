@@ -87,10 +87,28 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
 
-class Blurred(nn.Module):
+class Halved(Scaled):
+    """Its reset_parameters() forgets the buffer."""
+
     def __init__(self):
         super().__init__()
         self.register_buffer("kernel", torch.ones(1))
+
+    def reset_parameters(self):
+        nn.init.constant_(self.scale, 0.5)
+
+
+class Masked(nn.Conv2d):
+    """A convolution that fills all it has."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.register_buffer("mask", torch.ones(1))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if hasattr(self, "mask"):  # not yet in the constructor
+            self.mask.fill_(0.25)
 
 
 def appended(net, layer):
@@ -114,8 +132,14 @@ def test_mistakes_are_one_line(data_path):
         ({"network": "ConvNet"}, "network is a str"),
         ({"network": lambda c, n, s: nn.Sequential()}, "network returned a Sequential"),
         ({"network": lambda c, n, s: ddm.networks.ConvNet(c, n + 1, im_size=s)}, "of 10 classes"),
-        ({"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Scaled())}, "of its layer Scaled"),
-        ({"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Blurred())}, "of its layer Blurr"),
+        (
+            {"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Scaled())},
+            r"features\.\d+\.scale",
+        ),
+        (
+            {"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Halved())},
+            r"features\.\d+\.kernel",
+        ),
         ({"data": "x.npz"}, "data is not"),
         ({"data": TINY, "res": 16}, "res is for data sets by name"),
         ({"data": (TINY[0].transpose(0, 3, 1, 2), *TINY[1:])}, r"\[N, H, W, C\] with C 1 or 3"),
@@ -221,3 +245,17 @@ def test_a_network_of_any_name_has_a_pool(suffix, data_path):
 
     network.__name__ = f"tiny{suffix}"
     ddm.condense(dataset="CIFAR10", data_path=data_path, network=network, networks="online", pool=2, **SMALL)
+
+
+def test_a_layer_that_fills_all_its_values_is_drawn_by_itself(data_path):
+    nets = []
+
+    def masked(channel, num_classes, im_size):
+        layers = [Masked(channel, 4, 3), nn.AdaptiveAvgPool2d(2)]
+        nets.append(ddm.networks.Network(layers, 16, num_classes))
+        return nets[-1]
+
+    made = ddm.condense(dataset="CIFAR10", data_path=data_path, network=masked, preset="dm", **SMALL)
+    assert made.images.isfinite().all()
+    net = ddm.networks.initialise(masked(3, 10, (32, 32)), torch.Generator().manual_seed(0))
+    assert net.features[0].mask.item() == 0.25 and 0 < net.features[0].weight.abs().max() < 27**-0.5

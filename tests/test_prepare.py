@@ -376,13 +376,15 @@ def test_of_two_families_of_idx_files_the_named_one(tmp_path):
     assert not torch.equal(*stores)
     first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
     assert np.array_equal(stores[0][:, 0].numpy(), first)
-    for name in ("MNIST", "KMNIST"):  # only the other family is there
-        assert layouts.idx_files(tmp_path / "FashionMNIST", "FashionMNIST") is not None
-        idx(tmp_path / "other", "FashionMNIST", 1)
-        assert layouts.idx_files(tmp_path / "other", name) is None
+    for folder in ("FashionMNIST/raw", "FashionMNIST", "other"):  # only the other family is there
+        idx(tmp_path / "other", "fashion-mnist", 1)
+        assert layouts.idx_files(tmp_path / folder, "FashionMNIST") is not None
+        assert layouts.idx_files(tmp_path / folder, "MNIST") is None
+    idx(tmp_path / "plain", "original-MNIST", 1)
+    assert layouts.idx_files(tmp_path / "plain", "MNIST") is not None
     idx(tmp_path / "short", "MNIST", 0, labels=10)
     for name, source in (("CIFAR10", tmp_path / "MNIST"), ("MNIST", tmp_path / "short")):
-        with pytest.raises(UserError, match=f"it is not {name}"):
+        with pytest.raises(UserError, match=f"it is not {name}|has no {name}: "):
             prepare(name, "--source", source, "--data_path", tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
@@ -438,6 +440,11 @@ def test_train_and_test_folders_of_any_case(tmp_path):
     assert data.class_names == ["cats", "dogs"] and len(data.x_train) == len(data.x_test) == 10
 
 
+def test_a_class_that_is_called_train(tmp_path):
+    pictures(tmp_path / "traffic", "Bus", "Car", "Train")
+    assert load(str(tmp_path / "traffic"), tmp_path / "data").class_names == ["Bus", "Car", "Train"]
+
+
 def test_classes_that_have_equal_folders_are_warned_of(tmp_path, capsys):
     pictures(tmp_path / "pets", "A/cats", "A/dogs", "B/cats", "B/dogs")
     load(str(tmp_path / "pets"), tmp_path / "data")
@@ -483,6 +490,6 @@ def test_pictures_that_do_not_fit_leave_nothing_behind(tmp_path):
 
 def test_a_source_without_the_data_is_not_downloaded_into(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty' has no CIFAR10 .*: name a folder with CIFAR10\.npz"):
+    with pytest.raises(UserError, match=r"empty' has no CIFAR10: name a folder with CIFAR10\.npz"):
         prepare("CIFAR10", "--source", tmp_path / "empty", "--data_path", tmp_path / "data")
     assert not any((tmp_path / "empty").iterdir())

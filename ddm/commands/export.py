@@ -78,12 +78,17 @@ def load_set(settings: ExportSettings) -> Set:
             factor=factor,
             encoded=s.stored and factor > 1,
         )
-    name = s.dataset or metadata.get("args", {}).get("dataset")
+    args = metadata.get("args", {})
+    name = s.dataset or args.get("dataset")
     if name is None:
         raise UserError(f"{s.file} does not name its data set: give --dataset (and --data_path)")
+    if s.dataset is None:
+        sets.check_registered(s.file, args, "dataset")
+        if is_path(name) and not Path(name).exists():
+            raise UserError(f"{s.file} was made from {name}, which is not here: give its path with --dataset")
     if s.stored:
         raise UserError("--stored reads a set of ddm with its own constants: leave --dataset out")
-    data = load(name, s.data_path, s.res or metadata.get("args", {}).get("res"))
+    data = load(name, s.data_path, s.res or args.get("res"))
     data = data.whitened() if s.zca else data
     (synset,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:

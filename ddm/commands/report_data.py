@@ -53,7 +53,6 @@ class ReportedRun:
     """The files and data of a run. Raises UserError for missing or unreadable files."""
 
     def __init__(self, folder: Path, data_path: str, res: int | None, name: str = ""):
-        folder = folder.parent if folder.name == "results.json" else folder
         self.folder, self.name = folder, name or folder.resolve().name
         self.results = read_results(folder)
         if not {"mean", "std", "n", "protocol", "seed"} <= self.results.keys() | self.results["args"].keys():
@@ -150,7 +149,7 @@ def read_folders(folders: Sequence[str], data_path: str, res: int | None) -> tup
 
     Those accuracies come from the folders of `ddm coreset --method full` and `ddm evaluate --baselines whole`.
     """
-    paths = [Path(folder) for folder in folders]
+    paths = [path.parent if path.name == "results.json" else path for path in map(Path, folders)]
     names = short_names([path.resolve() / "results.json" for path in paths])
     runs, baselines = [], []
     for path, name in zip(paths, names, strict=True):

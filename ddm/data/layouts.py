@@ -28,8 +28,9 @@ from ddm.errors import UserError, first_line
 PART = 512  # images per part; an interrupted preparation resumes after the last complete part
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
-TRAIN = ("train", "training", "training_set")
-TEST = ("test", "val", "valid", "validation", "test_set")
+TRAIN = ("train", "training", "train_set", "training_set")
+TEST = ("test", "val", "valid", "validation", "testing", "test_set")
+MNIST_FAMILY = ("mnist", "fashionmnist", "kmnist", "emnist", "qmnist")  # of four files with the same names
 VAL_FIRST = ("val", "test")  # for data sets whose test/ has no labels: ImageNet, TinyImageNet
 CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
 
@@ -175,6 +176,8 @@ def folders(
     the training folders. Raises UserError for another layout.
     """
     train = child(root, TRAIN)
+    if train is not None and not visible(train) and child(root, test_names) is None:
+        train = None  # a class of this name
     found = [(sub.name, images_in(sub)) for sub in visible(train or root)]
     groups = [group for group in found if group[1]]
     names = [group for group, _ in groups]
@@ -364,11 +367,16 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
     return listing
 
 
+def family(folder: Path) -> str | None:
+    """The data set of MNIST_FAMILY that a path names last, such as that of FashionMNIST/raw; None if it names none."""
+    words = [re.sub(r"[^a-z]", "", part.lower()) for part in folder.parts]
+    return next((word for word in reversed(words) if word in MNIST_FAMILY), None)
+
+
 def idx_files(root: Path, name: str) -> Listing | None:
     """List the four files of MNIST or FashionMNIST, gzipped or not, anywhere below a folder; None without them."""
-    paths = [path for path in root.rglob("*ubyte*") if path.is_file()]  # torchvision's folder may contain several sets
-    others = {part for path in paths for part in path.relative_to(root).parts if part.endswith("MNIST")} - {name}
-    folders = {path.parent for path in paths if not others & {*path.relative_to(root).parts}}
+    folders = {path.parent for path in root.resolve().rglob("*ubyte*") if path.is_file()}
+    folders = {folder for folder in folders if family(folder) in (None, name.lower())}
     if len(folders) != 1:
         return None
     (folder,) = folders

@@ -165,7 +165,8 @@ def _user_data(path: Path, data_path: Path, res: int | None) -> ImageData:
         listed = {split: files.digest() for split, files in listing.splits.items()}
         if metadata["recipe"].get("listing") != listed or metadata["recipe"].get("source") != str(path.resolve()):
             raise UserError(
-                f"{where} was made from other files than those in {path}: delete it, or name another --data_path"
+                f"{where} was made from other files than those in {path}, or by another version: delete it, or name "
+                "another --data_path"
             )
     else:
         for note in listing.notes:
@@ -245,11 +246,12 @@ def _read_or_download(name: str, spec: Spec, data_path: Path, download: bool) ->
                 folder.rmdir()  # fails if it contains files
         if not published:
             raise UserError(
-                f"the function that reads {name} raises {type(error).__name__} ({_reason(error)}): correct it"
+                f"reading {name} raises {type(error).__name__} ({_reason(error)}): correct the function that reads it"
             ) from error
         if not download:
+            reason = "" if "download" in str(error) else f" that can be read ({_reason(error)})"
             raise UserError(
-                f"{where} has no {name} ({_reason(error)}): name a folder with {name}.npz or torchvision's files"
+                f"{where} has no {name}{reason}: name a folder with {name}.npz or torchvision's files"
             ) from None
         if isinstance(error, OSError) or "download" in str(error):  # URLError is an OSError
             raise UserError(

@@ -79,7 +79,7 @@ def check_networks(settings: ProtocolSettings, data: ImageData) -> None:
             if name == settings.model:
                 raise
             mode = f"--eval_mode {settings.eval_mode}"
-            raise UserError(f"{mode} on {data.name}: {error}; choose another mode") from None
+            raise UserError(f"{mode} on {data.name}: {error}, or another mode") from None
 
 
 def train_step(

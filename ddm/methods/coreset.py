@@ -212,7 +212,7 @@ def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None
     check_networks(settings, data)
     images = sum(counts) or settings.subset_size or len(data.x_train)
     images *= settings.epoch_eval_train + 1
-    if needs_proxy(settings.method):  # its training dominates, so that all ipc share its precision and compilation
+    if needs_proxy(settings.method):  # on large data its training decides, so that all ipc share it
         images += settings.proxy_epochs * len(data.x_train)
     pixels = 3 * images * data.im_size[0] * data.im_size[1]
     machine = device.choose(settings, settings.device, pixels)
@@ -237,7 +237,9 @@ class Coreset:
         return self.plan.settings.values() | {"Iteration": 0, "ipc": ipc}
 
     def cautions(self) -> list[str]:
-        return []
+        order = self.plan.settings.order
+        unused = order != "hardest" and self.kind not in ON_SCORES
+        return [f"--order {order} has no effect with --method {self.kind}"] * unused
 
     def prepare(self, remaining: int) -> None:
         plan = self.plan
@@ -284,5 +286,3 @@ def check_method(settings: CoresetSettings) -> None:
     lookup(dict.fromkeys(methods()), settings.method, "method")
     if settings.subset_size and settings.method != "full":
         raise UserError(f"--subset_size is for --method full: use --ipc with --method {settings.method}")
-    if settings.order != "hardest" and settings.method not in ON_SCORES:
-        raise UserError(f"--order is for {', '.join(ON_SCORES)}: leave it out with --method {settings.method}")

@@ -305,7 +305,9 @@ def _read_counts(data: ImageData, path: str) -> list[int]:
             found = json.load(file)
         named = {str(name): count for name, count in found.items()}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"--ipc {path}: not a readable .json of class to number ({type(error).__name__})") from None
+        raise UserError(
+            f'--ipc {path}: not a readable .json ({type(error).__name__}): write an object such as {{"0": 5, "1": 3}}'
+        ) from None
     counts, known = [], {"*"}
     for c, name in enumerate(data.class_names):
         key = name if name in named or str(c) in data.class_names else str(c)  # a class name may be a number
