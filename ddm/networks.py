@@ -440,8 +440,8 @@ def drawn(module: nn.Module) -> list[nn.Parameter]:
     """The weight, and the bias if it has one, of a convolution or linear layer with torch's default initialisation."""
     if not isinstance(module, nn.Conv2d | nn.Linear) or type(module).reset_parameters not in DEFAULT_RESETS:
         return []
-    own = dict(module.named_parameters(recurse=False))
-    return [own[name] for name in ("weight", "bias") if name in own] if "weight" in own else []
+    parameters = dict(module.named_parameters(recurse=False))
+    return [parameters[name] for name in ("weight", "bias") if name in parameters] if "weight" in parameters else []
 
 
 @torch.no_grad()

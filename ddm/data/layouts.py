@@ -178,8 +178,8 @@ def folders(
     train = child(root, TRAIN)
     if train is not None and not visible(train) and child(root, test_names) is None:
         train = None  # a class of this name
-    found = [(sub.name, images_in(sub)) for sub in visible(train or root)]
-    groups = [group for group in found if group[1]]
+    subfolders = [(sub.name, images_in(sub)) for sub in visible(train or root)]
+    groups = [group for group in subfolders if group[1]]
     names = [group for group, _ in groups]
     if choose is not None:
         names = choose(names)
@@ -189,7 +189,7 @@ def folders(
         raise UserError(f"{train or root} has {have}: a data set is a folder of class folders, two or more")
     listing = Listing(name, names, {"train": labelled(groups, names)})
     if choose is None:
-        empty = [sub for sub, images in found if not images]
+        empty = [sub for sub, images in subfolders if not images]
         if empty:
             listing.warnings.append(f"{train or root} has class folders without images, left out: {listed(empty)}")
     if train is None:
