@@ -70,12 +70,12 @@ class Draws:
 # --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
 
 
-def _most(size: int, param: ParamDiffAug) -> int:
+def _largest_shift(size: int, param: ParamDiffAug) -> int:
     """The largest shift of a crop, in pixels."""
     return int(size * param.ratio_crop_pad + 0.5)
 
 
-def _cut(size: int, param: ParamDiffAug) -> int:
+def _cutout_side(size: int, param: ParamDiffAug) -> int:
     """The side of a cutout, in pixels."""
     return int(size * param.ratio_cutout + 0.5)
 
@@ -92,7 +92,7 @@ def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
 def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     for dim in (2, 3):  # shift along rows, then columns
         size = x.shape[dim]
-        most = _most(size, param)
+        most = _largest_shift(size, param)
         source = torch.arange(size, device=x.device) + draws.integers(-most, most + 1)  # [n, size]
         inside = (source >= 0) & (source < size)
         shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)
@@ -104,7 +104,7 @@ def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
 def _cutout(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     covered = []
     for size in x.shape[2:]:
-        cut = _cut(size, param)
+        cut = _cutout_side(size, param)
         first = draws.integers(0, size + (1 - cut % 2)) - cut // 2  # [n, 1]
         at = torch.arange(size, device=x.device)
         covered.append((at >= first) & (at < first + cut))  # [n, size]
@@ -269,8 +269,12 @@ Drawing = Callable[
 
 DRAWINGS: dict[str, Drawing] = {  # in the order of the draws of OPERATIONS
     "color": lambda size, param, uniform, integers: (uniform(), uniform(), uniform()),
-    "crop": lambda size, param, uniform, integers: tuple(integers(-_most(s, param), _most(s, param) + 1) for s in size),
-    "cutout": lambda size, param, uniform, integers: tuple(integers(0, s + 1 - _cut(s, param) % 2) for s in size),
+    "crop": lambda size, param, uniform, integers: tuple(
+        integers(-_largest_shift(s, param), _largest_shift(s, param) + 1) for s in size
+    ),
+    "cutout": lambda size, param, uniform, integers: tuple(
+        integers(0, s + 1 - _cutout_side(s, param) % 2) for s in size
+    ),
     "flip": lambda size, param, uniform, integers: (uniform(),),
     "scale": lambda size, param, uniform, integers: (uniform(), uniform()),
     "rotate": lambda size, param, uniform, integers: (uniform(),),
@@ -365,7 +369,7 @@ def parameters(operation: Tensor, numbers: Tensor, size: tuple[int, int], param:
     def rectangle(size: int, draw: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and half length: the pixels that a crop fills, those that a cutout covers, else all."""
         low, high = (-draw).clamp(min=0), size - draw.clamp(min=0)
-        cut = _cut(size, param)
+        cut = _cutout_side(size, param)
         centre = chosen(0, crop=(low + high - 1) / 2, cutout=draw - cut // 2 + (cut - 1) / 2)
         return centre, chosen(size, crop=(high - low) / 2, cutout=cut / 2)
 

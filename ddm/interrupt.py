@@ -72,6 +72,6 @@ def handled_by(handler: Handler) -> Iterator[None]:
             signal.signal(signum, earlier)
 
 
-def deadly() -> contextlib.AbstractContextManager[None]:
+def default_handlers() -> contextlib.AbstractContextManager[None]:
     """Inside, a signal ends the process at once."""
     return handled_by(signal.SIG_DFL)

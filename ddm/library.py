@@ -49,9 +49,9 @@ def condense(
     """Condense one set and evaluate it; writes no files, except downloads, stores and trained networks.
 
     `settings` is a DDMSettings or a recipe's settings; `changes` are settings by name, such as dataset="CIFAR10",
-    ipc=10, preset="fast,dm". `changes` override a preset; of `settings`, only values other than the defaults do. `data`
-    replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train,
-    x_test, y_test). `network` replaces --model: (channel, num_classes, im_size) -> a networks.Network. `objective`
+    ipc=10, preset="fast,dm". `changes` override a preset. Values in `settings` override it if they differ from the
+    defaults. `data` replaces --dataset: uint8 images [N, H, W, C] and labels as (x_train, y_train, x_test, y_test).
+    `network` replaces --model: (channel, num_classes, im_size) -> a networks.Network. `objective`
     replaces DDM's objective: (real, syn, settings) -> weighted terms by name, each [classes]. `needs` describes the
     feature maps that it reads. The result has images [N, C, H, W] (normalised), labels [N], mean, std, class_names and
     accuracies in [0, 1] by network. Only experiment `first_exp` is run; num_exp and output settings are ignored.

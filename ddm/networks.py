@@ -423,7 +423,7 @@ def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, 
 
 @torch.no_grad()
 def check_initialised(net: nn.Module) -> None:
-    """Raise UserError if `initialise` leaves a parameter or buffer of a network, on any device, as it is in memory."""
+    """Raise UserError unless `initialise` sets every parameter and buffer of a network on any device."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         net = copy.deepcopy(net).to_empty(device="cpu")
         values = dict(itertools.chain(net.named_parameters(), net.named_buffers()))
@@ -433,10 +433,10 @@ def check_initialised(net: nn.Module) -> None:
         initialise(net, torch.Generator().manual_seed(0))
     left = [name for name, x in values.items() if not x.isfinite().all()]
     if left:
-        raise UserError(f"nothing initialises its {left[0]}: fill it in the method reset_parameters() of its module")
+        raise UserError(f"its {left[0]} has no initial value: set it in reset_parameters() of its module")
 
 
-def drawn(module: nn.Module) -> list[nn.Parameter]:
+def default_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The weight, and the bias if it has one, of a convolution or linear layer with torch's default initialisation."""
     if not isinstance(module, nn.Conv2d | nn.Linear) or type(module).reset_parameters not in DEFAULT_RESETS:
         return []
@@ -448,12 +448,12 @@ def drawn(module: nn.Module) -> list[nn.Parameter]:
 def initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
     """Initialise all parameters in place from torch's default distributions.
 
-    Convolutions and linear layers: uniform in +-1/sqrt(fan_in). Norms: weight 1, bias 0, running statistics reset. All
-    others, and subclasses with their own `reset_parameters`: by that method. Draws are made on the generator's device
-    (the CPU), so that all devices get the same networks.
+    Convolutions and linear layers: uniform in +-1/sqrt(fan_in). Norms: weight 1, bias 0, running statistics reset.
+    Other modules, and subclasses with their own `reset_parameters`, are initialised by that method. Draws are made on
+    the generator's device (the CPU), so that all devices get the same networks.
     """
     for module in net.modules():
-        if parameters := drawn(module):
+        if parameters := default_parameters(module):
             bound = parameters[0][0].numel() ** -0.5
             for parameter in parameters:
                 draw = torch.rand(parameter.shape, generator=generator, device=generator.device)
@@ -478,7 +478,7 @@ class Initial:
         self.spans: list[tuple[slice, float]] = []  # in the order of the draws: where, and the bound of the values
         at = {id(p): end for p, end in zip(self.net.parameters(), ends(self.net), strict=True)}
         for module in self.net.modules():
-            if parameters := drawn(module):
+            if parameters := default_parameters(module):
                 bound = parameters[0][0].numel() ** -0.5
                 for p in parameters:
                     self.spans.append((slice(at[id(p)] - p.numel(), at[id(p)]), bound))

@@ -146,7 +146,7 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     cuda = torch.device(device).type == "cuda"
     try:
-        with interrupt.deadly():  # it waits for the others in C++, where no handler of Python runs
+        with interrupt.default_handlers():  # it waits for others in C++, where Python's handlers do not run
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 timeout=STEP_PATIENCE,

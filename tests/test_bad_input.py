@@ -230,7 +230,7 @@ CHECKPOINTS = {
     "nan": (rewrite(lambda state: state["sets"][0].fill_(torch.nan)), "finite numbers"),
     "another shape": (rewrite(lambda state: state.update(sets=[torch.zeros(3)])), "the checkpoint's images are [3]"),
     "other arguments": (rewrite(lambda state: state["requested"].update(ipc=7)), "--ipc 7 there, 2 now"),
-    "another recipe": (rewrite(lambda state: state.update(recipe="DM_DDM")), "is of a run of DM_DDM, this is"),
+    "another recipe": (rewrite(lambda state: state.update(recipe="DM_DDM")), "was written by DM_DDM, this is"),
     "a version of text": (rewrite(lambda state: state.update(format="3")), "its format is '3'"),
     "other data": (rewrite(lambda state: state.update(data="0", concluded=None)), "not the data"),
 }

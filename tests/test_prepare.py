@@ -448,7 +448,7 @@ def test_a_class_that_is_called_train(tmp_path):
 def test_classes_that_have_equal_folders_are_warned_of(tmp_path, capsys):
     pictures(tmp_path / "pets", "A/cats", "A/dogs", "B/cats", "B/dogs")
     load(str(tmp_path / "pets"), tmp_path / "data")
-    assert "the classes are A, B, and each has the folders cats, dogs" in capsys.readouterr().err
+    assert "the classes are A, B, but each has the folders cats, dogs" in capsys.readouterr().err
     pictures(tmp_path / "plain", "cats/images", "dogs/images")
     load(str(tmp_path / "plain"), tmp_path / "data")
     assert "each has the folders" not in capsys.readouterr().err
@@ -462,7 +462,9 @@ def test_a_constant_channel(tmp_path):
 
 def test_test_folders_with_other_names_and_damaged_labels(tmp_path):
     pictures(tmp_path / "cap", "train/cats", "train/dogs", "test/Cats", "test/Dogs")
-    with pytest.raises(UserError, match=r"test has the classes Cats, Dogs, .*train has cats, dogs: use equal names"):
+    with pytest.raises(
+        UserError, match=r"test has the classes Cats, Dogs, .*train has cats, dogs: give them equal names"
+    ):
         load(str(tmp_path / "cap"), tmp_path / "data")
     for name, text in (("LOC_val_solution.csv", "id,label\nx,y\n"), ("val_annotations.txt", "one_word\n")):
         (tmp_path / "cap" / name).write_text(text)

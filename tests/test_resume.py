@@ -172,7 +172,7 @@ def test_a_run_that_died_before_its_first_checkpoint_of_a_step_logs_each_line_on
 
 
 def test_another_recipe_does_not_resume_it(whole):
-    with pytest.raises(UserError, match="is of a run of DM_KNearest, this is DM_MeanStd_Matching"):
+    with pytest.raises(UserError, match="was written by DM_KNearest, this is DM_MeanStd_Matching"):
         run(whole, "--model", "ConvNetW32_gram", recipe="DM_MeanStd_Matching")
 
 

@@ -242,7 +242,7 @@ def run(requested: EvaluateSettings) -> None:
                 line = entry.get("protocol", "")
                 entry["precision"] = next((name for name in TF32 if f", {name}, " in line), None)
         epoch = 3 * 1000 * data.im_size[0] * data.im_size[1]
-        # The whole set leaves the precision of the others as it is.
+        # The whole set must not change the precision of the other rows.
         machine = device.choose(settings, s.device, epoch * max(len(row.set.images) for row in rows if not row.whole))
         large = settings.but(precision=machine.precision)
         large = device.choose(large, s.device, epoch * len(data.x_train)) if rows[-1].whole else machine

@@ -127,7 +127,7 @@ def check_network(args: ScoreSettings, data: ImageData) -> None:
 
 
 def without_downloads(hard_label: ModuleType, data: ImageData, constants: DDRankingData) -> None:
-    """Make ddranking use this real data and write no table; its own functions download, and fail."""
+    """Make ddranking use this real data and write no table; its own functions try to download, and fail."""
     real = [Real(x, y, constants) for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))]
     same = {c: c for c in range(data.num_classes)}
     size = data.channel, data.im_size, constants.mean, constants.std, data.num_classes

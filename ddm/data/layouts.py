@@ -30,7 +30,7 @@ EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 TRAIN = ("train", "training", "train_set", "training_set")
 TEST = ("test", "val", "valid", "validation", "testing", "test_set")
-MNIST_FAMILY = ("mnist", "fashionmnist", "kmnist", "emnist", "qmnist")  # of four files with the same names
+MNIST_FAMILY = ("mnist", "fashionmnist", "kmnist", "emnist", "qmnist")  # their four files have the same names
 VAL_FIRST = ("val", "test")  # for data sets whose test/ has no labels: ImageNet, TinyImageNet
 CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
 
@@ -195,8 +195,8 @@ def folders(
     if train is None:
         if inner := inner_classes(root, groups):
             listing.warnings.append(
-                f"the classes are {listed(names)}, and each has the folders {listed(inner)}: if these are the classes, "
-                "name the folders above them train and test"
+                f"the classes are {listed(names)}, but each has the folders {listed(inner)}: if the classes are "
+                f"{listed(inner)}, rename {listed(names)} to train and test"
             )
         split_off(listing, groups)
         return listing
@@ -221,7 +221,9 @@ def folders(
             if not test_groups:
                 raise
             theirs = listed([group for group, _ in test_groups])
-            raise UserError(f"{test} has the classes {theirs}, {train} has {listed(names)}: use equal names") from None
+            raise UserError(
+                f"{test} has the classes {theirs}, {train} has {listed(names)}: give them equal names"
+            ) from None
         files = [(labels.get(path.stem), [path]) for path in images_in(test)]
         unknown = [path.name for wnid, (path,) in files if wnid is None]
         if unknown:
@@ -416,7 +418,7 @@ def fill(path: Path, listing: Listing, source: str, res: int | None) -> dict:
         with contextlib.closing(store.Writer(path, recipe)) as writer:
             try:
                 return _fill(writer, listing, res)
-            except UserError:  # of the images: nothing to resume
+            except UserError:  # the images are at fault: nothing to resume
                 shutil.rmtree(writer.partial, ignore_errors=True)
                 raise
     except OSError as error:

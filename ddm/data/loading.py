@@ -238,7 +238,7 @@ def _read_or_download(name: str, spec: Spec, data_path: Path, download: bool) ->
     published = getattr(spec.read, "func", None) is torchvision_arrays
     try:
         return Arrays(*(spec.read(data_path, download=download) if published else spec.read(data_path)))
-    except UserError:  # of a reader that the user registered
+    except UserError:  # raised by a reader that the user registered
         raise
     except Exception as error:  # no network, no permission, or a damaged file, which raises many kinds of errors
         for folder in sorted(_folders(data_path) - before, key=lambda path: len(path.parts), reverse=True):

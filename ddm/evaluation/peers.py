@@ -31,7 +31,7 @@ def best_epoch(
     test: Callable[[], float],
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[Tensor, float]:
-    """Train `net` for settings.epoch_eval_train epochs; return sums and the best accuracy.
+    """Train `net` for settings.epoch_eval_train epochs; return sums, and the best test accuracy.
 
     The sums of loss and correct images of each epoch, [epochs, 2], are on the device. `test` returns the accuracy on
     the test images; it is called every 100 epochs and after the last one.

@@ -295,8 +295,8 @@ def _set_of_run(path: Path) -> Path:
         raise UserError(f"{folder} has {len(files)} sets, {files[0].name} and others: give one of the files")
     if not files and (folder / "training.log").exists():
         left = next(iter(sorted(folder.glob("last_finite_*.pt"))), None)
-        hint = f"it diverged, and {left.name} has its last images" if left else "it has not saved one yet"
-        raise UserError(f"{folder} has no res_*.pt, the set of a run: {hint}")
+        hint = f"it diverged, and its last images are in {left.name}" if left else "it has not saved a set yet"
+        raise UserError(f"{folder} has no res_*.pt of a run: {hint}")
     return files[0] if files else path
 
 

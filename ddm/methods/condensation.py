@@ -154,7 +154,7 @@ class Condensation:
         message += " (a larger --rr_ridge can help)" if "L_RR" in message else ""
         if self.plan.settings.on_nonfinite == "skip":
             return message
-        self.networks.check()  # if these diverged, the images can't help it
+        self.networks.check()  # report diverged networks first: they are the cause
         images, velocity = (self._whole(x).cpu() for x in (self.syn_set.images, self.syn_set.velocity))
         raise Diverged(message, iteration, images, velocity)
 

@@ -39,7 +39,7 @@ class Proxy(NamedTuple):
 def proxy(data: ImageData, settings: ProxySettings, machine: Machine, method: str) -> Proxy:
     """The proxy, trained now or read from the cache. Raises UserError if it is damaged or diverged.
 
-    `settings` also inherit SetSettings; all that determines a proxy is in the name of its file.
+    `settings` also inherit SetSettings. The name of its file depends on all that determines a proxy.
     """
     s, model = settings, untapped(settings.model)
     net = empty_network(model, data.channel, data.num_classes, data.im_size, machine.device)
@@ -212,7 +212,7 @@ def coreset_plan(settings: CoresetSettings, data: ImageData, group: Ranks | None
     check_networks(settings, data)
     images = sum(counts) or settings.subset_size or len(data.x_train)
     images *= settings.epoch_eval_train + 1
-    if needs_proxy(settings.method):  # on large data its training decides, so that all ipc share it
+    if needs_proxy(settings.method):  # on large data the proxy decides, so that all ipc share one
         images += settings.proxy_epochs * len(data.x_train)
     pixels = 3 * images * data.im_size[0] * data.im_size[1]
     machine = device.choose(settings, settings.device, pixels)

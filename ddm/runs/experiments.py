@@ -176,7 +176,7 @@ class Run:
                 state.experiment, state.iteration = experiment + 1, 0
                 state.images = state.velocity = state.networks = None
                 self.in_progress = False
-            if number + 1 >= before:  # earlier, sets would differ in their numbers of networks
+            if number + 1 >= before:  # earlier, the sets of the file would have different numbers of networks
                 self.save_results()
             self.checkpoint()
         if self.ranks.first:
@@ -286,7 +286,7 @@ class Run:
         self.files.say(cost.line(settings, steps, networks))
 
     def networks_left(self) -> int:
-        """How many evaluation networks the rest of the command trains; earlier evaluations do not grow any more."""
+        """How many evaluation networks the command has yet to train. Evaluations of earlier iterations get no more."""
         settings, state, last = self.settings, self.state, self.maker.iterations
         done = {
             (e["experiment"], e["iteration"], e["images"], e["model"]): len(e.get("accuracies", ()))

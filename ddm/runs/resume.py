@@ -66,7 +66,7 @@ def with_chosen(settings: S, state: Progress | None) -> S:
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
     """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes."""
     if state.recipe != recipe:
-        raise UserError(f"the checkpoint is of a run of {state.recipe}, this is {recipe}: name another --save_path")
+        raise UserError(f"the checkpoint was written by {state.recipe}, this is {recipe}: name another --save_path")
     before, requested = state.requested, settings.values()
     roles = {name: setting.role for name, setting in declarations(type(settings)).items()}
     free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
