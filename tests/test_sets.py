@@ -166,6 +166,34 @@ def test_settings_by_network_and_baselines(made, tmp_path):
     assert entries["random real images", "ConvNetW32"]["accuracies"] != entries[str(made[1]) + "[0]", "ConvNetW32"]
 
 
+def test_a_baseline_of_the_whole_set_leaves_the_precision_of_the_others(made, tmp_path, monkeypatch):
+    """Their sizes would choose float32 for the set and bfloat16 for the whole set."""
+    chosen, images = [], contents(made)[1]
+
+    def choose(settings, where, pixels):
+        chosen.append(pixels)
+        return Machine(where, settings.precision or ("bf16" if pixels > 150_000_000 else "fp32"))
+
+    monkeypatch.setattr(evaluate.device, "choose", choose)
+    torch.save([images, torch.arange(len(images)) % 10], tmp_path / "foreign.pt")
+    line = (
+        "--dataset",
+        "CIFAR10",
+        "--space",
+        "normalised",
+        "--model",
+        "ConvNetW32",
+        "--epochs",
+        "0",
+        "--whole_epochs",
+        "0",
+    )
+    for n, more in (("1", ()), ("2", ("--baselines", "whole"))):
+        record = score(made, tmp_path / "foreign.pt", *line, "--num_eval", n, *more, save_path=tmp_path / "out")
+    assert [entry["precision"] for entry in record["evaluations"]] == ["fp32", "fp32"]
+    assert len(record["evaluations"][0]["accuracies"]) == 2 and chosen[-1] > 150_000_000 > chosen[0]
+
+
 def contents(made):
     saved = torch.load(made[1])
     data = load("CIFAR10", made[0])
