@@ -227,7 +227,7 @@ def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys
     assert "no --ce_ratio, --cm_ratio" in err and "has none: --style_ratio" in err
 
 
-@pytest.mark.parametrize("run", ["ablation/ipc10/best", "curve/best"])  # of 0.1.0 and 0.2.0
+@pytest.mark.parametrize("run", ["ablation/ipc10/best", "choices/optimizer/sgd"])  # of 0.1.0 and 0.2.0
 def test_like_repeats_best_of_earlier_versions(run):
     """Their preset had other values, which their files have kept."""
     own = parse("DM_DDM", "--like", ROOT / "docs/results" / run / "results.json")
