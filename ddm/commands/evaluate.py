@@ -241,11 +241,12 @@ def run(requested: EvaluateSettings) -> None:
             if entry.get("precision") is None:  # by version 0.6.0 or earlier
                 line = entry.get("protocol", "")
                 entry["precision"] = next((name for name in TF32 if f", {name}, " in line), None)
-        epoch = 3 * 1000 * data.im_size[0] * data.im_size[1]
-        # The whole set must not change the precision of the other rows.
-        machine = device.choose(settings, s.device, epoch * max(len(row.set.images) for row in rows if not row.whole))
-        large = settings.but(precision=machine.precision)
-        large = device.choose(large, s.device, epoch * len(data.x_train)) if rows[-1].whole else machine
+        pixels = 3 * 1000 * data.im_size[0] * data.im_size[1]  # of an image in about 1,000 epochs, forward and backward
+        machine = device.choose(settings, s.device, pixels * max(len(row.set.images) for row in rows if not row.whole))
+        whole_machine = machine
+        if rows[-1].whole:  # it must not change the precision of the other rows
+            same = settings.but(precision=machine.precision)
+            whole_machine = device.choose(same, s.device, pixels * len(data.x_train))
         lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}
         session.open(machine, requested, again=bool(evaluations), printed=notes, evaluations=evaluations)
         for line in dict.fromkeys(lines.values()):
@@ -256,7 +257,7 @@ def run(requested: EvaluateSettings) -> None:
         done = [len((find(evaluations, where) or {"accuracies": ()})["accuracies"]) for *_, where in parts]
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
         for model, row, where in parts:
-            score(choice, data, large if row.whole else machine, row, model, session, where, meter)
+            score(choice, data, whole_machine if row.whole else machine, row, model, session, where, meter)
         text = table(evaluations)
         print(text)
         session.files.replace(session.files.folder / "table.md", text + "\n")

@@ -140,14 +140,11 @@ def factor_of(metadata: dict) -> int:
 
 def progress_text(record: dict) -> str:
     """Iterations or experiments of a run that has not ended, from its results or its set; empty for other runs."""
-    args, requested = record.get("args", {}), record.get("asked", {})
-    experiments = args.get("num_exp"), requested.get("num_exp")
     if "unfinished" in record:
         done, total = record["unfinished"]
         return f"{done:,} of {total:,} iterations"
-    if None not in experiments and experiments[0] < experiments[1]:
-        return f"{experiments[0]} of {experiments[1]} experiments"
-    return ""
+    done, total = (record.get(part, {}).get("num_exp", 0) for part in ("args", "asked"))
+    return f"{done} of {total} experiments" if done < total else ""
 
 
 def unfinished_text(metadata: dict) -> str:
