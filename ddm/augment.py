@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,37 +36,7 @@ class ParamDiffAug:
     latestseed: int = -1
 
 
-class Draws:
-    """The source of the operations' parameters for N images.
-
-    Each parameter is drawn `each` times from every generator that `sources()` returns. Every draw is used for `images`
-    consecutive images: N = generators * each * images.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        sources: Callable[[], list[torch.Generator | None]],
-        each: int = 1,
-        images: int = 1,
-    ):
-        self.device, self.sources, self.each, self.images = device, sources, each, images
-
-    def uniform(self) -> Tensor:
-        """[N, 1, 1, 1] in [0, 1)."""
-        return self._spread([torch.rand(self.each, 1, 1, 1, generator=g, device="cpu") for g in self.sources()])
-
-    def integers(self, low: int, high: int) -> Tensor:
-        """[N, 1] in [low, high)."""
-        return self._spread(
-            [torch.randint(low, high, (self.each, 1), generator=g, device="cpu") for g in self.sources()]
-        )
-
-    def _spread(self, draws: list[Tensor]) -> Tensor:
-        return to_device(torch.cat(draws), self.device).repeat_interleave(self.images, dim=0)
-
-
-# --- operations: (x [N, C, H, W], param, draws) -> x ---------------------------------------------------------
+# --- operations: how each draws its numbers, and how it uses them --------------------------------------------
 
 
 def _largest_shift(size: int, param: ParamDiffAug) -> int:
@@ -80,8 +49,8 @@ def _cutout_side(size: int, param: ParamDiffAug) -> int:
     return int(size * param.ratio_cutout + 0.5)
 
 
-def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
-    b, t, k = draws.uniform(), draws.uniform(), draws.uniform()
+def _color(x: Tensor, param: ParamDiffAug, b: Tensor, t: Tensor, k: Tensor) -> Tensor:
+    b, t, k = (draw.view(-1, 1, 1, 1) for draw in (b, t, k))
     x = x + (b - 0.5) * param.brightness
     gray = x.mean(dim=1, keepdim=True)
     x = (x - gray) * (t * param.saturation) + gray
@@ -89,11 +58,10 @@ def _color(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     return (x - mean) * (k + param.contrast) + mean
 
 
-def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
-    for dim in (2, 3):  # shift along rows, then columns
+def _crop(x: Tensor, param: ParamDiffAug, *shifts: Tensor) -> Tensor:
+    for dim, shift in zip((2, 3), shifts, strict=True):  # along rows, then columns
         size = x.shape[dim]
-        most = _largest_shift(size, param)
-        source = torch.arange(size, device=x.device) + draws.integers(-most, most + 1)  # [n, size]
+        source = torch.arange(size, device=x.device) + shift[:, None]  # [n, size]
         inside = (source >= 0) & (source < size)
         shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)
         source, inside = source.clamp(0, size - 1).view(shape), inside.view(shape)
@@ -101,30 +69,30 @@ def _crop(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
     return x
 
 
-def _cutout(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+def _cutout(x: Tensor, param: ParamDiffAug, *centres: Tensor) -> Tensor:
     covered = []
-    for size in x.shape[2:]:
+    for size, centre in zip(x.shape[2:], centres, strict=True):
         cut = _cutout_side(size, param)
-        first = draws.integers(0, size + (1 - cut % 2)) - cut // 2  # [n, 1]
+        first = centre[:, None] - cut // 2  # [n, 1]
         at = torch.arange(size, device=x.device)
         covered.append((at >= first) & (at < first + cut))  # [n, size]
     rows, columns = covered
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def _flip(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
-    return torch.where(draws.uniform() < param.prob_flip, x.flip(3), x)
+def _flip(x: Tensor, param: ParamDiffAug, draw: Tensor) -> Tensor:
+    return torch.where(draw.view(-1, 1, 1, 1) < param.prob_flip, x.flip(3), x)
 
 
-def _scale(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
+def _scale(x: Tensor, param: ParamDiffAug, *draws: Tensor) -> Tensor:
     low, high = 1 / param.ratio_scale, param.ratio_scale
-    sx, sy = (draws.uniform().flatten() * (high - low) + low for _ in range(2))
+    sx, sy = (draw * (high - low) + low for draw in draws)
     zero = torch.zeros_like(sx)
     return _affine(x, [[sx, zero, zero], [zero, sy, zero]])
 
 
-def _rotate(x: Tensor, param: ParamDiffAug, draws: Draws) -> Tensor:
-    angle = (draws.uniform().flatten() - 0.5) * 2 * math.radians(param.ratio_rotate)
+def _rotate(x: Tensor, param: ParamDiffAug, draw: Tensor) -> Tensor:
+    angle = (draw - 0.5) * 2 * math.radians(param.ratio_rotate)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return _affine(x, [[cos, -sin, zero], [sin, cos, zero]])
 
@@ -135,17 +103,65 @@ def _affine(x: Tensor, rows: list[list[Tensor]]) -> Tensor:
     return F.grid_sample(x, grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
 
 
-OPERATIONS = {
-    "color": _color,
-    "crop": _crop,
-    "cutout": _cutout,
-    "flip": _flip,
-    "scale": _scale,
-    "rotate": _rotate,
+class Operation(NamedTuple):
+    """Its numbers, and its effect on images."""
+
+    # the images' size (H, W), strengths, a source of uniform numbers, one of integers in [low, high) -> numbers [n]
+    draw: Callable[
+        [tuple[int, int], ParamDiffAug, Callable[[], Tensor], Callable[[int, int], Tensor]], tuple[Tensor, ...]
+    ]
+    apply: Callable[..., Tensor]  # x [N, C, H, W], strengths, the numbers, [N] or [1] each -> x
+
+
+DRAWS = 3  # numbers that an operation draws, at most
+OPERATIONS: dict[str, Operation] = {
+    "color": Operation(lambda size, param, uniform, integers: (uniform(), uniform(), uniform()), _color),
+    "crop": Operation(
+        lambda size, param, uniform, integers: tuple(
+            integers(-_largest_shift(s, param), _largest_shift(s, param) + 1) for s in size
+        ),
+        _crop,
+    ),
+    "cutout": Operation(
+        lambda size, param, uniform, integers: tuple(integers(0, s + 1 - _cutout_side(s, param) % 2) for s in size),
+        _cutout,
+    ),
+    "flip": Operation(lambda size, param, uniform, integers: (uniform(),), _flip),
+    "scale": Operation(lambda size, param, uniform, integers: (uniform(), uniform()), _scale),
+    "rotate": Operation(lambda size, param, uniform, integers: (uniform(),), _rotate),
 }
+NAMES = tuple(OPERATIONS)
 
 
-def operations_of(strategy: str) -> list[Callable[[Tensor, ParamDiffAug, Draws], Tensor]]:
+def numbers_of_images(
+    operation: Operation, n: int, size: tuple[int, int], param: ParamDiffAug, generator: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """The numbers of an operation for n images, each [n], on the CPU."""
+    return operation.draw(
+        size,
+        param,
+        lambda: torch.rand(n, generator=generator, device="cpu"),
+        lambda low, high: torch.randint(low, high, (n,), generator=generator, device="cpu"),
+    )
+
+
+def numbers_of_class(
+    operation: Operation, seeds: Iterator[int], size: tuple[int, int], param: ParamDiffAug
+) -> tuple[Tensor, ...]:
+    """The numbers of an operation for all images of a class, each [1], from the next seeds."""
+
+    def fresh() -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(next(seeds))
+
+    return operation.draw(
+        size,
+        param,
+        lambda: torch.rand(1, generator=fresh()),
+        lambda low, high: torch.randint(low, high, (1,), generator=fresh()),
+    )
+
+
+def operations_of(strategy: str) -> list[Operation]:
     """The operations in a strategy string, [] for 'none'; raises UserError for an unknown operation."""
     if strategy in ("", "none", "None"):
         return []
@@ -175,7 +191,8 @@ def DiffAugment(
         return augment_classes(x[None], strategy, [seed], param)[0]
     param = param or ParamDiffAug()
     for operation in _one_or_all(operations, param, generator):
-        x = operation(x, param, Draws(x.device, lambda: [generator], each=x.shape[0]))
+        numbers = numbers_of_images(operation, len(x), tuple(x.shape[2:]), param, generator)
+        x = operation.apply(x, param, *(to_device(values, x.device) for values in numbers))
     return x.contiguous()
 
 
@@ -189,22 +206,23 @@ def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiff
     if not operations:
         return x
     param = param or ParamDiffAug()
-    alone = x.device.type == "cpu" and x[0].numel() > 2**17
-    groups: dict[tuple[tuple[Callable, ...], int | None], list[int]] = {}
+    n, size, alone = x.shape[1], tuple(x.shape[3:]), x.device.type == "cpu" and x[0].numel() > 2**17
+    groups: dict[tuple[tuple[Operation, ...], int | None], list[int]] = {}
     for c, seed in enumerate(seeds):
         chosen = _one_or_all(operations, param, torch.Generator("cpu").manual_seed(seed))
         groups.setdefault((chosen, c if alone else None), []).append(c)
     done = []
     for (chosen, _), classes in groups.items():
-        # One fresh generator per class and parameter: seed for the operation, then seed + 1, seed + 2, ...
+        # seed for the operation, then seed + 1, seed + 2, ... for its numbers
         nexts = [itertools.count(seeds[c] + 1) for c in classes]
-        draws = Draws(x.device, partial(_fresh, nexts), images=x.shape[1])
         first, last = classes[0], classes[-1]
         neighbours = last - first + 1 == len(classes)  # then a view suffices
         part = x[first : last + 1] if neighbours else x[to_device(torch.tensor(classes), x.device)]
         out = part.flatten(0, 1)
         for operation in chosen:
-            out = operation(out, param, draws)
+            drawn = zip(*(numbers_of_class(operation, seeds_, size, param) for seeds_ in nexts), strict=True)
+            numbers = (to_device(torch.cat(values), x.device).repeat_interleave(n) for values in drawn)
+            out = operation.apply(out, param, *numbers)
         done.append(out)
     if len(groups) == 1:
         return done[0].view_as(x).contiguous()
@@ -213,13 +231,9 @@ def augment_classes(x: Tensor, strategy: str, seeds: list[int], param: ParamDiff
     return out if alone else out[to_device(order, x.device)]
 
 
-def _fresh(nexts: list[Iterator[int]]) -> list[torch.Generator]:
-    return [torch.Generator("cpu").manual_seed(next(seeds)) for seeds in nexts]
-
-
 def _one_or_all(
-    operations: list[Callable], param: ParamDiffAug, generator: torch.Generator | None
-) -> tuple[Callable, ...]:
+    operations: list[Operation], param: ParamDiffAug, generator: torch.Generator | None
+) -> tuple[Operation, ...]:
     if param.aug_mode == "S":
         return (operations[int(torch.randint(0, len(operations), (1,), generator=generator, device="cpu"))],)
     if param.aug_mode != "M":
@@ -260,49 +274,35 @@ class Parameters(NamedTuple):
     shift: Tensor
 
 
-DRAWS = 3  # numbers that an operation draws, at most
-# the images' size (H, W), strengths, a source of uniform numbers, one of integers in [low, high) -> numbers
-Drawing = Callable[
-    [tuple[int, int], ParamDiffAug, Callable[[], Tensor], Callable[[int, int], Tensor]], tuple[Tensor, ...]
-]
-
-
-DRAWINGS: dict[str, Drawing] = {  # in the order of the draws of OPERATIONS
-    "color": lambda size, param, uniform, integers: (uniform(), uniform(), uniform()),
-    "crop": lambda size, param, uniform, integers: tuple(
-        integers(-_largest_shift(s, param), _largest_shift(s, param) + 1) for s in size
-    ),
-    "cutout": lambda size, param, uniform, integers: tuple(
-        integers(0, s + 1 - _cutout_side(s, param) % 2) for s in size
-    ),
-    "flip": lambda size, param, uniform, integers: (uniform(),),
-    "scale": lambda size, param, uniform, integers: (uniform(), uniform()),
-    "rotate": lambda size, param, uniform, integers: (uniform(),),
-}
-NAMES = tuple(DRAWINGS)
-
-
 def draw_images(
-    strategy: str, n: int, size: tuple[int, int], generator: torch.Generator | None, param: ParamDiffAug | None = None
+    strategy: str, n: int, size: tuple[int, int], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """The draws of `DiffAugment` for n images of size (H, W): operation [n], an index of NAMES, and numbers [n, DRAWS].
 
     One operation is drawn for all of them. `generator` is left as DiffAugment leaves it. Raises UserError for an
-    unknown strategy, ValueError for another mode than 'S'. The strategy must have an operation.
+    unknown strategy. The strategy must have an operation.
     """
-    param = param or ParamDiffAug()
-    names = _names(strategy, param)
-    name = names[int(torch.randint(0, len(names), (1,), generator=generator, device="cpu"))]
+    (operation,) = _one_or_all(operations_of(strategy), ParamDiffAug(), generator)
+    return _row(operation, n, numbers_of_images(operation, n, size, ParamDiffAug(), generator))
+
+
+def draw_classes(strategy: str, seeds: list[int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The draws of `augment_classes`: operation [classes, 1] and numbers [classes, 1, DRAWS].
+
+    Every class has one draw for all its images: `seed` draws the operation, seed + 1, ... its numbers.
+    """
+    rows, operations = [], operations_of(strategy)
+    for seed in seeds:
+        (operation,) = _one_or_all(operations, ParamDiffAug(), torch.Generator("cpu").manual_seed(seed))
+        rows.append(_row(operation, 1, numbers_of_class(operation, itertools.count(seed + 1), size, ParamDiffAug())))
+    return tuple(map(torch.stack, zip(*rows, strict=True)))
+
+
+def _row(operation: Operation, n: int, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     numbers = torch.zeros(n, DRAWS)
-    drawn = DRAWINGS[name](
-        size,
-        param,
-        lambda: torch.rand(n, generator=generator, device="cpu"),
-        lambda low, high: torch.randint(low, high, (n,), generator=generator, device="cpu"),
-    )
     for k, values in enumerate(drawn):
         numbers[:, k] = values
-    return torch.full((n,), NAMES.index(name)), numbers
+    return torch.full((n,), list(BUILT_IN.values()).index(operation)), numbers
 
 
 BUILT_IN = dict(OPERATIONS)  # a program may change OPERATIONS
@@ -313,50 +313,15 @@ def drawn_ahead(strategy: str) -> bool:
 
     Raises UserError for an unknown strategy.
     """
-    names = strategy.split("_") if operations_of(strategy) else []
-    return all(OPERATIONS[name] is BUILT_IN.get(name) for name in names)
+    return all(operation in BUILT_IN.values() for operation in operations_of(strategy))
 
 
-def draw_classes(
-    strategy: str, seeds: list[int], size: tuple[int, int], param: ParamDiffAug | None = None
-) -> tuple[Tensor, Tensor]:
-    """The draws of `augment_classes`: operation [classes, 1] and numbers [classes, 1, DRAWS].
-
-    Every class has one draw for all its images: `seed` draws the operation, seed + 1, ... its numbers. Errors are those
-    of `draw_images`.
-    """
-    param = param or ParamDiffAug()
-    names = _names(strategy, param)
-    operation, numbers = torch.empty(len(seeds), 1, dtype=torch.long), torch.zeros(len(seeds), 1, DRAWS)
-    generator = torch.Generator("cpu")
-    for c, seed in enumerate(seeds):
-        name = names[int(torch.randint(0, len(names), (1,), generator=generator.manual_seed(seed)))]
-        nexts = itertools.count(seed + 1)
-        drawn = DRAWINGS[name](
-            size,
-            param,
-            lambda nexts=nexts: torch.rand(1, generator=generator.manual_seed(next(nexts))),
-            lambda low, high, nexts=nexts: torch.randint(low, high, (1,), generator=generator.manual_seed(next(nexts))),
-        )
-        operation[c] = NAMES.index(name)
-        for k, value in enumerate(drawn):
-            numbers[c, 0, k] = value
-    return operation, numbers
-
-
-def _names(strategy: str, param: ParamDiffAug) -> list[str]:
-    operations_of(strategy)  # raises UserError for an unknown one
-    if param.aug_mode != "S":
-        raise ValueError("only one operation per call has a constant shape: aug_mode 'S'")
-    return strategy.split("_")
-
-
-def parameters(operation: Tensor, numbers: Tensor, size: tuple[int, int], param: ParamDiffAug | None = None) -> Tensor:
+def parameters(operation: Tensor, numbers: Tensor, size: tuple[int, int]) -> Tensor:
     """The Parameters of draws, as a float32 tensor [..., len(Parameters)]: operation [...], numbers [..., DRAWS].
 
     To be called on the CPU, so that all devices augment equally.
     """
-    param, (H, W) = param or ParamDiffAug(), size
+    param, (H, W) = ParamDiffAug(), size
     first, second, third = numbers.unbind(-1)
     of = {name: operation == k for k, name in enumerate(NAMES)}
 

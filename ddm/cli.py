@@ -12,7 +12,7 @@ import textwrap
 from argparse import SUPPRESS
 from collections.abc import Callable
 from dataclasses import MISSING
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -50,17 +50,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", metavar="FILE", help="read settings from a .yaml or .json file; flags override")
         self.add_argument("--print_config", action="store_true", help="print all settings as YAML, and exit")
         self.cls, self.rare = cls, {}
-        exclusive: dict[str, Any] = {}
         for group in groups(declared):
             members = {name: setting for name, setting in declared.items() if setting.group == group}
             heading = self.add_argument_group(group) if members else self
             for name, setting in members.items():
-                place = heading
-                if setting.exclusive:
-                    if setting.exclusive not in exclusive:
-                        exclusive[setting.exclusive] = heading.add_mutually_exclusive_group()
-                    place = exclusive[setting.exclusive]
-                action = add(self if setting.positional else place, cls, name)
+                action = add(self if setting.positional else heading, cls, name)
                 if setting.rare and not setting.hidden:
                     self.rare[action], action.help = action.help, SUPPRESS
         if self.rare:
@@ -97,7 +91,8 @@ class HelpAll(argparse.Action):
 
 def flags_of(cls: type[Settings]) -> list[str]:
     """The names of all flags of a class, without dashes."""
-    return [word for name, setting in declarations(cls).items() for word in (name, *setting.spellings)]
+    flags = {name: setting for name, setting in declarations(cls).items() if not setting.positional}
+    return [word for name, setting in flags.items() for word in (name, *setting.spellings)]
 
 
 def hint(cls: type[Settings], wrong: str) -> str:
@@ -178,13 +173,19 @@ def parse(
     path, show = explicit.pop("config", None), explicit.pop("print_config", False)
     try:
         config = {} if path is None else read_config(path, cls)
-        config = without_rivals(config, explicit, cls)
         given = config | explicit
-        values = preset_values(cls, config.get("preset")) | config | preset_values(cls, explicit.get("preset"))
+        layers = [
+            preset_values(cls, config.get("preset")),
+            config,
+            preset_values(cls, explicit.get("preset")),
+            explicit,
+        ]
         if given.get("like") is not None:
-            values = arguments_of(given["like"], cls, given.keys() | values.keys(), recipe) | values
-        values = {name: tuple(x) if isinstance(x, list) else x for name, x in (values | explicit).items()}
-        missing = [name for name in declarations(cls) if name not in values and required(cls, name)]
+            layers.insert(0, arguments_of(given["like"], cls, set().union(*layers), recipe))
+        values = reduce(partial(over, cls), layers)
+        values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        fields = cls.__dataclass_fields__
+        missing = [name for name in declarations(cls) if name not in values and fields[name].default is MISSING]
         if missing:
             raise UserError(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
         settings = cls(**values)
@@ -196,22 +197,14 @@ def parse(
     return settings
 
 
-def without_rivals(config: dict[str, Any], explicit: dict[str, Any], cls: type[Settings]) -> dict[str, Any]:
-    """The settings of a file without those that an explicit flag excludes. Raises UserError for rivals in the file."""
-    declared = declarations(cls)
-    words = {declared[name].exclusive for name in explicit if name in declared} - {None}
-    kept = {name: value for name, value in config.items() if declared[name].exclusive not in words}
-    for name, value in kept.items():
-        word = declared[name].exclusive
-        rivals = [other for other in kept if other != name and word and declared[other].exclusive == word]
-        if value is not None and any(kept[other] is not None for other in rivals):
-            raise UserError(f"argument --config: it has both {name} and {rivals[0]}: leave one out")
-    return kept
-
-
-def required(cls: type[Settings], name: str) -> bool:
-    """Whether a setting has no default."""
-    return cls.__dataclass_fields__[name].default is MISSING
+def over(cls: type[Settings], low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """The settings `low`, overridden by `high`, less what these exclude. Raises UserError for rivals in `high`."""
+    words = {name: declarations(cls)[name].exclusive for name in low.keys() | high.keys()}
+    given = {words[name]: name for name, value in high.items() if words[name] and value is not None}
+    for name, value in high.items():
+        if value is not None and given.get(words[name], name) != name:
+            raise UserError(f"argument --{given[words[name]]}: not allowed with --{name}: leave one out")
+    return {name: value for name, value in low.items() if words[name] not in given} | high
 
 
 def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:
@@ -263,24 +256,11 @@ def config_text(settings: Settings, prog: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _json_record(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
 def _safetensors_record(path: Path) -> dict:
     with open(path, "rb") as file:  # 8 bytes: the length of the JSON header that follows
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     entries = header["__metadata__"]
     return {name: json.loads(entries[name]) for name in ("args", "asked") if name in entries}
-
-
-def _torch_record(path: Path) -> dict:
-    import torch  # imported here: it takes seconds, and few command lines need it
-
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-RECORDS = {".json": _json_record, ".safetensors": _safetensors_record}  # any other file is torch's
 
 
 def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | None = None) -> dict[str, Any]:
@@ -318,10 +298,6 @@ def arguments_of(path: str, cls: type[Settings], explicit: Any, recipe: str | No
     ):
         if names:
             print(f"note: --like {shown}: {what} {', '.join(f'--{name}' for name in sorted(names))}", file=sys.stderr)
-    for name in [name for name in values if declared[name].exclusive]:  # keep the last of exclusive settings
-        rivals = [k for k, other in declared.items() if other.exclusive == declared[name].exclusive and k != name]
-        if any(rival in explicit or values.get(rival) is not None for rival in rivals):
-            del values[name]
     return values
 
 
@@ -332,7 +308,14 @@ def recorded(path: str, shown: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-        content = (RECORDS.get(file.suffix) or _torch_record)(file)
+        if file.suffix == ".json":
+            content = json.loads(file.read_text())
+        elif file.suffix == ".safetensors":
+            content = _safetensors_record(file)
+        else:
+            import torch  # imported here: it takes seconds, and few command lines need it
+
+            content = torch.load(file, map_location="cpu", weights_only=True)
         final = dict(content["args"])
         requested = dict(content.get("asked", final))
     except Exception as error:  # damaged files raise many kinds of errors

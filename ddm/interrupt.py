@@ -70,8 +70,3 @@ def handled_by(handler: Handler) -> Iterator[None]:
     finally:
         for signum, earlier in before.items():
             signal.signal(signum, earlier)
-
-
-def default_handlers() -> contextlib.AbstractContextManager[None]:
-    """Inside, a signal ends the process at once."""
-    return handled_by(signal.SIG_DFL)

@@ -89,7 +89,7 @@ def condense(
         training_set = maker.training_set(settings.first_exp, images)
         accs = evaluator(*training_set, settings.first_exp, maker.iterations, log or (lambda line: None))
     arguments = plain(maker.arguments()) | {"recipe": recipe.name, "num_exp": 1}
-    metadata = set_metadata(arguments, requested, loaded, settings.seed) | {"accs_all_exps": accs}
+    metadata = set_metadata(arguments, requested, loaded) | {"accs_all_exps": accs}
     if objective is not None:  # the weights of DDM's terms say nothing about it
         metadata["args"]["objective"] = metadata["asked"]["objective"] = getattr(objective, "__name__", "a function")
     if data is not None:

@@ -83,17 +83,12 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def mean_map(maps: Tensor) -> Tensor:
-    """The mean map Fbar over images of maps [classes, n, C, H, W]: [classes, C, H, W]."""
-    return _mean(maps)
-
-
 def image_moments(maps: Tensor) -> Tensor:
     """The mean over images of mu(x) and sd(x), for maps [classes, n, C, H, W]: [classes, 2, C]."""
     return _mean(channel_moments(maps))
 
 
-MOMENTS = {"batch": mean_map, "image": image_moments}  # --style_stats -> the statistic of feature maps for L_MM
+MOMENTS = {"batch": _mean, "image": image_moments}  # --style_stats -> the statistic of feature maps for L_MM
 
 
 def mean_gram(maps: Tensor) -> Tensor:

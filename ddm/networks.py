@@ -476,12 +476,12 @@ class Initial:
         self.lock = threading.Lock()
         first, second = self._reset(0), self._reset(1)
         self.spans: list[tuple[slice, float]] = []  # in the order of the draws: where, and the bound of the values
-        at = {id(p): end for p, end in zip(self.net.parameters(), ends(self.net), strict=True)}
+        ends = itertools.accumulate(p.numel() for p in self.net.parameters())  # in the vector of `flat`
+        at = {id(p): slice(end - p.numel(), end) for p, end in zip(self.net.parameters(), ends, strict=True)}
         for module in self.net.modules():
             if parameters := default_parameters(module):
                 bound = parameters[0][0].numel() ** -0.5
-                for p in parameters:
-                    self.spans.append((slice(at[id(p)] - p.numel(), at[id(p)]), bound))
+                self.spans += [(at[id(p)], bound) for p in parameters]
         for where, _ in self.spans:
             first[where] = second[where] = 0
         self.constants = first if torch.equal(first, second) else None
@@ -499,11 +499,6 @@ class Initial:
         with self.lock, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's generators too
             return flat(initialise(self.net, generator or torch.Generator("cpu")))
-
-
-def ends(net: nn.Module) -> list[int]:
-    """The end of each parameter in the vector of `flat`."""
-    return list(itertools.accumulate(p.numel() for p in net.parameters()))
 
 
 @torch.no_grad()

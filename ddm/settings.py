@@ -6,6 +6,7 @@ flags. Commands inherit the classes they need, so that all flags are on one leve
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
@@ -119,10 +120,7 @@ def optional(cls: type[Settings], name: str) -> bool:
 @cache
 def annotations(cls: type[Settings]) -> dict[str, Any]:
     """The types of all settings of a class, also where a module writes them as text."""
-    try:
-        return get_type_hints(cls)
-    except NameError:  # a type that only type checkers import
-        return {name: field.type for name, field in cls.__dataclass_fields__.items()}
+    return get_type_hints(cls)
 
 
 def checked(cls: type[Settings], name: str, value: Any) -> Any:
@@ -180,24 +178,24 @@ def number(text: str) -> float:
 NUMBERS = {int: integer, float: number}  # the checks of settings that declare none
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """A check for an integer >= `low`."""
+def within(check: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A check for a number of a kind, `integer` or `number`, in [low, high]."""
 
-    def high_enough(text: str) -> int:
-        value = integer(text)
+    def checked_range(text: str) -> Any:
+        value = check(text)
         if value < low:
-            raise UserError(f"{value} is below {low}")
+            raise UserError(f"{text} is below {low}")
+        if value > high:
+            raise UserError(f"{text} is above {high}")
         return value
 
-    return high_enough
+    return checked_range
 
 
-def non_negative(text: str) -> float:
-    """A check for a finite number >= 0."""
-    value = number(text)
-    if value < 0:
-        raise UserError(f"{text} is below 0")
-    return value
+at_least = partial(within, integer)  # a check for an integer >= a number
+non_negative = within(number, 0)
+up_to_one = within(number, 0, 1)
+resolution = within(integer, 1, 4096)  # an image side in pixels
 
 
 def below_one(text: str) -> float:
@@ -208,39 +206,9 @@ def below_one(text: str) -> float:
     return value
 
 
-def up_to_one(text: str) -> float:
-    """A check for a number in [0, 1]."""
-    value = non_negative(text)
-    if value > 1:
-        raise UserError(f"{text} is above 1")
-    return value
-
-
-def resolution(text: str) -> int:
-    """A check for an image side in pixels."""
-    value = at_least(1)(text)
-    if value > 4096:
-        raise UserError(f"{value} is above 4096")
-    return value
-
-
 def images_per_class(text: str) -> int | str:
     """A check for a number, or the path of a .json file."""
     return text if text.endswith(".json") else at_least(1)(text)
-
-
-def class_chunks(text: str) -> int | str:
-    """A check for a number >= 0, or its record after out-of-memory errors, such as 10,5@0:200 (see methods/plan.py)."""
-    first, *changes = text.split(",")
-    if not changes:
-        return at_least(0)(first)
-    at_least(1)(first)
-    for change in changes:
-        chunk, _, where = change.partition("@")
-        experiment, _, iteration = where.partition(":")
-        for number, low in ((chunk, 1), (experiment, 0), (iteration, 1)):
-            at_least(low)(number)
-    return text
 
 
 def a_path(text: str) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from ddm import device, rng
 from ddm.augment import DiffAugment
 from ddm.data import loading
+from ddm.device import Machine
 from ddm.evaluation.protocol import train_step
 from ddm.methods import distribution, matching
 from ddm.networks import empty_network
@@ -87,5 +88,7 @@ def test_an_evaluation_step():
     for seed in range(12):
         g = torch.Generator().manual_seed(seed)
         images_aug = DiffAugment(images, "color_crop_cutout_flip_scale_rotate", generator=g)
-        assert train_step(net, optimizer, nn.CrossEntropyLoss(), images_aug, labels).device.type == "meta"
-    assert train_step(net, None, nn.CrossEntropyLoss(), images, labels).shape == (2,)
+        loss, output = train_step(net, optimizer, nn.CrossEntropyLoss(), images_aug, labels, Machine("meta"))
+        assert loss.device.type == output.device.type == "meta"
+    loss, output = train_step(net, None, nn.CrossEntropyLoss(), images, labels, Machine("meta"))
+    assert loss.shape == () and output.shape == (8, 10)

@@ -86,15 +86,3 @@ def test_unset_values_are_those_of_the_peers(made, data_path):
     choice = evaluate.settle(parsed("evaluate", made, "--data_path", data_path, "--eval_protocol", "peers"))
     settings = choice.protocol("ConvNetW32")
     assert (settings.epoch_eval_train, settings.lr_net, settings.batch_train) == (2000, 0.001, 128)
-
-
-def test_tables_of_older_versions_gain_rows(made, data_path, tmp_path):
-    argv = (made, "--data_path", data_path, "--num_eval", "1", "--save_path", tmp_path)
-    command("evaluate", *argv)
-    path = tmp_path / "results.json"
-    record = json.loads(path.read_text())
-    for entry in record["evaluations"]:
-        del entry["eval_protocol"]
-    path.write_text(json.dumps(record))
-    command("evaluate", *argv)
-    assert len(json.loads(path.read_text())["evaluations"]) == 1

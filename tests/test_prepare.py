@@ -259,6 +259,24 @@ def test_a_folder_given_as_the_dataset(mixed, tmp_path, capsys):
         load(str(mixed), tmp_path / "data", 16)
 
 
+def test_hidden_folders_are_no_data(tmp_path):
+    for name in ("a", "b"):
+        for k in range(3):
+            picture(tmp_path / "own" / name / f"{k}.png", (9, 9, 9), (12, 12))
+    copies = tmp_path / "own" / "a" / ".ipynb_checkpoints" / "0-checkpoint.png"
+    picture(copies, (9, 9, 9), (12, 12))
+    data = load(str(tmp_path / "own"), tmp_path)
+    assert len(data.x_train) + len(data.x_test) == 6
+
+
+def test_a_store_without_a_size_in_its_name_needs_no_res(mixed, tmp_path):
+    prepare("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path)
+    (tmp_path / "Insects_16.store").rename(tmp_path / "ImageNette.store")
+    assert load("ImageNette", tmp_path).im_size == (16, 16)
+    with pytest.raises(UserError, match="16x16 pixels: leave --res 64 out"):
+        load("ImageNette", tmp_path, 64)
+
+
 def test_sizes_that_differ_want_res(tmp_path):
     for name in ("a", "b"):
         for k in range(3):
@@ -365,6 +383,12 @@ def idx(folder, name, seed, images=20, labels=20):
         header = np.array([2051, images, 28, 28], ">i4").tobytes()
         (path / f"{prefix}-images-idx3-ubyte").write_bytes(header + x.tobytes())
         (path / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([2049, labels], ">i4").tobytes() + y.tobytes())
+
+
+def test_idx_files_without_images_are_one_line(tmp_path):
+    idx(tmp_path, "MNIST", 0, images=0, labels=0)
+    with pytest.raises(UserError, match="the train set"):
+        prepare("MNIST", "--source", tmp_path / "MNIST", "--data_path", tmp_path)
 
 
 def test_of_two_families_of_idx_files_the_named_one(tmp_path):

@@ -146,6 +146,15 @@ def test_the_texts_of_plots_state_their_numbers(folder, one):
     assert f"from {first:.3g} to {last:.3g}" in loss
 
 
+def test_terms_that_vary_by_step(folder, data_path, tmp_path):
+    other = changed(folder, tmp_path / "other")
+    base = {"kind": "loss", "experiment": 0, "L_MMD": 1.0}
+    late = [base | {"iteration": k, "L_early" if k < 3 else "L_late": float(k)} for k in range(1, 6)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in late))
+    texts = written(tmp_path, data_path, other).texts
+    assert all(any(text.startswith(name) for text in texts) for name in ("L_MMD", "L_late", "L_early"))
+
+
 def test_headline_and_summary(folder, data_path, tmp_path):
     values = {"mean": 0.5, "std": 0.02, "random_real": {"ConvNetW32": {"mean": 0.419, "std": 0.01, "n": 2}}}
     one = changed(folder, tmp_path / "one", **values)

@@ -243,6 +243,38 @@ def test_a_wrong_space_is_noticed(made, tmp_path):
     assert (found.images - data.normalise(pixels * 255)).abs().max() < 1e-4 and "other constants" in notes[0]
 
 
+def test_constants_of_other_types_and_another_std(made, tmp_path):
+    """CIFAR10 is published with one mean and two deviations; other code saves arrays or tensors."""
+    data, images, labels, pixels = contents(made)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (data.mean, data.std))
+
+    def read(images, mean, std):
+        torch.save({"data": [[images, labels]], "mean": mean, "std": std}, tmp_path / "x.pt")
+        (found,), notes = sets.read(tmp_path / "x.pt", data)
+        return found.images, notes
+
+    for constants in ((mean, np.array(data.std)), (tuple(data.mean), data.std)):
+        found, notes = read(images, *constants)
+        assert torch.equal(found, images) and not notes
+        assert (ddm.load(tmp_path / "x.pt").pixels() - pixels).abs().max() < 1e-6
+    found, (note,) = read((pixels - mean) / (1.2 * std), data.mean, (1.2 * std).flatten().tolist())
+    assert (found - data.normalise(pixels * 255)).abs().max() < 1e-4 and "other constants" in note
+    found, (note,) = read(images, None, None)
+    assert torch.equal(found, images) and "are taken for normalised" in note
+    torch.save({"data": [[images, labels]], "mean": [0.5], "std": [0.5]}, tmp_path / "y.pt")
+    with pytest.raises(UserError, match=r"1 value\(s\) of mean for 3 channel"):
+        sets.read(tmp_path / "y.pt", data)
+
+
+def test_random_images_of_a_class_without_training_images(tmp_path):
+    x, y = torch.zeros(3, 8, 8, 1, dtype=torch.uint8).numpy(), np.array([0, 1, 1])
+    np.savez(tmp_path / "gap.npz", x_train=x, y_train=y, x_test=x, y_test=np.array([0, 1, 2]))
+    torch.save([torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])], tmp_path / "set.pt")
+    argv = ("--dataset", tmp_path / "gap.npz", "--model", "MLP", "--baselines", "random", "--save_path", tmp_path)
+    with pytest.raises(UserError, match="class '2' of gap has no training images"):
+        evaluate.run(parsed("evaluate", tmp_path / "set.pt", *argv))
+
+
 ERRORS = {
     "garbage": (lambda x, y: b"garbage", "can't be read as a condensed set"),
     "another size": (lambda x, y: [x[:, :, :8], y], "CIFAR10 needs [N, 3, 32, 32]"),

@@ -95,7 +95,8 @@ def test_networks_that_a_stack_would_not_compute_as_they_are():
 def test_own_augmentations_are_trained_one_by_one(data_path, monkeypatch):
     """A new operation and a changed one have no draws of constant shape."""
     data, flip = load("CIFAR10", data_path), augment.OPERATIONS["flip"]
-    for name, operation in {"invert": lambda x, param, draws: -x, "flip": lambda *a: flip(*a)}.items():
+    invert = augment.Operation(lambda size, param, uniform, integers: (), lambda x, param: -x)
+    for name, operation in {"invert": invert, "flip": flip._replace(apply=lambda *a: flip.apply(*a))}.items():
         with monkeypatch.context() as patch:
             patch.setitem(augment.OPERATIONS, name, operation)
             own = settings("ConvNetD1", dsa_strategy=f"{name}_crop")

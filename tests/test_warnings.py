@@ -91,10 +91,10 @@ def test_the_range_of_pixels():
     normalisation = Normalisation.of([0.5], [0.25])  # pixels are -2 .. 2
     images = torch.linspace(-2, 2, 200).view(2, 1, 10, 10)
     assert plausibility.far_outside(images, normalisation) is None
-    assert plausibility.clipped_share(images, normalisation) == 0
+    assert plausibility.share_beyond(images, normalisation, 1e-3) == 0
     images[0, 0, 0] = 4.9  # 5 %, but within 3 standard deviations
     assert plausibility.far_outside(images, normalisation) is None
-    assert abs(plausibility.clipped_share(images, normalisation) - 0.05) < 1e-6
+    assert abs(plausibility.share_beyond(images, normalisation, 1e-3) - 0.05) < 1e-6
     assert "5.0 %" in plausibility.clipping_cost(images, normalisation)
     assert plausibility.clipping_cost(images[1:], normalisation) is None
     images[0, 0, 0] = -5.1

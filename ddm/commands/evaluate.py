@@ -10,7 +10,7 @@ import torch
 from ddm import device, drawing, ranks
 from ddm.augment import operations_of
 from ddm.commands.run_records import BASELINES, EVALUATION
-from ddm.commands.settings import DDMSettings, EvaluateSettings
+from ddm.commands.settings import FOLLOWED, DDMSettings, EvaluateSettings
 from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
 from ddm.device import TF32, Machine
@@ -23,7 +23,7 @@ from ddm.networks import ARCHITECTURES, empty_network, untapped
 from ddm.runs import cost
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
-from ddm.settings import at_least, declarations, non_negative
+from ddm.settings import at_least, non_negative
 
 
 class Row(NamedTuple):
@@ -144,7 +144,7 @@ def data_of(requested: EvaluateSettings, arguments: list[dict]) -> dict[str, Any
 def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[str, Any]:
     """The values of settings that are unset: those of the sets' runs, if all agree. Prints a note if they do not."""
     defaults, values = DDMSettings().values(), {}
-    for name, theirs in followed_by(EvaluateSettings).items():
+    for name, theirs in FOLLOWED.items():
         value = UNSET[requested.eval_protocol].get(name, agreed(arguments, theirs, defaults[theirs]))
         recorded = {args[theirs] for args in arguments if theirs in args}
         if len(recorded) > 1 and requested.values()[name] is None:
@@ -153,11 +153,6 @@ def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[
             print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
         values[name] = value
     return values
-
-
-def followed_by(cls: type[EvaluateSettings]) -> dict[str, str]:
-    """Setting -> the argument of the sets' runs that replaces an unset value, if all sets agree."""
-    return {name: setting.follows for name, setting in declarations(cls).items() if setting.follows}
 
 
 def networks_of(requested: EvaluateSettings, arguments: list[dict]) -> list[str]:
@@ -237,7 +232,6 @@ def run(requested: EvaluateSettings) -> None:
         earlier = session.record_of(EVALUATION)
         evaluations = earlier.get("evaluations", []) if earlier else []
         for entry in evaluations:
-            entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier
             if entry.get("precision") is None:  # by version 0.6.0 or earlier
                 line = entry.get("protocol", "")
                 entry["precision"] = next((name for name in TF32 if f", {name}, " in line), None)

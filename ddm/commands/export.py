@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddm import cli, disk, drawing
-from ddm.commands.settings import MAKERS, EvaluateSettings, ExportSettings, defaults, roles
+from ddm.commands.settings import FOLLOWED, MAKERS, ExportSettings, defaults, roles
 from ddm.data.images import Normalisation
 from ddm.data.layouts import file_name
 from ddm.data.loading import check_name, is_path, load, short_name
@@ -24,7 +24,7 @@ from ddm.evaluation.protocol import describe
 from ddm.evaluation.sets import ORIGIN, CondensedDataset
 from ddm.methods.settings import POOLED
 from ddm.networks import ARCHITECTURES, untapped
-from ddm.settings import Role, declarations
+from ddm.settings import Role
 
 
 class Set(NamedTuple):
@@ -132,9 +132,8 @@ def stored_images(dataset: CondensedDataset) -> Tensor:
     return dataset.stored
 
 
-# The arguments of a set's run that `ddm evaluate` reads.
-FOLLOWED = {setting.follows for setting in declarations(EvaluateSettings).values() if setting.follows}
-EVALUATED = sorted({*FOLLOWED, *ORIGIN, "dataset", "res", "model", "recipe"})  # without zca: pictures have pixels
+# The arguments of a set's run that `ddm evaluate` reads. Pictures have pixels: they do not need zca.
+EVALUATED = sorted({*FOLLOWED.values(), *ORIGIN, "dataset", "res", "model", "recipe"})
 
 
 # --- formats: (set, new path to write) ---------------------------------------------------------------------

@@ -50,8 +50,10 @@ def check(args: PrepareSettings, listing: Listing) -> list[str]:
         if isinstance(images, Array):
             shape, labels = images.images.shape[1:], images.labels
             wanted = (*spec.shape[1:], spec.shape[0]) if spec else shape
-            if shape != wanted or len(labels) != len(images) or not 0 <= labels.min() <= labels.max() < classes:
-                content = f"{len(images)} images {list(shape)}, {len(labels)} labels {labels.min()} to {labels.max()}"
+            span = f" {labels.min()} to {labels.max()}" if len(labels) else ""
+            wrong = len(labels) and not 0 <= labels.min() <= labels.max() < classes
+            if shape != wanted or len(labels) != len(images) or wrong:
+                content = f"{len(images)} images {list(shape)}, {len(labels)} labels{span}"
                 raise UserError(f"the {split} set in {args.source} has {content}: it is not {args.name}")
     if len(listing.class_names) != classes:
         raise UserError(f"{args.source} has {len(listing.class_names)} classes, {args.name} has {classes}")

@@ -36,9 +36,10 @@ def losses(runs: Sequence[ReportedRun]) -> str:
     for run in runs:
         first = run.args.get("first_exp", 0)
         lines = [line for line in run.metrics if line["kind"] == "loss" and line["experiment"] == first]
-        for name in lines[0] if len(lines) > 1 else ():
-            if name.startswith("L_") and any(line[name] for line in lines):
-                curves.setdefault(name, {})[run.name] = {line["iteration"]: line[name] for line in lines}
+        for name in dict.fromkeys(name for line in lines for name in line if name.startswith("L_")):
+            points = {line["iteration"]: line[name] for line in lines if name in line}
+            if len(points) > 1 and any(points.values()):
+                curves.setdefault(name, {})[run.name] = points
 
     def plot(name: str, curves_of_run: dict[str, dict[int, float]]) -> Plot:
         def draw(axes: Any) -> None:

@@ -162,6 +162,10 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
     save_path: str = altered(OutputSettings, "save_path", default="result_evaluate")
 
 
+# setting -> the argument of the sets' runs that replaces an unset value, if all sets agree
+FOLLOWED = {name: setting.follows for name, setting in declarations(EvaluateSettings).items() if setting.follows}
+
+
 class ExportSettings(SavedSetSettings):
     """Convert a condensed set to another format.
 

@@ -190,11 +190,14 @@ class ImageData:
     def draw(self, cls: int, n: int, generator: torch.Generator) -> Tensor:
         """Draw indices [n] of training images of a class, without replacement.
 
-        A class smaller than n is repeated in new orders: each image is drawn n // size or n // size + 1 times.
+        A class smaller than n is repeated in new orders: each image is drawn n // size or n // size + 1 times. Raises
+        UserError for a class without training images.
         """
         indices = self.indices[cls]
         if n == 0:
             return indices[:0]
+        if not len(indices):
+            raise UserError(f"class {self.class_names[cls]!r} of {self.name} has no training images to draw from")
         rounds = -(-n // len(indices))
         order = torch.cat([torch.randperm(len(indices), generator=generator) for _ in range(rounds)])
         return indices[order[:n]]

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,7 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
     torchvision's Resize and CenterCrop. Without `res` the size stays. Grey, palette, RGBA and CMYK images become RGB.
     """
     from PIL import Image  # imported here: only the preparation of data needs it
+    from torchvision.transforms.functional import center_crop, resize
 
     try:
         with Image.open(path) as file:
@@ -114,13 +116,8 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
                 image = Image.fromarray((np.asarray(file).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
             else:
                 image = file.convert("RGB")
-        if res is not None and image.size != (res, res):
-            width, height = image.size
-            short = min(width, height)
-            width, height = int(res * width / short), int(res * height / short)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-            left, top = round((width - res) / 2), round((height - res) / 2)
-            image = image.crop((left, top, left + res, top + res))
+        if res is not None:
+            image = center_crop(resize(image, [res]), [res])
         return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # damaged files raise many kinds of errors
         return first_line(error).replace(str(path), path.name)
@@ -136,8 +133,11 @@ def file_name(name: str) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by path."""
-    paths = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    found = []
+    for root, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]  # such as .ipynb_checkpoints
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
 
 
 def child(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -525,10 +525,7 @@ WOOF_WNIDS = ["n02086240", "n02087394", "n02088364", "n02089973", "n02093754",
 
 
 def _subset(indices: tuple[int, ...], counts: tuple[int, int], wnids: list[str] | None = None) -> Prepared:
-    def find(root: Path, name: str) -> Listing:
-        return imagenet(root, name, indices, wnids)
-
-    return Prepared(10, 128, counts, find, indices)
+    return Prepared(10, 128, counts, partial(imagenet, indices=indices, wnids=wnids), indices)
 
 
 PREPARED: dict[str, Prepared] = {

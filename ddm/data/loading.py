@@ -30,11 +30,8 @@ NAMES = ChainMap(layouts.PREPARED, DATASETS)
 
 def is_path(name: str) -> bool:
     """Whether --dataset is a path, not one of NAMES."""
-    if name in NAMES or not name:
-        return False
-    with contextlib.suppress(OSError):  # the name is too long for a path
-        return os.sep in name or name.endswith((".npz", store.SUFFIX)) or Path(name).exists()
-    return False
+    looks = os.sep in name or name.endswith((".npz", store.SUFFIX)) or os.path.exists(name)  # False for a long name
+    return bool(name) and name not in NAMES and looks
 
 
 def short_name(name: str) -> str:
@@ -92,7 +89,7 @@ def _loaded(name: str, data_path: Path, res: int | None, download: bool) -> Imag
     if is_path(name):
         return _user_data(Path(name), data_path, res)
     lookup(NAMES, name, "dataset")
-    prepared = layouts.PREPARED.get(name)
+    prepared, requested = layouts.PREPARED.get(name), res
     if prepared is not None:
         res = res or prepared.res
     elif res not in (None, DATASETS[name].shape[1]):
@@ -101,14 +98,14 @@ def _loaded(name: str, data_path: Path, res: int | None, download: bool) -> Imag
     try:
         for path in (layouts.store_path(data_path, name, res), layouts.store_path(data_path, name, None)):
             if store.is_store(path):
-                return _stored(name, path, res)
+                return _stored(name, path, requested)
         has_npz = npz.is_file() and prepared is None
     except OSError as error:
         raise UserError(f"--data_path {str(data_path)[:80]!r} can't be read: {error.strerror}") from None
     if prepared is not None:
         whole = layouts.store_path(data_path, "ImageNet", res)
         if prepared.indices and store.is_store(whole):
-            return classes_of(_stored("ImageNet", whole, res), name, sorted(prepared.indices))
+            return classes_of(_stored("ImageNet", whole, requested), name, sorted(prepared.indices))
         raise UserError(
             f"no {name} at {res} pixels in {str(data_path)!r}: ddm prepare {name} --source DIR_OR_ARCHIVE "
             f"--res {res} --data_path {data_path} makes it (docs/datasets.md)"

@@ -84,9 +84,7 @@ class Mapped:
 
 
 def is_store(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return (path / "store.json").is_file()
-    return False
+    return os.path.isfile(path / "store.json")  # False also for a path that is too long
 
 
 def read(path: Path) -> tuple[dict, dict[str, Any]]:

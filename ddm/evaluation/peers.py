@@ -38,6 +38,8 @@ def best_epoch(
     """
     from torchvision.transforms.v2 import CutMix  # imported here: it takes a second, and only this protocol needs it
 
+    from ddm.evaluation.protocol import train_step  # it imports this module
+
     E, labels = settings.epoch_eval_train, labels.to(machine.device)
     images = images.to(machine.device) if isinstance(images, Tensor) else images
     cut = CutMix(num_classes=net.classifier.out_features)
@@ -56,13 +58,8 @@ def best_epoch(
                 with torch.random.fork_rng(devices=[]):  # CutMix draws from torch's global generator
                     torch.manual_seed(seed)
                     img, target = cut(img, lab)
-            with machine.autocast():
-                output = net(machine.laid_out(img))
-            batch_loss = F.cross_entropy(output.float(), target)
-            optimizer.zero_grad(set_to_none=True)
-            batch_loss.backward()
-            optimizer.step()
-            total += torch.stack([batch_loss.detach() * len(lab), (output.argmax(1) == lab).sum()])
+            loss, output = train_step(net, optimizer, F.cross_entropy, machine.laid_out(img), target, machine)
+            total += torch.stack([loss * len(lab), (output.argmax(1) == lab).sum()])
         schedule.step()
         totals.append(total)
         if epoch % TEST_EVERY == 0 or epoch == E:

@@ -14,24 +14,17 @@ CLIPPED_SHARE = 0.01  # a larger share of values outside [0, 1] gives a note on 
 NOISE = 2.0  # standard errors of an accuracy
 
 
-def beyond(images: Tensor, normalisation: Normalisation) -> Tensor | None:
-    """The distance of normalised images [N, C, H, W] to the pixels' range, in standard deviations; None if whitened."""
+def share_beyond(images: Tensor, normalisation: Normalisation, distance: float) -> float:
+    """The share of values more than `distance` standard deviations outside the pixels' range; 0 for whitened images."""
     if normalisation.whitened or not len(images):
-        return None
+        return 0.0
     low, high = normalisation.bounds().to(images.device)
-    return torch.maximum(low - images, images - high).clamp(min=0)
-
-
-def clipped_share(images: Tensor, normalisation: Normalisation) -> float:
-    """The share of values outside [0, 1], which a picture can't store; 0 for whitened images, where it is unknown."""
-    distance = beyond(images, normalisation)
-    return 0.0 if distance is None else (distance > 1e-3).float().mean().item()
+    return (torch.maximum(low - images, images - high) > distance).float().mean().item()
 
 
 def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
     """A warning if many values of normalised images are far outside the range of pixels, else None."""
-    distance = beyond(images, normalisation)
-    share = 0.0 if distance is None else (distance > FAR).float().mean().item()
+    share = share_beyond(images, normalisation, FAR)
     if share <= FAR_SHARE:
         return None
     low, high = images.min().item(), images.max().item()
@@ -43,7 +36,7 @@ def far_outside(images: Tensor, normalisation: Normalisation) -> str | None:
 
 def clipping_cost(images: Tensor, normalisation: Normalisation) -> str | None:
     """The cost of an export of normalised images as pictures; None if few values are outside [0, 1]."""
-    share = clipped_share(images, normalisation)
+    share = share_beyond(images, normalisation, 1e-3)
     if share <= CLIPPED_SHARE:
         return None
     return (

@@ -85,22 +85,22 @@ def check_networks(settings: ProtocolSettings, data: ImageData) -> None:
 def train_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer | None,
-    criterion: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor],
     img: Tensor,
-    lab: Tensor,
-    machine: Machine | None = None,
-) -> Tensor:
-    """Train on one batch, or test it if optimizer is None: [loss sum, number correct], on the device, no host sync."""
+    target: Tensor,
+    machine: Machine,
+) -> tuple[Tensor, Tensor]:
+    """Train on one batch, or test it if optimizer is None: loss and outputs, on the device, no host sync."""
     with torch.set_grad_enabled(optimizer is not None):
-        with (machine or Machine()).autocast():
+        with machine.autocast():
             output = net(img)
         output = output.float()
-        loss = criterion(output, lab)
+        loss = criterion(output, target)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return torch.stack([loss.detach() * lab.shape[0], (output.argmax(1) == lab).sum()])
+    return loss.detach(), output.detach()
 
 
 def one_epoch(
@@ -121,7 +121,8 @@ def one_epoch(
         img, lab = img.to(machine.device).float(), lab.to(machine.device).long()
         if augmentation is not None:
             img = augmentation(img, generator)
-        total += train_step(net, optimizer, criterion, machine.laid_out(img), lab, machine)
+        loss, output = train_step(net, optimizer, criterion, machine.laid_out(img), lab, machine)
+        total += torch.stack([loss * lab.shape[0], (output.argmax(1) == lab).sum()])
         n += lab.shape[0]
     return total, n
 
@@ -330,7 +331,6 @@ class Evaluator:
         self.models = get_eval_pool(settings.eval_mode, settings.model)
         self.nets: dict[str, nn.Module] = {}
         self.stacks: dict[tuple[str, int], Stack] = {}
-        self.blanks: dict[str, Network] = {}
         # Networks at once, and images of a test batch, after a larger number was out of memory.
         self.limit: dict[str, int] = {}
         self.most_tested = MOST_TESTED
@@ -343,11 +343,6 @@ class Evaluator:
             machine = self.machine
             self.nets[model] = machine.compiled(machine.laid_out_net(self._empty(model, machine.device)))
         return self.nets[model]
-
-    def _blank(self, model: str) -> Network:
-        if model not in self.blanks:
-            self.blanks[model] = self._empty(model, "meta")
-        return self.blanks[model]
 
     def augmentation(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         return DiffAugment(images, self.settings.dsa_strategy, generator=generator)
@@ -366,7 +361,7 @@ class Evaluator:
         """How many of `number` networks of an architecture are trained together on n images; 1: one by one."""
         if not self.together or self.peers:
             return 1
-        blank, image, settings = self._blank(model), self.data.shape, self.settings
+        blank, image, settings = self._empty(model, "meta"), self.data.shape, self.settings
         batch, most = min(n, settings.batch_train), self.limit.get(model, number)
         return min(most, stacked.at_once(blank, image, settings.dsa_strategy, batch, number, self.machine.device))
 
@@ -463,7 +458,9 @@ class Evaluator:
         """Test on the whole test set, in smaller batches if an accelerator has too little memory."""
         data, where = self.data, self.machine.device
         while True:
-            size = stacked.test_batch(self._blank(model), data.shape, networks, where, TEST_BATCH, self.most_tested)
+            size = stacked.test_batch(
+                self._empty(model, "meta"), data.shape, networks, where, TEST_BATCH, self.most_tested
+            )
             testloader = Batches(Normalised(data, data.x_test), data.y_test, size)
             if size == 1 or not stacked.stacks(where):
                 return test(testloader)

@@ -205,10 +205,12 @@ def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str)
         note = f"pixels from {images.min():.3g} to {images.max():.3g} are taken for {space} (override with --space)"
     images = images.float()
     if space == "normalised":
-        if not whitened and {"mean", "std"} <= contents.metadata.keys() and contents.metadata["mean"] != data.mean:
-            before = Normalisation.of(contents.metadata["mean"], contents.metadata["std"])
-            note = f"the file was normalised with other constants (mean {before.mean}) and is normalised again"
-            images = data.normalisation.to("cpu").normalise(before.unclipped(images))
+        if not whitened and {"mean", "std"} <= contents.metadata.keys():
+            before, now = Normalisation.of(contents.metadata["mean"], contents.metadata["std"]), data.normalisation
+            if not torch.allclose(before.constants, now.to("cpu").constants, atol=0):
+                shown = f"mean {before.mean}, std {before.std}"
+                note = f"the file was normalised with other constants ({shown}) and is normalised again"
+                images = now.to("cpu").normalise(before.unclipped(images))
         return images, note
     return data.normalisation.to("cpu").normalise(images / 255 if space == "bytes" else images), note
 
@@ -314,6 +316,13 @@ def _torch_file(path: Path) -> Contents:
     if not sets:
         raise UserError(f"{path} has no images: use another file")
     rest = {key: value for key, value in content.items() if key not in ("data", "images", "labels")} if content else {}
+    for name in ("mean", "std"):  # other code also saves tensors and arrays
+        if rest.get(name) is None:
+            rest.pop(name, None)
+            continue
+        rest[name] = torch.as_tensor(rest[name], dtype=torch.float64).flatten().tolist()
+        if len(rest[name]) != (channels := sets[0][0].shape[1]):
+            raise UserError(f"{path} has {len(rest[name])} value(s) of {name} for {channels} channel(s): correct it")
     return Contents(sets, rest, rest.get("space") or ("normalised" if {"mean", "std"} <= rest.keys() else None))
 
 

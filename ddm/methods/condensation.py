@@ -17,6 +17,7 @@ from ddm.methods.distribution import Networks
 from ddm.methods.draws import Ahead, Draws
 from ddm.methods.graphs import Graphed
 from ddm.methods.matching import Matcher, Needs, Objective
+from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan, cautions, condensing_plan
 from ddm.methods.sampling import SAMPLERS
 from ddm.methods.settings import CondensingSettings
@@ -75,7 +76,9 @@ class Condensation:
         # Copies: the steps must not change `saved`, which a checkpoint may still be writing.
         images, velocity = (x if x is None else x[rows].to(plan.machine.device, copy=True) for x in (images, velocity))
         bounds = self.data.normalisation.bounds() if plan.settings.clip_pixels else None
-        self.syn_set = Synthetic.start(images, plan, velocity, bounds)
+        velocity = OPTIMIZERS[plan.settings.optimizer].empty(images) if velocity is None else velocity
+        finite = torch.ones((), dtype=torch.bool, device=images.device)
+        self.syn_set = Synthetic(images, velocity, finite, bounds)
         self.networks.start(experiment, networks)
         self.experiment, self.pending = experiment, []
         self._take = self._step_function()

@@ -18,7 +18,7 @@ from ddm.bars import bar
 from ddm.data.images import ImageData, Normalised, subset
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, check_networks
+from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, check_networks, train_step
 from ddm.methods import cache
 from ddm.methods.plan import Plan, images_per_class
 from ddm.methods.sampling import herd, initial_indices, real_images
@@ -82,13 +82,8 @@ def train_proxy(net: Network, data: ImageData, settings: ProxySettings, machine:
             x = DiffAugment(data.batch(indices), settings.dsa_strategy, generator=generator)
             indices = rng.to_device(indices, x.device)
             y = data.y_train[indices]
-            with machine.autocast():
-                out = forward(machine.laid_out(x))
-            loss = F.cross_entropy(out.float(), y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            now = (out.detach().argmax(1) == y).long()
+            _, out = train_step(forward, optimizer, F.cross_entropy, machine.laid_out(x), y, machine)
+            now = (out.argmax(1) == y).long()
             forgotten[indices] += right[indices] & (1 - now)
             right[indices], ever[indices] = now, ever[indices] | now
     return torch.where(ever == 1, forgotten, settings.proxy_epochs + 1).cpu()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from ddm.evaluation.protocol import EVAL_MODES, check_networks
 from ddm.methods.matching import Needs, has_batch_norm, pass_pixels
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.sampling import SAMPLERS
-from ddm.methods.settings import POOLED, CondensingSettings, SetSettings
+from ddm.methods.settings import POOLED, Chunks, CondensingSettings, SetSettings
 from ddm.networks import ARCHITECTURES, Network, empty_network
 from ddm.ranks import Ranks
 
@@ -86,49 +86,6 @@ class Plan:
         chunk, start = self.chunk // 2, (first, 1)
         chunks = Chunks.of(self.settings.class_chunk).limited(chunk, (experiment, iteration), start)
         return replace(self, settings=self.settings.but(class_chunk=chunks.text()), chunk=chunk)
-
-
-class Chunks(NamedTuple):
-    """The classes per pass over a run, --class_chunk: a number, and its changes by (experiment, iteration).
-
-    Each out-of-memory error adds a change. A run that repeats the record rounds as the recorded one in every iteration.
-    """
-
-    first: int
-    changes: dict[tuple[int, int], int]  # from this iteration on
-
-    @classmethod
-    def of(cls, value: int | str) -> "Chunks":
-        """The chunks of a setting such as 10 or '10,5@0:200'."""
-        first, *rest = str(value).split(",")
-        changes = {}
-        for change in rest:
-            chunk, where = change.split("@")
-            experiment, iteration = where.split(":")
-            changes[int(experiment), int(iteration)] = int(chunk)
-        return cls(int(first), changes)
-
-    def at(self, experiment: int, iteration: int) -> int:
-        """The classes per pass in an iteration."""
-        passed = [where for where in self.changes if where <= (experiment, iteration)]
-        return self.changes[max(passed)] if passed else self.first
-
-    def limited(self, most: int, where: tuple[int, int], start: tuple[int, int]) -> "Chunks":
-        """At most `most` from an iteration on; `start` is the first iteration of the run."""
-        later = {place: min(most, chunk) for place, chunk in self.changes.items() if place > where}
-        if where <= start:
-            return Chunks(most, later)
-        earlier = {place: chunk for place, chunk in self.changes.items() if place < where}
-        return Chunks(self.first, {**earlier, where: most, **later})
-
-    def text(self) -> int | str:
-        """The value of --class_chunk: the number, if it never changes."""
-        parts, last = [str(self.first)], self.first
-        for (experiment, iteration), chunk in sorted(self.changes.items()):
-            if chunk != last:
-                parts.append(f"{chunk}@{experiment}:{iteration}")
-            last = chunk
-        return ",".join(parts) if len(parts) > 1 else self.first
 
 
 def settle(settings: SetSettings) -> SetSettings:

@@ -4,7 +4,7 @@ This module imports no torch, because `--help` must be fast. The tables behind t
 compares both.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ddm.data.settings import DataSettings
 from ddm.evaluation.settings import ProtocolSettings
@@ -16,7 +16,6 @@ from ddm.settings import (
     altered,
     at_least,
     below_one,
-    class_chunks,
     grouped,
     images_per_class,
     layer_numbers,
@@ -73,6 +72,54 @@ class PoolSettings(CacheSettings):
     interpolate: bool = optimisation(
         True, "interpolate points of training between two kept snapshots; else take snapshots", rare=True
     )
+
+
+class Chunks(NamedTuple):
+    """The classes per pass over a run, --class_chunk: a number, and its changes by (experiment, iteration).
+
+    Each out-of-memory error adds a change. A run that repeats the record rounds as the recorded one in every iteration.
+    """
+
+    first: int
+    changes: dict[tuple[int, int], int]  # from this iteration on
+
+    @classmethod
+    def of(cls, value: int | str) -> "Chunks":
+        """The chunks of a setting such as 10 or '10,5@0:200'. Raises UserError for other text."""
+        first, *rest = str(value).split(",")
+        changes = {}
+        for change in rest:
+            chunk, _, where = change.partition("@")
+            experiment, _, iteration = where.partition(":")
+            changes[at_least(0)(experiment), at_least(1)(iteration)] = at_least(1)(chunk)
+        return cls(at_least(1 if rest else 0)(first), changes)
+
+    def at(self, experiment: int, iteration: int) -> int:
+        """The classes per pass in an iteration."""
+        passed = [where for where in self.changes if where <= (experiment, iteration)]
+        return self.changes[max(passed)] if passed else self.first
+
+    def limited(self, most: int, where: tuple[int, int], start: tuple[int, int]) -> "Chunks":
+        """At most `most` from an iteration on; `start` is the first iteration of the run."""
+        later = {place: min(most, chunk) for place, chunk in self.changes.items() if place > where}
+        if where <= start:
+            return Chunks(most, later)
+        earlier = {place: chunk for place, chunk in self.changes.items() if place < where}
+        return Chunks(self.first, {**earlier, where: most, **later})
+
+    def text(self) -> int | str:
+        """The value of --class_chunk: the number, if it never changes."""
+        parts, last = [str(self.first)], self.first
+        for (experiment, iteration), chunk in sorted(self.changes.items()):
+            if chunk != last:
+                parts.append(f"{chunk}@{experiment}:{iteration}")
+            last = chunk
+        return ",".join(parts) if len(parts) > 1 else self.first
+
+
+def class_chunks(text: str) -> int | str:
+    """A check for `Chunks`; 0 means automatic."""
+    return text if Chunks.of(text).changes else int(text)
 
 
 class CondensingSettings(SetSettings, PoolSettings):

@@ -48,14 +48,6 @@ class Synthetic:
     finite: Tensor  # boolean scalar: whether the last step was finite
     bounds: Tensor | None = None  # [2, C, 1, 1]: the images are clipped to these after each step
 
-    @classmethod
-    def start(
-        cls, images: Tensor, plan: Plan, velocity: Tensor | None = None, bounds: Tensor | None = None
-    ) -> "Synthetic":
-        """Start from images [N, C, H, W] and, when resuming, their momentum."""
-        velocity = OPTIMIZERS[plan.settings.optimizer].empty(images) if velocity is None else velocity
-        return cls(images, velocity, torch.ones((), dtype=torch.bool, device=images.device), bounds)
-
 
 class Step(NamedTuple):
     """The results of a step, on the device."""

@@ -7,31 +7,15 @@ import secrets
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from ddm.errors import UserError, first_line
 
 
-class Board(Protocol):
-    """A dashboard; nothing is written before the first call."""
-
-    def scalars(self, values: dict[str, float], iteration: int) -> None:
-        """Add one point to each named curve."""
-
-    def image(self, name: str, grid: Tensor, iteration: int) -> None:
-        """Add an image [3, H, W] in [0, 1]."""
-
-    def hyper_parameters(self, args: dict[str, Any], summary: dict[str, Any]) -> None:
-        """Add the settings and the final accuracy of the run."""
-
-    def close(self) -> None:
-        """Finish writing."""
-
-
-class Lazy:
-    """Creates a writer on first use, by `start`."""
+class Board:
+    """A dashboard with `scalars`, `image` and `hyper_parameters`; `start` makes its writer on first use."""
 
     @cached_property
     def writer(self) -> Any:
@@ -42,7 +26,7 @@ class Lazy:
             self.finish()
 
 
-class TensorBoard(Lazy):
+class TensorBoard(Board):
     """A Board in <folder>/tensorboard. Raises UserError without the package."""
 
     def __init__(self, folder: Path):
@@ -67,7 +51,7 @@ class TensorBoard(Lazy):
         self.writer.close()
 
 
-class WandB(Lazy):
+class WandB(Board):
     """A Board of Weights & Biases, with its files in <folder>/wandb. Raises UserError without the package.
 
     A resumed run continues the same run there: its id is in <folder>/wandb/id.txt. The package reads its own

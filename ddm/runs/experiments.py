@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -194,7 +195,7 @@ class Run:
         files.log(f"command: {' '.join(sys.argv)}")
         files.log(f"arguments: {plain(self.maker.arguments())}")
         others = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
-        factor = self.maker.arguments().get("factor", 1)
+        factor = self.maker.plan.factor
         others += f"; stored images of {factor} x {factor}" if factor > 1 else ""
         files.say(
             f"{settings.dataset}: {len(data.x_train)} training images, {data.num_classes} classes; "
@@ -374,14 +375,10 @@ class Run:
         experiment, before = self.state.experiment, error.iteration - 1
         where = f"experiment {experiment}, iteration {error.iteration}"
         args = self.arguments() | {"first_exp": experiment, "num_exp": 1, "Iteration": before}
-        metadata = self.metadata(args) | {
-            "unfinished": [before, self.maker.iterations],
-            "velocity": error.velocity,
-            "experiment": experiment,
-            "iteration": before,
-        }
+        more = {"unfinished": [before, self.maker.iterations], "velocity": error.velocity}
+        more |= {"experiment": experiment, "iteration": before}
         name = f"last_finite_{{}}_exp{experiment}_iter{before}"
-        path = self.files.save_set(*self.content([error.images], metadata), {}, name) or self.settings.save_path
+        path = self.save_set([error.images], args, more, {}, name) or self.settings.save_path
         message = (
             f"{where}: {error}; the images before it are in {path}; lower --lr_img or the weight of the term, or use "
             "--on_nonfinite skip"
@@ -527,10 +524,6 @@ class Run:
             return {}
         return {"class_chunks": self.ranks.gather(self.arguments().get("class_chunk"))}
 
-    def metadata(self, args: dict) -> dict:
-        """The entries of the set's file besides the images; `args` are its arguments."""
-        return set_metadata(args, self.requested, self.maker.data, self.settings.seed)
-
     def save_results(self) -> None:
         """Write results.json and the sets of the finished experiments, or the current set if there are none."""
         accs, sets = self.accuracies(), self.state.sets or [self.maker.images().cpu()]
@@ -538,12 +531,13 @@ class Run:
         args["num_exp"] = len(sets)  # the arguments describe the sets in the file
         if iterations[0] < iterations[1]:
             args["Iteration"], more["unfinished"] = iterations[0], iterations
-        self.files.save_set(*self.content(sets, self.metadata(args) | more), accs)
+        self.save_set(sets, args, more, accs)
         self.files.save_results(self.record(args, accs) | more)
 
-    def content(self, stored: list[Tensor], metadata: dict) -> tuple[list[list[Tensor]], dict]:
-        plan = self.maker.plan
-        return set_content(stored, plan.labels().cpu(), plan.factor, metadata)
+    def save_set(self, stored: list[Tensor], args: dict, more: dict, accs: dict, name: str = "res_{}") -> Path | None:
+        """Write a set's file; `args` are its arguments, `more` are other entries."""
+        plan, metadata = self.maker.plan, set_metadata(args, self.requested, self.maker.data) | more
+        return self.files.save_set(*set_content(stored, plan.labels().cpu(), plan.factor, metadata), accs, name)
 
     def record(self, args: dict, accs_by_model: dict[str, list[float]]) -> dict:
         """The content of results.json; `args` are the arguments of the saved sets. Accuracies are in [0, 1].

@@ -22,7 +22,6 @@ from ddm.errors import UserError, first_line
 
 FORMAT = 3  # increased when older code can't read new states, or new code can't read older ones
 ENTRY = {"experiment", "iteration", "images", "model"}  # keys of an evaluation
-NEWER = {"networks": None, "preparation_seconds": 0.0}  # fields that older checkpoints of this format lack
 NAME, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
 
 
@@ -122,12 +121,9 @@ def read(path: Path) -> Progress:
     except Exception as error:  # damaged files raise many kinds of errors
         raise Unusable(_first_line(error)) from None
     number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
-    if number == 2:
-        raise Unusable("it was written by version 0.1.0: finish that run with that version")
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
     try:
-        content = NEWER | content
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:
         raise Unusable(f"it has no {error.args[0]}") from None

@@ -32,10 +32,10 @@ def requested_values(settings: Settings) -> dict[str, Plain]:
     return plain(settings.values(Role.RESULT, Role.GROWS, Role.MANNER))
 
 
-def set_metadata(arguments: dict[str, Plain], requested: Settings, data: ImageData, seed: int) -> dict[str, Any]:
+def set_metadata(arguments: dict[str, Plain], requested: Settings, data: ImageData) -> dict[str, Any]:
     """The entries of a set's file besides images and accuracies: arguments, normalisation, classes, versions."""
     entries = {"args": arguments, "asked": requested_values(requested), "mean": data.mean, "std": data.std}
-    entries |= {"class_names": data.class_names, "seed": seed, "versions": versions()}
+    entries |= {"class_names": data.class_names, "seed": arguments["seed"], "versions": versions()}
     return entries | ({"zca": data.normalisation.zca} if data.normalisation.whitened else {})
 
 
@@ -53,7 +53,7 @@ def set_content(
 def versions() -> dict[str, str]:
     """The versions of all software that a result depends on."""
     own = {"ddm": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    return own | {name: metadata.version(name) for name in ("torchvision", "numpy", "scipy")}
+    return own | {name: metadata.version(name) for name in ("torchvision", "numpy", "scipy", "kornia", "scikit-learn")}
 
 
 def hardware(machine: Machine) -> dict[str, str | int]:

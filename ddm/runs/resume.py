@@ -84,7 +84,7 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
         )
     for k in sorted(differing - {"resume", "save_path"}):
         print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
-    changed = [k for k, v in versions().items() if state.versions.get(k) != v]
+    changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
     if code != state.code and "python" not in changed:  # another Python compiles the same code differently
         print(
             "warning: the objective's code is not the code that the checkpoint was made with: for a new result, name "

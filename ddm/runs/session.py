@@ -46,10 +46,6 @@ class Session:
         if newer | theirs != key:  # settings newer than the file have their defaults
             if not theirs.keys() & key.keys():
                 raise UserError(f"{path} is of another command: name another --save_path")
-            written = record.get("versions", {}).get("ddm")
-            if written == "0.1.0":
-                what = "was written by version 0.1.0, whose sessions this version can't resume"
-                raise UserError(f"{path} {what}: finish it with that version, or name another --save_path")
             raise UserError(f"{path} is of other arguments: repeat them, or name another --save_path")
         return record
 
