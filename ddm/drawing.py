@@ -26,6 +26,11 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\t
 LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
 
+def mean_std(mean: float, std: float, n: int, unit: str = "") -> str:
+    """A text such as '48.90 % ± 0.60', from numbers in percent; one value has no deviation."""
+    return f"{mean:.2f}{unit}" + (f" ± {std:.2f}" if n > 1 else "")
+
+
 def escaped(text: str) -> str:
     """Text for LaTeX, with its special characters escaped."""
     return text.translate(str.maketrans(LATEX))
@@ -99,9 +104,12 @@ def axes(wide: float, high: float, settings: dict[str, Any] | None = None) -> It
 
 
 def banded(axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
-    """Plot the mean of values[i] at at[i], with a band of one (population) standard deviation."""
+    """Plot the mean of values[i] at at[i], with a band of one (population) standard deviation; a bar for one point."""
     points = [torch.tensor(v, dtype=torch.float64) for v in values]
     mean, std = ([f(v).item() for v in points] for f in (torch.mean, lambda v: v.std(correction=0)))
+    if len(at) == 1:
+        axes.errorbar(at, mean, std, fmt="o", markersize=4, capsize=3, label=label)
+        return
     axes.plot(at, mean, "o-", markersize=4, label=label)
     low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
     axes.fill_between(at, low, high, alpha=0.2)

@@ -303,6 +303,31 @@ def test_split_images_and_other_networks_are_not_plain_dm(tmp_path):
     assert (rows["dm_trained"]["minus DM"], rows["dm"]["minus DM"]) == ("+2.00", "")
 
 
+def test_a_term_of_a_users_recipe_is_a_column_and_never_plain_dm(tmp_path, capsys):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
+    write_results(tmp_path / "paper", [[0.42], [0.47]], **ZERO | {"mm_ratio": 5.0})
+    write_results(tmp_path / "mine", [[0.50], [0.52]], "mine", **ZERO, cov_weight=2.0)
+    write_results(tmp_path / "off", [[0.41], [0.45]], "mine", **ZERO, cov_weight=0.0)
+    rows = rows_of(tmp_path)
+    assert (rows["mine"]["minus DM"], rows["mine"]["DM run"]) == ("+9.00", "dm")
+    assert rows["off"]["minus DM"] == ""  # plain DM
+    (tmp_path / "dm" / "results.json").unlink()
+    (tmp_path / "off" / "results.json").unlink()
+    capsys.readouterr()
+    command("collect", tmp_path, "--baseline", "paper", "--columns", "auto")
+    assert "| cov_weight |" in capsys.readouterr().out.splitlines()[0]
+    command("collect", tmp_path, "--columns", "cov_weight,seconds,date")
+    assert "| cov_weight | seconds | date |" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_why_runs_are_not_compared(tmp_path, capsys):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
+    write_results(tmp_path / "mine", [[0.50], [0.52]], **ZERO | {"mm_ratio": 1, "model": "MLP", "batch_real": 64})
+    rows_of(tmp_path)
+    err = capsys.readouterr().err
+    assert "mine is not compared with dm: --model MLP, there ConvNet; --batch_real 64, there " in err
+
+
 def test_the_headline_of_a_pool_is_the_network_that_condensed_without_its_taps():
     accs = {"MLP": [0.1], "ConvNet": [0.5]}
     assert protocol.headline_model("ConvNet_gram", accs) == protocol.headline_model("ConvNet", accs) == "ConvNet"

@@ -35,7 +35,7 @@ def start(tmp_path, *line, status=0):
 
 def test_the_blocks_of_the_library(tmp_path):
     blocks = [block for block in BLOCKS if not block.startswith("# my_recipe.py")]
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     (tmp_path / "blocks.py").write_text("\n\n".join(blocks) + "\nassert made.accuracies")
     out = start(tmp_path, "blocks.py")
     accuracy = float(re.search(r"\{'ConvNet': \[([\d.]+)\]\}", out)[1])
@@ -59,6 +59,31 @@ def test_the_recipe_and_its_commands(tmp_path):
     assert (tmp_path / "mine.html").exists() and (tmp_path / "mine.npz").exists()
     without = start(tmp_path, "-m", "ddm", "evaluate", "result_mine", status=2)
     assert "--dataset Blobs, which ddm does not have" in without and "with --import (its recipe: my_recipe)" in without
+
+
+def test_a_recipe_of_the_papers_terms_and_more_records_k(data_path, tmp_path):
+    code = """
+import ddm
+from ddm.settings import non_negative, setting
+
+
+class Settings(ddm.DDMSettings):
+    cov_weight: float = setting(1.0, "weight of L_COV", check=non_negative, group="objective")
+
+
+def objective(real, syn, settings):
+    gap = (real.embedding.var(1) - syn.embedding.var(1)).square().sum(1)
+    return {**ddm.terms.objective(real, syn, settings), "L_COV": settings.cov_weight * gap}
+
+
+ddm.recipe("cov", Settings, objective, ddm.terms.needs)
+"""
+    (tmp_path / "cov.py").write_text(code)
+    line = ["cov.py", "--preset", "fast,dm", *QUICK, "--model", "ConvNetW32", "--data_path", str(data_path)]
+    line += ["--num_exp", "1", "--num_eval", "1", "--epoch_eval_train", "1", "--eval_every", "0", "--compile", "off"]
+    start(tmp_path, *line, "--save_path", "mine")
+    record = json.loads((tmp_path / "mine" / "results.json").read_text())
+    assert record["args"]["k"] == 1 and record["command"][:2] == ["python", "cov.py"]
 
 
 def test_files_that_can_not_be_imported(tmp_path):

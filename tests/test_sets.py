@@ -231,6 +231,41 @@ def test_files_of_others(case, made, tmp_path, monkeypatch):
     assert (found.images - close).abs().max() < (0.02 if name == "f.npz" else 1e-4)
 
 
+def test_the_files_of_trajectory_matching(made, tmp_path):
+    data, images, labels, _ = contents(made)
+    torch.save(images, tmp_path / "images_best.pt")
+    with pytest.raises(UserError, match=r"labels_best.pt is not beside it"):
+        sets.read(tmp_path / "images_best.pt", data)
+    torch.save(labels, tmp_path / "labels_best.pt")
+    (found,), _ = sets.read(tmp_path / "images_best.pt", data)
+    assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+
+
+def test_arrays_of_other_names(made, tmp_path):
+    data, images, labels, _ = contents(made)
+    np.savez(tmp_path / "x.npz", images=images.numpy(), labels=labels.numpy())
+    (found,), _ = sets.read(tmp_path / "x.npz", data)
+    assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+    np.savez(tmp_path / "y.npz", a=images.numpy(), b=labels.numpy())
+    with pytest.raises(UserError, match="has the arrays a, b: it needs x_train and y_train"):
+        sets.read(tmp_path / "y.npz", data)
+
+
+def test_grey_arrays_are_laid_out_as_other_formats(tmp_path):
+    x, y = np.arange(10 * 64, dtype=np.uint8).reshape(10, 8, 8, 1), np.arange(10)
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=y)
+    (found,), _ = sets.read(tmp_path / "x.npz", load("Digits", tmp_path))
+    assert found.images.stride() == (64, 64, 8, 1)
+
+
+def test_a_row_for_all_sets_of_a_file_and_no_deviation_of_one_network(made, tmp_path, capsys):
+    record = score(made, made[1], "--num_eval", "1", save_path=tmp_path / "a")
+    table = capsys.readouterr().out
+    accs = [100 * entry["accuracies"][0] for entry in record["evaluations"]]
+    assert f"res_DM_CIFAR10_ConvNetW32_2ipc.pt[0] | {accs[0]:.2f} (n 1) |" in table
+    assert f", all sets | {np.mean(accs):.2f} ± {np.std(accs):.2f} (n 2) |" in table
+
+
 def test_a_wrong_space_is_noticed(made, tmp_path):
     data, _, labels, pixels = contents(made)
     torch.save([pixels, labels], tmp_path / "x.pt")

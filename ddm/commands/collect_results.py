@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddm import disk, drawing
-from ddm.commands.run_records import Result, differing, load
+from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, differing, load
 from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
 from ddm.evaluation.sets import progress_text
@@ -59,8 +59,8 @@ class Row(NamedTuple):
 
 
 def names_of(text: str, flag: str, results: list[Result]) -> list[str]:
-    """The settings in a list joined by commas. Raises UserError for a setting that no run has."""
-    known = dict.fromkeys(name for result in results for name in (*result.listed, *result.args))
+    """The settings, or COSTS, in a list joined by commas. Raises UserError for one that no run has."""
+    known = dict.fromkeys(name for result in results for name in (*result.listed, *result.args, *COSTS))
     names = [name.strip().removeprefix("--") for name in text.split(",")]
     for name in names:
         if name not in known:
@@ -118,17 +118,28 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     if result.is_base:
         return None
     bases = [base for base in results if result.comparable(base)]
-    near = [base.name for base in results if base.is_base and base.group[:2] == result.group[:2]]
+    near = [base for base in results if base.is_base and base.group[:2] == result.group[:2]]
     if not bases:
         if near:
-            why = "budget, initial images, network, seed, resolution or protocol differ"
-            print(f"note: {result.name} is not compared with {near[0]}: {why}", file=sys.stderr)
+            why = difference(result, near[0])
+            print(f"note: {result.name} is not compared with {near[0].name}: {why}", file=sys.stderr)
         return None
     base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
     if result.other_steps(base):
         other = ", ".join(f"--{name}" for name in result.other_steps(base))
         print(f"note: {result.name} and {base.name}, its baseline, differ in {other}", file=sys.stderr)
     return base
+
+
+def difference(result: Result, base: Result) -> str:
+    """The reason why a run can't be compared with a baseline of the same data and ipc."""
+    names = [name for name in (*SHARED, *BUDGET) if result.value(name) != base.value(name)]
+    pairs = [f"--{name} {result.value(name)}, there {base.value(name)}" for name in names]
+    if result.record["protocol"] != base.record["protocol"]:
+        pairs.append("the protocols of evaluation differ")
+    if result.record.get("unfinished") != base.record.get("unfinished"):
+        pairs.append("one has not ended")
+    return "; ".join(pairs)
 
 
 def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:

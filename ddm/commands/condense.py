@@ -13,7 +13,7 @@ from ddm.data.loading import short_name
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
-from ddm.methods.settings import CondensingSettings
+from ddm.methods.settings import CompleteSettings, CondensingSettings
 from ddm.runs import experiments
 from ddm.runs.folder import set_size, set_stem
 from ddm.settings import preset_values
@@ -34,11 +34,15 @@ class Recipe(NamedTuple):
         settings = plan.settle(settings)
         if settings.eval_every is None:
             settings = settings.but(eval_every=2000 if settings.eval_mode in ("S", "SS") else 0)
-        return self.settle(settings) if self.settle else settings
+        return self._settle(settings)
 
     def fitted(self, settings: RecipeSettings, data: ImageData) -> RecipeSettings:
         """Fill in --factor, on which other settings depend. Raises UserError."""
-        settings = plan.with_factor(settings, data)
+        return self._settle(plan.with_factor(settings, data))
+
+    def _settle(self, settings: RecipeSettings) -> RecipeSettings:
+        if self.settle is None and isinstance(settings, CompleteSettings):  # a user's objective of DDM's terms and more
+            return objective.settle_neighbours(settings, settings.icd_ratio)
         return self.settle(settings) if self.settle else settings
 
     def needed(self, settings: RecipeSettings) -> Needs:

@@ -145,7 +145,7 @@ def conclude(session: Session, settings: ContinualSettings, memories: list[str])
     classes = np.cumsum([len(part) for part in class_steps(record["num_classes"], settings.steps, 0)]).tolist()
     rows = [["memory", *(f"{n} classes" for n in classes), "mean over steps", "n"]]
     for name, accs in percent.items():  # [orders, steps]
-        cells = [f"{column.mean():.2f} ± {column.std():.2f}" for column in (*accs.T, accs.mean(1))]
+        cells = [drawing.mean_std(column.mean(), column.std(), len(column)) for column in (*accs.T, accs.mean(1))]
         rows.append([name, *cells, str(settings.seeds)])
     print(drawing.markdown(rows))
     path = files.folder / "curves.png"

@@ -1,6 +1,7 @@
 """`ddm evaluate`: evaluates saved sets on any networks."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from ddm import device, drawing, ranks
 from ddm.augment import operations_of
 from ddm.commands.run_records import BASELINES, EVALUATION
 from ddm.commands.settings import FOLLOWED, DDMSettings, EvaluateSettings
+from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import check_name, load_split, short_name
 from ddm.device import TF32, Machine
@@ -152,6 +154,15 @@ def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[
             used = "what the machine is fast at" if value is None else value
             print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
         values[name] = value
+    without = [
+        file for file, args in zip(requested.files, arguments, strict=True) if not args.keys() & {*FOLLOWED.values()}
+    ]
+    if 0 < len(without) < len(arguments):
+        shown = ", ".join(f"--{name} {values[name]}" for name in ("epochs", "lr_net"))
+        print(
+            f"note: {listed(without)}: no settings of evaluation in the file; those of the others: {shown}",
+            file=sys.stderr,
+        )
     return values
 
 
@@ -312,24 +323,44 @@ def score(
 
 
 def table(evaluations: list[dict]) -> str:
-    """A Markdown table in %: one column per network, one row per set and settings.
+    """A Markdown table in %: one column per network, one row per set and settings, and one for all sets of a file.
 
     Rows name the settings that differ in the table, and what differs between sets of one name.
     """
     everywhere, of_one_set = (*PROTOCOL, *MANNER, "dataset"), ("experiment", "iteration", *DIGESTS)
     models = list(dict.fromkeys(entry["model"] for entry in evaluations))
     names_of_sets = list(dict.fromkeys(entry["set"] for entry in evaluations))
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, list[float]]] = {}  # row -> network -> accuracies
+    files: dict[str, dict[str, dict[str, list[float]]]] = {}  # the row of a file -> network -> set -> accuracies
     for entry in sorted(evaluations, key=lambda entry: names_of_sets.index(entry["set"])):
         rivals = [e for e in evaluations if e["set"] == entry["set"]]
-        differing = [name for name in everywhere if any(e[name] != entry[name] for e in evaluations)]
-        if entry["eval_protocol"] == PEERS and "eval_protocol" not in differing:
-            differing.append("eval_protocol")  # never without this label
-        differing += [name for name in of_one_set if any(e[name] != entry[name] for e in rivals)]
-        shown = (f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in differing)
-        row = ", ".join([entry["set"], *shown])
-        cell = f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} (n {entry['n']})"
-        rows.setdefault(row, {})[entry["model"]] = cell
+        # The two protocols differ in more than their names, which say it.
+        alike = [e for e in evaluations if e["eval_protocol"] == entry["eval_protocol"]]
+        differing = [name for name in everywhere if any(e[name] != entry[name] for e in alike)]
+        if entry["eval_protocol"] == PEERS or len(alike) < len(evaluations):  # the peers' never without this label
+            differing.append("eval_protocol")
+        shown = [f"{name} {entry[name]}" for name in differing]
+        of_set = [name for name in of_one_set if any(e[name] != entry[name] for e in rivals)]
+        of_set = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in of_set]
+        row = ", ".join([entry["set"], *shown, *of_set])
+        rows.setdefault(row, {})[entry["model"]] = entry["accuracies"]
+        file, number, _ = (
+            re.split(r"(\[\d+\])$", entry["set"]) if entry["set"].endswith("]") else (entry["set"], "", "")
+        )
+        if number and not of_set:
+            of_file = files.setdefault(", ".join([f"{file}, all sets", *shown]), {})
+            of_file.setdefault(entry["model"], {})[number] = entry["accuracies"]
+    for row, by_model in files.items():
+        if any(len(by_set) > 1 for by_set in by_model.values()):
+            rows[row] = {model: [acc for accs in by_set.values() for acc in accs] for model, by_set in by_model.items()}
     lines = [["set", *models]]
-    lines += [[row, *(cells.get(model, "") for model in models)] for row, cells in rows.items()]
+    lines += [[row, *(cell(by_model.get(model, [])) for model in models)] for row, by_model in rows.items()]
     return drawing.markdown(lines)
+
+
+def cell(accuracies: list[float]) -> str:
+    """A cell of the table; empty without accuracies, which are in [0, 1]."""
+    if not accuracies:
+        return ""
+    s = protocol.summary(accuracies)
+    return f"{drawing.mean_std(100 * s['mean'], 100 * s['std'], s['n'])} (n {s['n']})"

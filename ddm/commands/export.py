@@ -39,6 +39,7 @@ class Set(NamedTuple):
     dataset: str  # its name; empty for arrays of the user
     factor: int = 1  # a stored image holds factor x factor images
     encoded: bool = False  # whether these are the stored images, and not the decoded ones
+    rivals: int = 1  # sets in its file
 
     @property
     def bytes(self) -> np.ndarray:
@@ -77,6 +78,7 @@ def load_set(settings: ExportSettings) -> Set:
             dataset=short_name(metadata.get("args", {}).get("dataset", "")),
             factor=factor,
             encoded=s.stored and factor > 1,
+            rivals=metadata.get("args", {}).get("num_exp", 1),
         )
     args = metadata.get("args", {})
     name = s.dataset or args.get("dataset")
@@ -102,6 +104,7 @@ def load_set(settings: ExportSettings) -> Set:
         metadata=sets.of_one_set(metadata, s.experiment),
         dataset=data.name,
         factor=synset.factor,
+        rivals=args.get("num_exp", 1),
     )
 
 
@@ -307,7 +310,10 @@ def to_card(synset: Set, out: Path) -> None:
     lines += [f"| accuracy, {model} | {describe(values)} ({how}) |" for model, values in synset.accuracies.items()]
     unfinished = sets.unfinished_text(synset.metadata)
     lines += [f"| unfinished | {unfinished} |"] if unfinished else []
-    constants = f"(pixel - mean) / std, mean {normalisation.mean}, std {normalisation.std}"
+    versions = ", ".join(f"{name} {version}" for name, version in synset.metadata.get("versions", {}).items())
+    lines += [f"| software | {versions} |"] if versions else []
+    mean, std = ([round(x, 6) for x in values] for values in (normalisation.mean, normalisation.std))
+    constants = f"(pixel - mean) / std, mean {mean}, std {std}"
     cost = clipping_cost(synset.images, normalisation)
     lines += [f"| pixels | {cost} |"] if cost else []
     constants = "ZCA-whitened; the .pt file has the inverse" if synset.whitened else constants
@@ -410,7 +416,8 @@ def run(settings: ExportSettings) -> None:
     except OSError as error:
         raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
     what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
-    print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}")
+    which = f", set {s.experiment} of 0 to {synset.rivals - 1} (--experiment)" if synset.rivals > 1 else ""
+    print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}{which}")
     cost = clipping_cost(synset.images, synset.normalisation) if s.to in CLIPPED else None
     for line in filter(None, (sets.unfinished_text(synset.metadata), cost)):
         print(f"warning: {line}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """`ddm report`: one self-contained HTML page about one or more runs."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +35,7 @@ UNKNOWN = "\N{EN DASH}"
 
 def percent(result: dict) -> str:
     """An accuracy such as '82.92 % ± 1.25 (n 2)'."""
-    return f"{100 * result['mean']:.2f} % ± {100 * result['std']:.2f} (n {result['n']})"
+    return f"{drawing.mean_std(100 * result['mean'], 100 * result['std'], result['n'], ' %')} (n {result['n']})"
 
 
 # --- tables --------------------------------------------------------------------------------------------------
@@ -101,8 +102,7 @@ def origins(runs: Sequence[ReportedRun]) -> str:
     """Protocol, command, hardware, versions and all settings of each run."""
     names = [run.name for run in runs]
     rows = [["protocol", *(run.results["protocol"] for run in runs)]]
-    commands = ([Path(run.results["command"][0]).name, *run.results["command"][1:]] for run in runs)
-    rows.append(["command", *map(" ".join, commands)])
+    rows.append(["command", *(shlex.join(run.results["command"]) for run in runs)])
     for key in ("hardware", "versions"):
         rows.append([key, *(", ".join(f"{k} {v}" for k, v in run.results[key].items()) for run in runs)])
     settings = sorted({name for run in runs for name, value in run.args.items() if value is not None})

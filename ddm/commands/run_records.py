@@ -31,6 +31,10 @@ STEPS = sorted(CHANGING - {*SHARED, *BUDGET})  # may differ, with a note
 # Runs that differ only in these settings share a row: experiments, and settings that do not change results. num_eval is
 # excluded: experiments with more networks would weigh more.
 ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"num_eval"} | {"first_exp", "subset"}
+# All arguments of this code, the last ones of older versions; others are settings of a user's recipe.
+OURS = {*roles(), *TERMS, "recipe", "dsa", "needs_all_classes", "proxy_cache", "subset"}
+# Entries of a results.json that `ddm collect --columns` shows, beside settings.
+COSTS = ("seconds", "condensing_seconds", "iterations_per_second", "peak_memory_bytes", "date")
 # Arguments without a column of their own: `method` and `recipe` are in "made by".
 UNLISTED = ALONE | {"num_eval", "dataset", "ipc", "method", "recipe"}
 
@@ -70,12 +74,15 @@ class Result(NamedTuple):
 
     def value(self, name: str) -> str:
         """A setting as text; empty if it is unset, off, or not a setting of this run."""
-        value = self.args.get(name) if name in (*self.listed, *UNLISTED) else None
+        if name in COSTS:
+            value = self.record.get(name)
+        else:
+            value = self.args.get(name) if name in (*self.listed, *UNLISTED) else None
         if name == "model" and value is not None:
             return untapped(value)
         if isinstance(value, bool):
             return "yes" if value else ""
-        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
     def comparable(self, base: "Result") -> bool:
         """Whether `base` is a baseline in the same group and, unless this is a coreset, with the same budget."""
@@ -95,6 +102,9 @@ class Result(NamedTuple):
 
     @property
     def is_dm(self) -> bool:
+        """Whether this is plain DM: L_MMD alone, and no setting of a user's recipe is on, as it may weight a term."""
+        if any(value for name, value in self.args.items() if name not in OURS):
+            return False
         weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
         mean_matching = weights.pop("mmd_ratio", 1 if weights.keys() & TERMS else 0)  # recipes without the flag use 1
         plain = all(self.args.get(name) in (None, value) for name, value in PLAIN.items())
@@ -226,14 +236,19 @@ def merged(results: list[Result]) -> list[Result]:
 def differing(results: list[Result]) -> list[str]:
     """The settings that change results and differ between the runs that have them, in the order of their files.
 
-    Files of older versions lack newer settings, so unset, 0 and absent are equal within a recipe.
+    Files of older versions lack newer settings, so unset, 0 and absent are equal within a recipe. A setting of a user's
+    recipe is 0 in all others.
     """
     known: dict[str, set[str]] = {}  # recipe -> its settings
     for result in results:
         known.setdefault(result.args["recipe"], set()).update(result.listed)
     names = dict.fromkeys(name for result in results for name in result.listed)
     values = {
-        name: {r.value(name) if r.args.get(name) else "" for r in results if name in known[r.args["recipe"]]}
+        name: {
+            r.value(name) if r.args.get(name) else ""
+            for r in results
+            if name in known[r.args["recipe"]] or name not in OURS
+        }
         for name in names
     }
     return [name for name, kinds in values.items() if len(kinds) > 1]

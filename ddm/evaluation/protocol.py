@@ -532,9 +532,10 @@ def record(entry: dict, trained: Sequence[Trained]) -> None:
 
 
 def describe(accs: list[float]) -> str:
-    """A text such as 'mean 48.90 %, std 0.60, n 5'."""
+    """A text such as 'mean 48.90 %, std 0.60, n 5'; one network has no deviation."""
     s = summary(accs)
-    return f"mean {100 * s['mean']:.2f} %, std {100 * s['std']:.2f}, n {s['n']}"
+    std = f"std {100 * s['std']:.2f}, " if len(accs) > 1 else ""
+    return f"mean {100 * s['mean']:.2f} %, {std}n {s['n']}"
 
 
 def protocol(settings: ProtocolSettings, machine: Machine, data: ImageData, peers: bool = False) -> str:

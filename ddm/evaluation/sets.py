@@ -279,6 +279,8 @@ def _decoded(contents: Contents) -> Contents:
     """The contents with tensors without gradients, decoded if they are stored images. Raises UserError."""
     factor = contents.decode
     sets = [tuple(torch.as_tensor(x).detach() for x in pair) for pair in contents.sets]
+    # The strides of grey images can mean channels last, which rounds differently: equal ones for all formats.
+    sets = [(images.clone(memory_format=torch.contiguous_format), labels) for images, labels in sets]
     if factor > 1:
         for images, _ in sets:
             check_factor(factor, tuple(images.shape[-2:]), "factor")
@@ -300,9 +302,17 @@ def _set_of_run(path: Path) -> Path:
 
 
 def _torch_file(path: Path) -> Contents:
-    """{'data': [[images, labels], ...], ...}, {'images', 'labels'}, or a pair of them."""
+    """{'data': [[images, labels], ...], ...}, {'images', 'labels'}, or a pair of them.
+
+    Or images_*.pt beside labels_*.pt, two tensors, as trajectory matching (MTT) saves them.
+    """
     with torch.serialization.safe_globals(SAFE):
         content = torch.load(path, map_location="cpu", weights_only=True)
+        beside = path.with_name(path.name.replace("images", "labels", 1))
+        if isinstance(content, Tensor) and beside != path:
+            if not beside.exists():
+                raise UserError(f"{path} has images without labels: {beside.name} is not beside it")
+            content = [content, torch.load(beside, map_location="cpu", weights_only=True)]
     if isinstance(content, dict) and "data" in content:
         sets = [(images, labels) for images, labels, *_ in content["data"]]
     elif isinstance(content, dict) and {"images", "labels"} <= content.keys():
@@ -327,14 +337,17 @@ def _torch_file(path: Path) -> Contents:
 
 
 def _arrays(path: Path) -> Contents:
-    """x_train (uint8 or float, [N, H, W, C] or [N, C, H, W] with C = 1 or 3) and y_train.
+    """x_train (uint8 or float, [N, H, W, C] or [N, C, H, W] with C = 1 or 3) and y_train, or images and labels.
 
     Or x_stored and y_stored with their factor.
     """
     with np.load(path, allow_pickle=False) as file:
-        kind = "stored" if "x_stored" in file else "train"
+        pairs = (("x_stored", "y_stored"), ("x_train", "y_train"), ("images", "labels"))
+        pair = next((pair for pair in pairs if {*pair} <= {*file}), None)
+        if pair is None:
+            raise UserError(f"{path} has the arrays {', '.join(file) or 'none'}: it needs x_train and y_train")
         factor = factor_of({"factor": int(file["factor"])}) if "factor" in file else 1
-        x, y = file[f"x_{kind}"], file[f"y_{kind}"]
+        x, y = (file[name] for name in pair)
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)

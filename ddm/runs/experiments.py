@@ -5,6 +5,7 @@
 
 import contextlib
 import copy
+import shlex
 import statistics
 import sys
 import time
@@ -30,7 +31,16 @@ from ddm.runs import cost, resume
 from ddm.runs.boards import BOARDS
 from ddm.runs.folder import NoFolder, RunFolder
 from ddm.runs.progress import Progress
-from ddm.runs.results import accuracies, hardware, plain, requested_values, set_content, set_metadata, versions
+from ddm.runs.results import (
+    accuracies,
+    command_line,
+    hardware,
+    plain,
+    requested_values,
+    set_content,
+    set_metadata,
+    versions,
+)
 from ddm.runs.settings import RunSettings, StepSettings
 from ddm.settings import declarations
 
@@ -192,7 +202,7 @@ class Run:
     def introduce(self) -> None:
         """Write the first lines of training.log: command, data, network, evaluation."""
         settings, data, files = self.settings, self.maker.data, self.files
-        files.log(f"command: {' '.join(sys.argv)}")
+        files.log(f"command: {shlex.join(command_line())}")
         files.log(f"arguments: {plain(self.maker.arguments())}")
         others = f", {self.ranks.world} ranks" if self.ranks.world > 1 else ""
         factor = self.maker.plan.factor
@@ -547,7 +557,7 @@ class Run:
         settings, state, maker = self.settings, self.state, self.maker
         random_real = accuracies(state.evaluations, "random real", 0)
         return {
-            "command": sys.argv,
+            "command": command_line(),
             "args": args,
             "asked": requested_values(self.requested),
             "protocol": protocol.protocol(settings, self.machine, maker.data),

@@ -1,7 +1,9 @@
 """The metadata that both results.json and a set's file record about a run."""
 
 import contextlib
+import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +52,14 @@ def set_content(
     return [[decoded(images, factor), labels] for images in stored], entries
 
 
+def command_line() -> list[str]:
+    """The words of this command, to be repeated in a shell: python -m ddm condense ..."""
+    program, *words = sys.argv
+    if Path(program).name == "__main__.py":
+        return ["python", "-m", "ddm", *words]
+    return ["python", program, *words] if program.endswith(".py") else [Path(program).name, *words]
+
+
 def versions() -> dict[str, str]:
     """The versions of all software that a result depends on."""
     own = {"ddm": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
@@ -57,10 +67,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(machine: Machine) -> dict[str, str | int]:
-    """The device and the number of CPU threads of a run."""
+    """The device, the number of CPU threads of a run, and the computer."""
     cuda = machine.device.startswith("cuda")
     name = torch.cuda.get_device_name(machine.device) if cuda else cpu_name()
-    return {"device": machine.device, "name": name, "cpu_threads": torch.get_num_threads()}
+    found = {"device": machine.device, "name": name, "cpu_threads": torch.get_num_threads()}
+    return found | {"cpu_cores": os.cpu_count() or 0, "system": f"{platform.system()} {platform.release()}"}
 
 
 def cpu_name() -> str:

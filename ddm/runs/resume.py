@@ -85,7 +85,8 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     for k in sorted(differing - {"resume", "save_path"}):
         print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
-    if code != state.code and "python" not in changed:  # another Python compiles the same code differently
+    begun = (state.experiment, state.iteration) > (0, 0) or bool(state.sets)
+    if begun and code != state.code and "python" not in changed:  # another Python compiles the same code differently
         print(
             "warning: the objective's code is not the code that the checkpoint was made with: for a new result, name "
             "another --save_path",

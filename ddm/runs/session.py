@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import sys
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ from ddm.errors import UserError
 from ddm.interrupt import Interrupts
 from ddm.runs import progress
 from ddm.runs.folder import RunFolder
-from ddm.runs.results import hardware, plain, requested_values, versions
+from ddm.runs.results import command_line, hardware, plain, requested_values, versions
 from ddm.settings import Role, Settings
 
 
@@ -63,12 +63,12 @@ class Session:
             log = self.files.folder / "training.log"
             size = log.stat().st_size if again and log.exists() else None
         self.files.open(size)
-        self.files.log(f"command: {' '.join(sys.argv)}")
+        self.files.log(f"command: {shlex.join(command_line())}")
         for line in printed:
             self.files.log(line)
         arguments = self.settings.values()
         arguments |= {name: getattr(machine, name) for name in ("precision", "compile") if name in arguments}
-        self.record |= {"command": sys.argv, "args": plain(arguments), "asked": requested_values(requested)}
+        self.record |= {"command": command_line(), "args": plain(arguments), "asked": requested_values(requested)}
         self.record |= {"hardware": hardware(machine), "versions": versions(), **content}
 
     def save(self) -> None:
