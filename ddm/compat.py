@@ -19,10 +19,11 @@ from ddm.data.images import ImageData, Normalised
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
-from ddm.evaluation import protocol
-from ddm.evaluation.protocol import Augmentation, get_eval_pool
+from ddm.evaluation import protocol, training
+from ddm.evaluation.protocol import get_eval_pool
 from ddm.evaluation.sets import CondensedDataset
 from ddm.evaluation.settings import ProtocolSettings
+from ddm.evaluation.training import Augmentation
 from ddm.networks import get_network
 from ddm.runs.folder import get_time
 
@@ -115,8 +116,8 @@ def epoch(
     net.train(mode == "train")
     machine, augmentation = Machine(str(args.device)), _augmentation(args) if aug else None
     optimizer = optimizer if mode == "train" else None
-    loss, accuracy = protocol.means(
-        *protocol.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
+    loss, accuracy = training.means(
+        *training.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
     )
     return loss, accuracy
 
@@ -142,12 +143,12 @@ def evaluate_synset(
     machine, E = Machine(str(args.device)), int(args.epoch_eval_train)
     settings = ProtocolSettings(epoch_eval_train=E, lr_net=float(args.lr_net), batch_train=int(args.batch_train))
     net, start = net.to(args.device), time.perf_counter()
-    points = protocol.train(net, images_train, labels_train, settings, machine, _augmentation(args), generator)
+    points = training.train(net, images_train, labels_train, settings, machine, _augmentation(args), generator)
     if curve is not None:
         curve += points
     loss, acc_train = points[-1]
     seconds = time.perf_counter() - start
-    acc_test = protocol.test(net, testloader, machine)
+    acc_test = training.test(net, testloader, machine)
     log(protocol.report_line(it_eval, E, seconds, loss, acc_train, acc_test))
     return net, acc_train, acc_test
 

@@ -12,7 +12,7 @@ from ddm import device, rng
 from ddm.augment import DiffAugment
 from ddm.data import loading
 from ddm.device import Machine
-from ddm.evaluation.protocol import train_step
+from ddm.evaluation.training import train_step
 from ddm.methods import distribution, matching
 from ddm.networks import empty_network
 

@@ -11,7 +11,7 @@ from ddm.compat import TensorDataset, epoch, evaluate_synset
 from ddm.data.images import Batches
 from ddm.data.loading import load
 from ddm.device import Machine
-from ddm.evaluation import protocol
+from ddm.evaluation import protocol, training
 from ddm.evaluation.protocol import Evaluator, describe, get_eval_pool, summary
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.networks import get_network
@@ -82,8 +82,8 @@ def test_training_equals_the_protocol_written_out(written_out):
     net, testloader, plain, expected = written_out
     images, labels = small_set()
     generator = torch.Generator().manual_seed(7)
-    curve = protocol.train(net, images, labels, settings(), Machine(), augmentation, generator)
-    assert protocol.test(net, testloader, Machine()) == pytest.approx(expected, abs=1e-6)
+    curve = training.train(net, images, labels, settings(), Machine(), augmentation, generator)
+    assert training.test(net, testloader, Machine()) == pytest.approx(expected, abs=1e-6)
     assert len(curve) == 7 and all(loss > 0 and 0 <= accuracy <= 1 for loss, accuracy in curve)
     assert_same(net, plain)
 
@@ -101,14 +101,14 @@ def test_evaluate_synset_equals_the_protocol_written_out(seed, written_out):
 
 
 def test_the_last_epoch_counts_and_the_test_set_is_seen_once(data_path, monkeypatch):
-    modes, real_epoch = [], protocol.one_epoch
+    modes, real_epoch = [], training.one_epoch
 
     def one_epoch(net, batches, optimizer, *a, **k):
         assert net.training == (optimizer is not None)
         modes.append("train" if net.training else "test")
         return real_epoch(net, batches, optimizer, *a, **k)
 
-    monkeypatch.setattr(protocol, "one_epoch", one_epoch)
+    monkeypatch.setattr(training, "one_epoch", one_epoch)
     images, labels = small_set()
     net = get_network("ConvNetW32", 3, 5, (8, 8))
     evaluate_synset(0, net, images, labels, Batches(images, labels, 16), published(), log=lambda line: None)

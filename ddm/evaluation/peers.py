@@ -5,7 +5,7 @@ must not be mixed with them. AdamW with weight decay 5e-4, whose learning rate i
 DSA; and CutMix in half of the batches.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from ddm.augment import DiffAugment
 from ddm.data.images import Batches, Normalised
 from ddm.device import Machine
 from ddm.evaluation.settings import ProtocolSettings
+from ddm.evaluation.training import WEIGHT_DECAY, Watch, train_step
 
-WEIGHT_DECAY = 5e-4
 TEST_EVERY = 100  # epochs
 MIXED = 0.5  # the share of batches with CutMix
 
@@ -29,7 +29,7 @@ def best_epoch(
     machine: Machine,
     generator: torch.Generator,
     test: Callable[[], float],
-    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+    watch: Watch = iter,
 ) -> tuple[Tensor, float]:
     """Train `net` for settings.epoch_eval_train epochs; return sums, and the best test accuracy.
 
@@ -37,8 +37,6 @@ def best_epoch(
     the test images; it is called every 100 epochs and after the last one.
     """
     from torchvision.transforms.v2 import CutMix  # imported here: it takes a second, and only this protocol needs it
-
-    from ddm.evaluation.protocol import train_step  # it imports this module
 
     E, labels = settings.epoch_eval_train, labels.to(machine.device)
     images = images.to(machine.device) if isinstance(images, Tensor) else images

@@ -18,7 +18,8 @@ from ddm.bars import bar
 from ddm.data.images import ImageData, Normalised, subset
 from ddm.device import Machine
 from ddm.errors import UserError, lookup
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, check_networks, train_step
+from ddm.evaluation.protocol import check_networks
+from ddm.evaluation.training import MOMENTUM, WEIGHT_DECAY, train_step
 from ddm.methods import cache
 from ddm.methods.plan import Plan, images_per_class
 from ddm.methods.sampling import herd, initial_indices, real_images

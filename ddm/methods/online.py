@@ -8,7 +8,7 @@ from ddm import rng
 from ddm.augment import DiffAugment
 from ddm.data.images import ImageData
 from ddm.errors import UserError
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY
+from ddm.evaluation.training import MOMENTUM, WEIGHT_DECAY
 from ddm.methods.plan import Plan
 from ddm.networks import Initial, assign, empty_network, untapped
 

@@ -19,7 +19,7 @@ from ddm.data.images import Batches, ImageData, Normalised
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import stacked
-from ddm.evaluation.protocol import MOMENTUM, WEIGHT_DECAY, epochs_together, step_together, train_step
+from ddm.evaluation.training import MOMENTUM, WEIGHT_DECAY, epochs_together, step_together, train_step
 from ddm.methods import cache
 from ddm.methods.plan import Plan
 from ddm.methods.settings import PoolSettings
