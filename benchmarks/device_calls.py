@@ -26,7 +26,7 @@ from ddm.commands.condense import DDM
 from ddm.commands.settings import DDMSettings
 from ddm.data.images import ImageData
 from ddm.device import Machine
-from ddm.evaluation import protocol, stacked
+from ddm.evaluation import protocol, stacked, training
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.evaluation.stacked import Stack
 from ddm.methods import matching
@@ -117,7 +117,7 @@ def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int, int]:
         stack.initialise(generators)
         with Calls() as calls:
             short = settings.but(epoch_eval_train=more - 1)
-            protocol.train_together(stack, images, labels, short, machine, generators)
+            training.train_together(stack, images, labels, short, machine, generators)
         counts.append(calls)
     first, last = counts
     blank, usual, most = empty_network("ConvNet", 3, 10, (32, 32), "meta"), protocol.TEST_BATCH, protocol.MOST_TESTED
@@ -125,7 +125,7 @@ def evaluation(K: int, epochs: int = 10) -> tuple[float, float, int, int]:
     sizes = [min(size, 10000 - begin) for begin in range(0, 10000, size)]
     batches = [(torch.empty(n, 3, 32, 32, device="meta"), torch.empty(n, device="meta").long()) for n in sizes]
     with Calls() as test, contextlib.suppress(NotImplementedError, RuntimeError):  # it reads its result at the end
-        protocol.test_together(stack, batches, machine)
+        training.test_together(stack, batches, machine)
     return (last.device.total() - first.device.total()) / epochs / K, last.copies, test.device.total(), size
 
 

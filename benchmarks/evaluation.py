@@ -20,7 +20,7 @@ from ddm import device
 from ddm.augment import DiffAugment
 from ddm.data.images import Batches
 from ddm.device import Machine
-from ddm.evaluation import protocol
+from ddm.evaluation import protocol, training
 from ddm.evaluation.settings import DSA_STRATEGY, ProtocolSettings
 from ddm.networks import get_network
 from ddm.settings import MachineSettings
@@ -84,7 +84,7 @@ def main() -> None:
 
     def epoch() -> None:
         net.train()
-        protocol.one_epoch(net, train, optimizer, criterion, machine, augmented)
+        training.one_epoch(net, train, optimizer, criterion, machine, augmented)
 
     seconds = timing.medians(
         {
@@ -92,7 +92,7 @@ def main() -> None:
             "plain epoch": lambda: plain_epoch(plain_train, plain_net, plain_optimizer, criterion),
             "our epoch": lambda: (epoch(), protocol.wait_for(where)),
             "plain test": lambda: plain_epoch(plain_test, plain_net, None, criterion),
-            "our test": lambda: protocol.test(net, testloader, machine),
+            "our test": lambda: training.test(net, testloader, machine),
         },
         options.repeats,
     )
