@@ -36,6 +36,11 @@ def test_the_command_and_what_it_writes(tmp_path):
         assert len(accs) == 2 and accs[0] > accs[-1] > 0.15  # 5 classes are easier than 10, which are not chance
         assert f"| {memory} | " in done.stdout
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
+    head, *_, last = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert "| n | minus herding | 95 % interval |" in head and last in done.stdout
+    means = [100 * np.mean(results["accuracies"][name]["0"]) for name in ("herding", "ddm")]
+    assert f"| 1 | {means[1] - means[0]:+.2f} |" in last and "±" not in last  # of one order
+    assert "SGD lr 0.01" in results["protocol"] and results["protocol"].endswith("of the classes seen")
     # dm and ddm have the same weights here (--preset dm), so the same memory.
     data, order = load("Digits", tmp_path), np.random.RandomState(0).permutation(10)
     for step in range(2):

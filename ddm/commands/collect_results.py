@@ -11,6 +11,7 @@ from ddm import disk, drawing
 from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, differing, load
 from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
+from ddm.evaluation.protocol import interval
 from ddm.evaluation.sets import progress_text
 
 LABELS = ("dataset", "ipc", "run", "made by")
@@ -152,14 +153,6 @@ def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:
         return [], ""  # the networks differ: their seeds include the iteration
     differences = [100 * (a - b) for mine, other in common for a, b in zip(mine, other, strict=False)]
     return differences, "networks of one experiment"
-
-
-def interval(differences: list[float]) -> float | None:
-    """Half the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two values."""
-    from scipy import stats  # imported here: it takes a second
-
-    n = len(differences)
-    return float(stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5) if n > 1 else None
 
 
 def compared(row: Row, rows: list[Row]) -> dict[str, str]:

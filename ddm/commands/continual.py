@@ -81,7 +81,8 @@ def run(requested: ContinualSettings) -> None:
             plan.tapped_network(settings.but(device="meta"), data, DDM.needed(condensing(settings, memory)))
         # Every step has new shapes and would be compiled again. So auto means off.
         machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
-        content = {"num_classes": data.num_classes, "accuracies": accs}
+        line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
+        content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs}
         session.open(machine, requested, again=bool(accs), printed=data.warning_lines, **content)
         session.save()  # before any memory, as results.json describes the memories
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
@@ -138,16 +139,26 @@ def saved_memory(path: Path, labels: Tensor) -> Tensor:
 
 
 def conclude(session: Session, settings: ContinualSettings, memories: list[str]) -> None:
-    """Print the table and write the plot of the requested memories."""
+    """Print and write the table, and write the plot, of the requested memories."""
     files, record = session.files, session.record
     accuracies, orders = record["accuracies"], range(settings.seeds)
     percent = {name: 100 * np.array([accuracies[name][str(seed)] for seed in orders]) for name in memories}
     classes = np.cumsum([len(part) for part in class_steps(record["num_classes"], settings.steps, 0)]).tolist()
-    rows = [["memory", *(f"{n} classes" for n in classes), "mean over steps", "n"]]
+    first = memories[0]
+    minus = [f"minus {first}", "95 % interval"] if len(memories) > 1 else []
+    rows = [["memory", *(f"{n} classes" for n in classes), "mean over steps", "n", *minus]]
     for name, accs in percent.items():  # [orders, steps]
         cells = [drawing.mean_std(column.mean(), column.std(), len(column)) for column in (*accs.T, accs.mean(1))]
-        rows.append([name, *cells, str(settings.seeds)])
-    print(drawing.markdown(rows))
+        cells.append(str(settings.seeds))
+        if minus:
+            differences = (accs - percent[first]).mean(1).tolist()  # pairs are orders
+            half = protocol.interval(differences)
+            pair = [f"{statistics.fmean(differences):+.2f}", "" if half is None else f"± {half:.2f}"]
+            cells += ["", ""] if name == first else pair
+        rows.append([name, *cells])
+    table = drawing.markdown(rows)
+    print(table)
+    files.replace(files.folder / "table.md", table + "\n")
     path = files.folder / "curves.png"
     with drawing.axes(7, 4.5) as (figure, axes):
         for name, accs in percent.items():

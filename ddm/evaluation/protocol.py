@@ -334,6 +334,14 @@ def summary(accs: list[float]) -> dict[str, float | int | list[float]]:
     return {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs), "accuracies": accs}
 
 
+def interval(differences: Sequence[float]) -> float | None:
+    """Half the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two values."""
+    from scipy import stats  # imported here: it takes a second
+
+    n = len(differences)
+    return float(stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5) if n > 1 else None
+
+
 def record(entry: dict, trained: Sequence[Trained]) -> None:
     """Add networks to an entry of results.json: their accuracies, and the numbers of networks that trained at once."""
     before = entry.get("accuracies", [])
