@@ -234,10 +234,12 @@ def mixed(tmp_path):
 
 def test_a_folder_of_any_images(mixed, tmp_path, capsys):
     prepare("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path)
-    out = capsys.readouterr().out
-    assert "broken.jpg" in out and "cut.bmp" in out and "2 images could not be read" in out
-    assert "a fifth of every class" in out
+    out, err = capsys.readouterr()
+    warning = "images that can't be read are left out, 2: "
+    assert "broken.jpg" in out and "cut.bmp" in out and "store.json lists all that were left out" in out
+    assert "a fifth of every class" in out and warning in err
     data = load(str(tmp_path / "Insects_16.store"), tmp_path)
+    assert warning in capsys.readouterr().err
     assert data.class_names == ["ants", "bees"] and len(data.x_train) + len(data.x_test) == 12
     assert data.x_train.shape[1:] == (3, 16, 16)
     assert torch.bincount(data.y_train).tolist() in ([4, 5], [5, 5], [5, 4], [6, 5], [5, 6], [4, 4], [6, 6])

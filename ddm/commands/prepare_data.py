@@ -120,7 +120,7 @@ def prepare(args: PrepareSettings) -> None:
     for _, file, reason in damaged[:10]:
         print(f"damaged: {file}: {reason}")
     if damaged:
-        print(f"{len(damaged)} images could not be read and were left out; {path / 'store.json'} lists them")
+        print(f"{path / 'store.json'} lists all that were left out")
     counts = ", ".join(f"{split} {n}" for split, n in metadata["counts"].items())
     measured = (", ".join(f"{x:.4f}" for x in metadata[key]) for key in ("measured_mean", "measured_std"))
     print(f"images   {counts}, {'x'.join(map(str, metadata['shape']))}, {len(metadata['class_names'])} classes")

@@ -19,7 +19,7 @@ from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
 from ddm.data.loading import NAMES, is_path
 from ddm.data.partition import check_factor, decoded, decoded_labels
-from ddm.errors import UserError, first_line
+from ddm.errors import UserError, first_line, nearest
 from ddm.evaluation.plausibility import far_outside
 from ddm.evaluation.settings import SpaceSettings
 from ddm.networks import ARCHITECTURES, untapped
@@ -424,7 +424,10 @@ def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list
             rest = iter(left)
             guess = [next(rest) if label is None else label for label in labels]
         if guess is None or max(guess) >= data.num_classes:
-            raise UserError(f"{path}: {unknown[0]!r} is no class of {data.name}: name folders by class or number")
+            raise UserError(
+                f"{path}: {unknown[0]!r} is no class of {data.name}: {nearest(unknown[0], data.class_names)}; name "
+                "folders by class or number"
+            )
         labels = guess
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
