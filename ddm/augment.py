@@ -104,7 +104,7 @@ def _affine(x: Tensor, rows: list[list[Tensor]]) -> Tensor:
 
 
 class Operation(NamedTuple):
-    """Its numbers, and its effect on images."""
+    """An augmentation: how it draws random numbers, and how it applies them."""
 
     # the images' size (H, W), strengths, a source of uniform numbers, one of integers in [low, high) -> numbers [n]
     draw: Callable[

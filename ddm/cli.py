@@ -198,7 +198,10 @@ def parse(
 
 
 def over(cls: type[Settings], low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """The settings `low`, overridden by `high`, less what these exclude. Raises UserError for rivals in `high`."""
+    """The settings `low`, overridden by `high`, without those that `high` excludes.
+
+    Raises UserError for mutually exclusive settings in `high`.
+    """
     words = {name: declarations(cls)[name].exclusive for name in low.keys() | high.keys()}
     given = {words[name]: name for name, value in high.items() if words[name] and value is not None}
     for name, value in high.items():

@@ -58,8 +58,8 @@ class Network(nn.Module):
         sites = self.sites.get(kind, ())
         if not sites:
             has = ", ".join(self.sites)
-            mend = f"choose from {has}" if has else "take another network, or give it sites (docs/extending.md)"
-            raise UserError(f"has no {kind} feature maps to match: {mend}; --preset dm needs none")
+            remedy = f"choose from {has}" if has else "take another network, or declare its sites (docs/extending.md)"
+            raise UserError(f"has no {kind} feature maps to match: {remedy}; --preset dm needs none")
         wrong = [layer for layer in layers or [] if layer >= len(sites)]
         if wrong:
             raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")

@@ -147,7 +147,7 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     cuda = torch.device(device).type == "cuda"
     try:
-        with interrupt.handled_by(signal.SIG_DFL):  # it waits for others in C++, where Python's handlers do not run
+        with interrupt.handled_by(signal.SIG_DFL):  # ranks wait for others in C++, where Python's handlers do not run
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 timeout=STEP_PATIENCE,

@@ -179,7 +179,7 @@ NUMBERS = {int: integer, float: number}  # the checks of settings that declare n
 
 
 def within(check: Callable[[str], Any], low: float, high: float = math.inf) -> Callable[[str], Any]:
-    """A check for a number of a kind, `integer` or `number`, in [low, high]."""
+    """A check for a number in [low, high]; `check` is `integer` or `number`."""
 
     def checked_range(text: str) -> Any:
         value = check(text)

@@ -325,7 +325,7 @@ def test_why_runs_are_not_compared(tmp_path, capsys):
     write_results(tmp_path / "mine", [[0.50], [0.52]], **ZERO | {"mm_ratio": 1, "model": "MLP", "batch_real": 64})
     rows_of(tmp_path)
     err = capsys.readouterr().err
-    assert "mine is not compared with dm: --model MLP, there ConvNet; --batch_real 64, there " in err
+    assert "mine is not compared with dm: --model is MLP and ConvNet; --batch_real is 64 and unset" in err
 
 
 def test_the_headline_of_a_pool_is_the_network_that_condensed_without_its_taps():

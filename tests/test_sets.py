@@ -19,11 +19,11 @@ from conftest import command, command_line, parse, parsed, run, tiny_arrays
 
 import ddm
 from ddm import __main__ as entry
-from ddm.commands import evaluate, export
+from ddm.commands import evaluate, evaluation_table, export
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
-from ddm.evaluation import sets
+from ddm.evaluation import protocol, sets
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,9 @@ def test_another_set_in_the_same_file_is_not_the_same(made, tmp_path):
     torch.save(saved, tmp_path / "set.pt")
     record = score(made, tmp_path / "set.pt", "--num_eval", "1", save_path=tmp_path / "out")
     assert len({e["digest"] for e in record["evaluations"]}) == len(record["evaluations"]) == 3
-    rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
-    assert [", digest" in row for row in rows] == [True, True, False]
+    table, minus = (tmp_path / "out" / "table.md").read_text().split("\n\n")
+    assert [", digest" in row for row in table.splitlines()[2:]] == [True, True, False]
+    assert minus.count("(1 network) |") == 1
 
 
 def test_the_folder_of_a_stopped_run_is_left_alone(made, tmp_path):
@@ -264,6 +265,29 @@ def test_a_row_for_all_sets_of_a_file_and_no_deviation_of_one_network(made, tmp_
     accs = [100 * entry["accuracies"][0] for entry in record["evaluations"]]
     assert f"res_DM_CIFAR10_ConvNetW32_2ipc.pt[0] | {accs[0]:.2f} (n 1) |" in table
     assert f", all sets | {np.mean(accs):.2f} ± {np.std(accs):.2f} (n 2) |" in table
+
+
+def test_paired_differences_to_the_first_set():
+    def entries(name, experiment, iteration, *accs, **others):
+        entry = dict.fromkeys((*evaluation_table.PROTOCOL, *evaluation_table.MANNER, "dataset", "data"), 0)
+        entry |= {"eval_protocol": "last", "set": name, "experiment": experiment, "iteration": iteration}
+        return [entry | {"model": "ConvNet", "digest": name, "accuracies": list(accs)} | others]
+
+    three = [entries(f"a.pt[{k}]", k, 9, 0.5 + k / 10, 0.7 + k / 10) for k in range(3)]
+    other = [entries(f"b.pt[{k}]", k, 7, 0.6 + k / 10, 0.8 + k * k / 10) for k in range(3)]
+    text = evaluation_table.markdown([entry for one in three + other for entry in one])
+    points = [100 * (k * k / 10 - k / 10) / 2 + 10 for k in range(3)]
+    half = protocol.interval(points)
+    accs = [100 * acc for (entry,) in other for acc in entry["accuracies"]]
+    assert f"| b.pt, all sets | {np.mean(accs):.2f} ± {np.std(accs):.2f} (n 6) |" in text
+    assert text.endswith(f"| minus a.pt, all sets, with 95 % interval | ConvNet |\n| --- | --- |\n"
+                         f"| b.pt, all sets | {np.mean(points):+.2f} ± {half:.2f} (3 sets) |")  # fmt: skip
+    assert "minus a.pt[0]" not in text  # other networks: their iteration differs
+    single = entries("a.pt", 0, 9, 0.5, 0.7, 0.6) + entries("c", 0, 9, 0.6, 0.7) + entries("d", 0, 0, 0.1, 0.2)
+    single += entries("peers", 0, 9, 0.1, 0.2, eval_protocol="peers")
+    _, _, minus = evaluation_table.markdown(single).partition("minus a.pt")
+    assert "| c, eval_protocol last | +5.00 ± 63.53 (2 networks) |" in minus and "| d" not in minus
+    assert "peers" not in minus.replace("eval_protocol last", "")
 
 
 def test_a_wrong_space_is_noticed(made, tmp_path):

@@ -135,11 +135,11 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
 def difference(result: Result, base: Result) -> str:
     """The reason why a run can't be compared with a baseline of the same data and ipc."""
     names = [name for name in (*SHARED, *BUDGET) if result.value(name) != base.value(name)]
-    pairs = [f"--{name} {result.value(name)}, there {base.value(name)}" for name in names]
+    pairs = [f"--{name} is {result.value(name) or 'unset'} and {base.value(name) or 'unset'}" for name in names]
     if result.record["protocol"] != base.record["protocol"]:
         pairs.append("the protocols of evaluation differ")
     if result.record.get("unfinished") != base.record.get("unfinished"):
-        pairs.append("one has not ended")
+        pairs.append("one of the runs is unfinished")
     return "; ".join(pairs)
 
 

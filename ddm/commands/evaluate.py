@@ -1,15 +1,16 @@
 """`ddm evaluate`: evaluates saved sets on any networks."""
 
 import dataclasses
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from ddm import device, drawing, ranks
+from ddm import device, ranks
 from ddm.augment import operations_of
+from ddm.commands import evaluation_table
+from ddm.commands.evaluation_table import MANNER, PROTOCOL
 from ddm.commands.run_records import BASELINES, EVALUATION
 from ddm.commands.settings import FOLLOWED, DDMSettings, EvaluateSettings
 from ddm.data.checks import listed
@@ -35,12 +36,6 @@ class Row(NamedTuple):
     experiment: int
     iteration: int
     whole: bool = False
-
-
-# The settings that separate measurements of one set by one network. A new value adds a row to the table.
-PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
-MANNER = ("precision", "compile", "eval_protocol")  # other settings that separate measurements
-DIGESTS = ("data", "digest")  # of the real images and of the set
 
 
 # --eval_protocol -> defaults that replace the settings of the sets' runs; explicit flags override.
@@ -154,15 +149,12 @@ def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[
             used = "what the machine is fast at" if value is None else value
             print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
         values[name] = value
-    without = [
-        file for file, args in zip(requested.files, arguments, strict=True) if not args.keys() & {*FOLLOWED.values()}
-    ]
-    if 0 < len(without) < len(arguments):
-        shown = ", ".join(f"--{name} {values[name]}" for name in ("epochs", "lr_net"))
-        print(
-            f"note: {listed(without)}: no settings of evaluation in the file; those of the others: {shown}",
-            file=sys.stderr,
-        )
+    known = [bool(args.keys() & {*FOLLOWED.values()}) for args in arguments]
+    unset = [name for name in ("epochs", "lr_net") if requested.values()[name] is None]
+    if unset and any(known) and not all(known):
+        files = listed([file for file, has in zip(requested.files, known, strict=True) if not has])
+        shown = ", ".join(f"--{name} {values[name]}" for name in unset)
+        print(f"note: {files} record no evaluation settings: evaluated like the other files ({shown})", file=sys.stderr)
     return values
 
 
@@ -263,7 +255,7 @@ def run(requested: EvaluateSettings) -> None:
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
         for model, row, where in parts:
             score(choice, data, whole_machine if row.whole else machine, row, model, session, where, meter)
-        text = table(evaluations)
+        text = evaluation_table.markdown(evaluations)
         print(text)
         session.files.replace(session.files.folder / "table.md", text + "\n")
         print(f"results {session.files.results_path}")
@@ -320,47 +312,3 @@ def score(
     warning = plausibility.at_chance(entry["accuracies"], data)
     if warning:
         session.files.warn(f"{row.set.name}, {model}: {warning}")
-
-
-def table(evaluations: list[dict]) -> str:
-    """A Markdown table in %: one column per network, one row per set and settings, and one for all sets of a file.
-
-    Rows name the settings that differ in the table, and what differs between sets of one name.
-    """
-    everywhere, of_one_set = (*PROTOCOL, *MANNER, "dataset"), ("experiment", "iteration", *DIGESTS)
-    models = list(dict.fromkeys(entry["model"] for entry in evaluations))
-    names_of_sets = list(dict.fromkeys(entry["set"] for entry in evaluations))
-    rows: dict[str, dict[str, list[float]]] = {}  # row -> network -> accuracies
-    files: dict[str, dict[str, dict[str, list[float]]]] = {}  # the row of a file -> network -> set -> accuracies
-    for entry in sorted(evaluations, key=lambda entry: names_of_sets.index(entry["set"])):
-        rivals = [e for e in evaluations if e["set"] == entry["set"]]
-        # The two protocols differ in more than their names, which say it.
-        alike = [e for e in evaluations if e["eval_protocol"] == entry["eval_protocol"]]
-        differing = [name for name in everywhere if any(e[name] != entry[name] for e in alike)]
-        if entry["eval_protocol"] == PEERS or len(alike) < len(evaluations):  # the peers' never without this label
-            differing.append("eval_protocol")
-        shown = [f"{name} {entry[name]}" for name in differing]
-        of_set = [name for name in of_one_set if any(e[name] != entry[name] for e in rivals)]
-        of_set = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in of_set]
-        row = ", ".join([entry["set"], *shown, *of_set])
-        rows.setdefault(row, {})[entry["model"]] = entry["accuracies"]
-        file, number, _ = (
-            re.split(r"(\[\d+\])$", entry["set"]) if entry["set"].endswith("]") else (entry["set"], "", "")
-        )
-        if number and not of_set:
-            of_file = files.setdefault(", ".join([f"{file}, all sets", *shown]), {})
-            of_file.setdefault(entry["model"], {})[number] = entry["accuracies"]
-    for row, by_model in files.items():
-        if any(len(by_set) > 1 for by_set in by_model.values()):
-            rows[row] = {model: [acc for accs in by_set.values() for acc in accs] for model, by_set in by_model.items()}
-    lines = [["set", *models]]
-    lines += [[row, *(cell(by_model.get(model, [])) for model in models)] for row, by_model in rows.items()]
-    return drawing.markdown(lines)
-
-
-def cell(accuracies: list[float]) -> str:
-    """A cell of the table; empty without accuracies, which are in [0, 1]."""
-    if not accuracies:
-        return ""
-    s = protocol.summary(accuracies)
-    return f"{drawing.mean_std(100 * s['mean'], 100 * s['std'], s['n'])} (n {s['n']})"

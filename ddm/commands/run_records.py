@@ -31,7 +31,7 @@ STEPS = sorted(CHANGING - {*SHARED, *BUDGET})  # may differ, with a note
 # Runs that differ only in these settings share a row: experiments, and settings that do not change results. num_eval is
 # excluded: experiments with more networks would weigh more.
 ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"num_eval"} | {"first_exp", "subset"}
-# All arguments of this code, the last ones of older versions; others are settings of a user's recipe.
+# Arguments of this code, and at the end those of older versions. Others are settings of a user's recipe.
 OURS = {*roles(), *TERMS, "recipe", "dsa", "needs_all_classes", "proxy_cache", "subset"}
 # Entries of a results.json that `ddm collect --columns` shows, beside settings.
 COSTS = ("seconds", "condensing_seconds", "iterations_per_second", "peak_memory_bytes", "date")
@@ -102,7 +102,7 @@ class Result(NamedTuple):
 
     @property
     def is_dm(self) -> bool:
-        """Whether this is plain DM: L_MMD alone, and no setting of a user's recipe is on, as it may weight a term."""
+        """Whether this is plain DM: L_MMD alone. All settings of a user's recipe are 0, as one may be a weight."""
         if any(value for name, value in self.args.items() if name not in OURS):
             return False
         weights = {name: value for name, value in self.args.items() if name.endswith("_ratio")}
@@ -237,7 +237,7 @@ def differing(results: list[Result]) -> list[str]:
     """The settings that change results and differ between the runs that have them, in the order of their files.
 
     Files of older versions lack newer settings, so unset, 0 and absent are equal within a recipe. A setting of a user's
-    recipe is 0 in all others.
+    recipe counts as 0 in other recipes.
     """
     known: dict[str, set[str]] = {}  # recipe -> its settings
     for result in results:

@@ -133,11 +133,11 @@ def file_name(name: str) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by path."""
-    found = []
+    paths = []
     for root, inner, names in os.walk(folder, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]  # such as .ipynb_checkpoints
-        found += [Path(root) / name for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
+        paths += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in EXTENSIONS)
 
 
 def child(folder: Path, names: tuple[str, ...]) -> Path | None:

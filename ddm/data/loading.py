@@ -30,8 +30,9 @@ NAMES = ChainMap(layouts.PREPARED, DATASETS)
 
 def is_path(name: str) -> bool:
     """Whether --dataset is a path, not one of NAMES."""
-    looks = os.sep in name or name.endswith((".npz", store.SUFFIX)) or os.path.exists(name)  # False for a long name
-    return bool(name) and name not in NAMES and looks
+    if not name or name in NAMES:
+        return False
+    return os.sep in name or name.endswith((".npz", store.SUFFIX)) or os.path.exists(name)  # False for a long name
 
 
 def short_name(name: str) -> str:

@@ -16,7 +16,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 # (images [n, C, H, W], generator or None) -> augmented images
 Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
-# epochs -> the same epochs, shown as they pass
+# wraps the epochs in a progress bar
 Watch = Callable[[Iterable[int]], Iterable[int]]
 
 
@@ -195,7 +195,7 @@ def step_together(
         losses = F.cross_entropy(output.flatten(0, 1), lab.flatten(), reduction="none").view_as(lab).sum(1)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-        (losses.sum() / lab.shape[1]).backward()  # of each network, its mean loss
+        (losses.sum() / lab.shape[1]).backward()  # sum over networks of their mean losses
         optimizer.step()
     return torch.stack([losses.detach(), (output.argmax(2) == lab).sum(1)], dim=1)
 

@@ -77,7 +77,7 @@ class PoolSettings(CacheSettings):
 class Chunks(NamedTuple):
     """The classes per pass over a run, --class_chunk: a number, and its changes by (experiment, iteration).
 
-    Each out-of-memory error adds a change. A run that repeats the record rounds as the recorded one in every iteration.
+    Each out-of-memory error adds a change. A run with this record rounds like the recorded run.
     """
 
     first: int

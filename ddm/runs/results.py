@@ -70,8 +70,8 @@ def hardware(machine: Machine) -> dict[str, str | int]:
     """The device, the number of CPU threads of a run, and the computer."""
     cuda = machine.device.startswith("cuda")
     name = torch.cuda.get_device_name(machine.device) if cuda else cpu_name()
-    found = {"device": machine.device, "name": name, "cpu_threads": torch.get_num_threads()}
-    return found | {"cpu_cores": os.cpu_count() or 0, "system": f"{platform.system()} {platform.release()}"}
+    device = {"device": machine.device, "name": name, "cpu_threads": torch.get_num_threads()}
+    return device | {"cpu_cores": os.cpu_count() or 0, "system": f"{platform.system()} {platform.release()}"}
 
 
 def cpu_name() -> str:

@@ -1,0 +1,113 @@
+"""The tables of `ddm evaluate`: accuracies of sets by network, and their paired differences."""
+
+import re
+import statistics
+from typing import NamedTuple
+
+from ddm import drawing
+from ddm.evaluation import protocol
+from ddm.evaluation.settings import PEERS
+
+# The settings that separate measurements of one set by one network. A new value adds a row to the table.
+PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
+MANNER = ("precision", "compile", "eval_protocol")  # other settings that separate measurements
+DIGESTS = ("data", "digest")  # of the real images and of the set
+OF_SET = ("experiment", "iteration", *DIGESTS)
+
+Accuracies = dict[tuple[int, int], list[float]]  # by (experiment, iteration), which seed the networks
+
+
+class Row(NamedTuple):
+    """A row of the table: a set, or all sets of a file."""
+
+    name: str
+    settings: tuple[str, ...]  # those that differ in the table, and their values
+    by_model: dict[str, Accuracies]
+
+    @property
+    def title(self) -> str:
+        return ", ".join([self.name, *self.settings])
+
+    @property
+    def sets(self) -> int:
+        return max(len(by_set) for by_set in self.by_model.values())
+
+
+def rows_of(evaluations: list[dict]) -> list[Row]:
+    """One row per set and settings, then one for all sets of a file.
+
+    Rows name the settings that differ in the table, and what differs between sets of one name.
+    """
+    order = list(dict.fromkeys(entry["set"] for entry in evaluations))
+    rows: dict[tuple, Row] = {}
+    files: dict[tuple, Row] = {}
+    for entry in sorted(evaluations, key=lambda entry: order.index(entry["set"])):
+        # Settings of the two protocols are not compared: rows are labelled with the protocol.
+        alike = [e for e in evaluations if e["eval_protocol"] == entry["eval_protocol"]]
+        differing = [name for name in (*PROTOCOL, *MANNER, "dataset") if any(e[name] != entry[name] for e in alike)]
+        if entry["eval_protocol"] == PEERS or len(alike) < len(evaluations):  # rows of peers are always labelled
+            differing.append("eval_protocol")
+        settings = tuple(f"{name} {entry[name]}" for name in differing)
+        rivals = [e for e in evaluations if e["set"] == entry["set"]]
+        own = [name for name in OF_SET if any(e[name] != entry[name] for e in rivals)]
+        own = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in own]
+        places = [(rows, ", ".join([entry["set"], *own]))]
+        if (file := re.sub(r"\[\d+\]$", "", entry["set"])) != entry["set"] and not own:
+            places.append((files, f"{file}, all sets"))
+        for table, name in places:
+            row = table.setdefault((name, settings), Row(name, settings, {}))
+            by_set = row.by_model.setdefault(entry["model"], {})
+            by_set[entry["experiment"], entry["iteration"]] = entry["accuracies"]
+    return [*rows.values(), *(row for row in files.values() if row.sets > 1)]
+
+
+def cell(by_set: Accuracies) -> str:
+    """The mean and deviation over all networks, in %; empty without accuracies, which are in [0, 1]."""
+    accuracies = [acc for accs in by_set.values() for acc in accs]
+    if not accuracies:
+        return ""
+    s = protocol.summary(accuracies)
+    return f"{drawing.mean_std(100 * s['mean'], 100 * s['std'], s['n'])} (n {s['n']})"
+
+
+def difference(mine: Accuracies, base: Accuracies) -> str:
+    """The paired difference in percentage points with its 95 % interval; empty without pairs.
+
+    Pairs are sets of equal experiments, which start from the same images. For a single set they are the networks with
+    the same weights and batches.
+    """
+    if len(mine) > 1 and len(base) > 1:
+        of_base = {experiment: statistics.fmean(accs) for (experiment, _), accs in base.items() if accs}
+        pairs = [statistics.fmean(accs) - of_base[e] for (e, _), accs in mine.items() if accs and e in of_base]
+        unit = "set"
+    else:
+        pairs = [a - b for key in mine.keys() & base.keys() for a, b in zip(mine[key], base[key], strict=False)]
+        unit = "network"
+    if not pairs:
+        return ""
+    points = [100 * pair for pair in pairs]
+    half = protocol.interval(points)
+    text = f"{statistics.fmean(points):+.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return f"{text} ({len(points)} {unit}{'s' if len(points) > 1 else ''})"
+
+
+def markdown(evaluations: list[dict]) -> str:
+    """A Markdown table in % with one column per network, and one of the differences to the first set, if there are any.
+
+    The first row for all sets of a file is what others of this kind are compared with.
+    """
+    models = list(dict.fromkeys(entry["model"] for entry in evaluations))
+    rows = rows_of(evaluations)
+    lines = [["set", *models], *([row.title, *(cell(row.by_model.get(m, {})) for m in models)] for row in rows)]
+    text = drawing.markdown(lines)
+    for single in (True, False):
+        kind = [row for row in rows if (row.sets == 1) == single]
+        compared = []
+        for row in kind[1:]:
+            cells = [difference(row.by_model.get(m, {}), kind[0].by_model.get(m, {})) for m in models]
+            if row.settings == kind[0].settings and any(cells):
+                compared.append([row.title, *cells])
+        if compared:
+            head = [f"minus {kind[0].title}, with 95 % interval", *models]
+            text += f"\n\n{drawing.markdown([head, *compared])}"
+    return text
