@@ -12,7 +12,7 @@ import textwrap
 from argparse import SUPPRESS
 from collections.abc import Callable
 from dataclasses import MISSING
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -174,15 +174,18 @@ def parse(
     try:
         config = {} if path is None else read_config(path, cls)
         given = config | explicit
-        layers = [
-            preset_values(cls, config.get("preset")),
-            config,
-            preset_values(cls, explicit.get("preset")),
-            explicit,
+        layers = [  # the first override the others
+            ("", explicit),
+            ("--preset", preset_values(cls, explicit.get("preset"))),
+            ("--config", config),
+            ("--config", preset_values(cls, config.get("preset"))),
         ]
         if given.get("like") is not None:
-            layers.insert(0, arguments_of(given["like"], cls, set().union(*layers), recipe))
-        values = reduce(partial(over, cls), layers)
+            above = set().union(*(layer for _, layer in layers))
+            layers.append(("--like", arguments_of(given["like"], cls, above, recipe)))
+        values: dict[str, Any] = {}
+        for source, layer in layers:
+            values |= allowed(cls, layer, values, source)
         values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         fields = cls.__dataclass_fields__
         missing = [name for name in declarations(cls) if name not in values and fields[name].default is MISSING]
@@ -197,17 +200,25 @@ def parse(
     return settings
 
 
-def over(cls: type[Settings], low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    """The settings `low`, overridden by `high`, without those that `high` excludes.
+def allowed(cls: type[Settings], layer: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
+    """The settings of a source without those that `above`, which overrides it, has or excludes.
 
-    Raises UserError for mutually exclusive settings in `high`.
+    Raises UserError for two settings of the source that exclude each other. A run records both: the last one counts.
     """
-    words = {name: declarations(cls)[name].exclusive for name in low.keys() | high.keys()}
-    given = {words[name]: name for name, value in high.items() if words[name] and value is not None}
-    for name, value in high.items():
-        if value is not None and given.get(words[name], name) != name:
-            raise UserError(f"argument --{given[words[name]]}: not allowed with --{name}: leave one out")
-    return {name: value for name, value in low.items() if words[name] not in given} | high
+    words = {name: setting.exclusive for name, setting in declarations(cls).items() if setting.exclusive}
+    taken = {words[name] for name, value in above.items() if name in words and value is not None}
+    left = {name: value for name, value in layer.items() if name not in above and words.get(name) not in taken}
+    last: dict[str, str] = {}  # word -> setting
+    for name in [name for name, value in left.items() if name in words and value is not None]:
+        rival = last.get(words[name])
+        if rival is not None and source != "--like":
+            raise UserError(
+                f"argument {source or f'--{name}'}: --{rival} and --{name} exclude each other: leave one out"
+            )
+        if rival is not None:
+            del left[rival]
+        last[words[name]] = name
+    return left
 
 
 def read_config(path: str, cls: type[Settings]) -> dict[str, Any]:

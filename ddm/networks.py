@@ -59,7 +59,7 @@ class Network(nn.Module):
         if not sites:
             has = ", ".join(self.sites)
             remedy = f"choose from {has}" if has else "take another network, or declare its sites (docs/extending.md)"
-            raise UserError(f"has no {kind} feature maps to match: {remedy}; --preset dm needs none")
+            raise UserError(f"has no {kind} feature maps to match: {remedy}")
         wrong = [layer for layer in layers or [] if layer >= len(sites)]
         if wrong:
             raise UserError(f"has no layer {wrong[0]} of kind {kind}, only 0 to {len(sites) - 1}")

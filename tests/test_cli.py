@@ -147,7 +147,13 @@ def test_config_and_exclusive_flags_paths_and_long_names(tmp_path, capsys):
     settings = parsed("evaluate", "x.pt", "--config", path, "--eval_mode", "N")
     assert (settings.model, settings.eval_mode) == (None, "N")
     path.write_text("model: MLP\neval_mode: N\n")
-    assert "not allowed with" in refused(capsys, "evaluate", "x.pt", "--config", str(path))
+    err = refused(capsys, "evaluate", "x.pt", "--config", str(path))
+    assert "argument --config: --model and --eval_mode exclude each other: leave one out" in err
+    settings = parsed("evaluate", "x.pt", "--config", path, "--model", "ConvNet")
+    assert (settings.model, settings.eval_mode) == ("ConvNet", None)
+    assert "--model and --eval_mode exclude" in refused(
+        capsys, *["evaluate", "x.pt", "--model", "MLP", "--eval_mode", "N"]
+    )
     path.write_text("compile: on\ngraphs: off\n")  # YAML's words for false and true
     settings = parsed("condense", "--config", path)
     assert (settings.compile, settings.graphs) == ("on", "off")

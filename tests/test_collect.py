@@ -120,7 +120,7 @@ def test_the_likest_dm_run_is_the_one_that_is_compared_with(tmp_path, capsys):
     assert rows["style_res"]["DM run"] == "" and rows["own_term"]["DM run"] == "c_dm"
     said = capsys.readouterr().err
     assert "style_lr and b_other_lr, its baseline, differ in --lr_img" in said and "note: style and" not in said
-    assert "style_res is not compared with a_noise" in said
+    assert "style_res is not compared with b_other_lr: --res is 64 and unset\n" in said
     assert "pool: condensed on ConvNetBN, accuracy of ConvNet" in said
 
 
@@ -288,7 +288,14 @@ def test_a_plot_over_the_setting_that_differs(tmp_path, capsys, monkeypatch):
 
 def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
     documented = (ROOT / "docs" / "results.md").read_text().splitlines()
-    for name in ("ablation/ipc1", "ablation/ipc10", "ablation/ipc50", "published/2000", "published/4000", "published/6000"):
+    for name in (
+        "ablation/ipc1",
+        "ablation/ipc10",
+        "ablation/ipc50",
+        "published/2000",
+        "published/4000",
+        "published/6000",
+    ):
         command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 3 and set(lines) <= set(documented), name

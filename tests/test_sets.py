@@ -235,7 +235,7 @@ def test_files_of_others(case, made, tmp_path, monkeypatch):
 def test_the_files_of_trajectory_matching(made, tmp_path):
     data, images, labels, _ = contents(made)
     torch.save(images, tmp_path / "images_best.pt")
-    with pytest.raises(UserError, match=r"labels_best.pt is not beside it"):
+    with pytest.raises(UserError, match=r"is one tensor: give images_"):
         sets.read(tmp_path / "images_best.pt", data)
     torch.save(labels, tmp_path / "labels_best.pt")
     (found,), _ = sets.read(tmp_path / "images_best.pt", data)
@@ -248,7 +248,7 @@ def test_arrays_of_other_names(made, tmp_path):
     (found,), _ = sets.read(tmp_path / "x.npz", data)
     assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
     np.savez(tmp_path / "y.npz", a=images.numpy(), b=labels.numpy())
-    with pytest.raises(UserError, match="has the arrays a, b: it needs x_train and y_train"):
+    with pytest.raises(UserError, match="has the arrays a, b: it needs x_train and y_train, or images and labels"):
         sets.read(tmp_path / "y.npz", data)
 
 
@@ -271,7 +271,9 @@ def test_paired_differences_to_the_first_set():
     def entries(name, experiment, iteration, *accs, **others):
         entry = dict.fromkeys((*evaluation_table.PROTOCOL, *evaluation_table.MANNER, "dataset", "data"), 0)
         entry |= {"eval_protocol": "last", "set": name, "experiment": experiment, "iteration": iteration}
-        return [entry | {"model": "ConvNet", "digest": name, "accuracies": list(accs)} | others]
+        file, bracket, _ = name.partition("[")
+        entry |= {"model": "ConvNet", "digest": name, "accuracies": list(accs), "file": file if bracket else ""}
+        return [entry | others]
 
     three = [entries(f"a.pt[{k}]", k, 9, 0.5 + k / 10, 0.7 + k / 10) for k in range(3)]
     other = [entries(f"b.pt[{k}]", k, 7, 0.6 + k / 10, 0.8 + k * k / 10) for k in range(3)]
@@ -320,8 +322,16 @@ def test_constants_of_other_types_and_another_std(made, tmp_path):
     assert (found - data.normalise(pixels * 255)).abs().max() < 1e-4 and "other constants" in note
     found, (note,) = read(images, None, None)
     assert torch.equal(found, images) and "are taken for normalised" in note
+    torch.save({"data": [[images, labels]], "mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}, tmp_path / "y.pt")
+    with pytest.raises(UserError, match="and std above 0"):
+        sets.read(tmp_path / "y.pt", data)
+    torch.save(
+        {"images": images.tolist(), "labels": labels.tolist(), "mean": data.mean, "std": data.std}, tmp_path / "z.pt"
+    )
+    (found,), _ = sets.read(tmp_path / "z.pt", data)
+    assert (found.images - images).abs().max() < 1e-6
     torch.save({"data": [[images, labels]], "mean": [0.5], "std": [0.5]}, tmp_path / "y.pt")
-    with pytest.raises(UserError, match=r"1 value\(s\) of mean for 3 channel"):
+    with pytest.raises(UserError, match=r"constants \[0.5\] and \[0.5\] for 3 channel"):
         sets.read(tmp_path / "y.pt", data)
 
 

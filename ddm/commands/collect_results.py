@@ -61,7 +61,8 @@ class Row(NamedTuple):
 
 def names_of(text: str, flag: str, results: list[Result]) -> list[str]:
     """The settings, or COSTS, in a list joined by commas. Raises UserError for one that no run has."""
-    known = dict.fromkeys(name for result in results for name in (*result.listed, *result.args, *COSTS))
+    costs = COSTS if flag == "--columns" else ()
+    known = dict.fromkeys(name for result in results for name in (*result.listed, *result.args, *costs))
     names = [name.strip().removeprefix("--") for name in text.split(",")]
     for name in names:
         if name not in known:
@@ -122,8 +123,8 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     near = [base for base in results if base.is_base and base.group[:2] == result.group[:2]]
     if not bases:
         if near:
-            why = difference(result, near[0])
-            print(f"note: {result.name} is not compared with {near[0].name}: {why}", file=sys.stderr)
+            base, why = min(((base, differences(result, base)) for base in near), key=lambda pair: len(pair[1]))
+            print(f"note: {result.name} is not compared with {base.name}: {'; '.join(why)}", file=sys.stderr)
         return None
     base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
     if result.other_steps(base):
@@ -132,15 +133,16 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     return base
 
 
-def difference(result: Result, base: Result) -> str:
-    """The reason why a run can't be compared with a baseline of the same data and ipc."""
-    names = [name for name in (*SHARED, *BUDGET) if result.value(name) != base.value(name)]
-    pairs = [f"--{name} is {result.value(name) or 'unset'} and {base.value(name) or 'unset'}" for name in names]
+def differences(result: Result, base: Result) -> list[str]:
+    """The reasons why a run can't be compared with a baseline of the same data and ipc."""
+    of_budget = () if result.args["recipe"] == "coreset" else BUDGET
+    names = [name for name in (*SHARED, *of_budget) if result.value(name) != base.value(name)]
+    why = [f"--{name} is {result.value(name) or 'unset'} and {base.value(name) or 'unset'}" for name in names]
     if result.record["protocol"] != base.record["protocol"]:
-        pairs.append("the protocols of evaluation differ")
-    if result.record.get("unfinished") != base.record.get("unfinished"):
-        pairs.append("one of the runs is unfinished")
-    return "; ".join(pairs)
+        why.append("the protocols of evaluation differ")
+    if of_budget and result.record.get("unfinished") != base.record.get("unfinished"):
+        why.append("one of the runs is unfinished")
+    return why
 
 
 def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:
@@ -187,7 +189,9 @@ def table(rows: list[Row], columns: list[str], grouped: bool = False) -> Cells:
     cells = []
     for row in rows:
         first = row.runs[0]
-        line = row.label | {name: first.value(name) for name in columns} | {"accuracy %": f"{row.mean:.2f}"}
+        alone = len(row.runs) == 1
+        shown = {name: first.value(name) if alone or name not in COSTS else "" for name in columns}
+        line = row.label | shown | {"accuracy %": f"{row.mean:.2f}"}
         if grouped:
             std = "" if row.std is None else f"{row.std:.2f}"
             networks = sum(run.record["n"] for run in row.runs)

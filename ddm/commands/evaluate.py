@@ -149,12 +149,15 @@ def followed_values(requested: EvaluateSettings, arguments: list[dict]) -> dict[
             used = "what the machine is fast at" if value is None else value
             print(f"note: the files were made with different --{name} ({shown}): using {used}", file=sys.stderr)
         values[name] = value
-    known = [bool(args.keys() & {*FOLLOWED.values()}) for args in arguments]
-    unset = [name for name in ("epochs", "lr_net") if requested.values()[name] is None]
-    if unset and any(known) and not all(known):
-        files = listed([file for file, has in zip(requested.files, known, strict=True) if not has])
-        shown = ", ".join(f"--{name} {values[name]}" for name in unset)
-        print(f"note: {files} record no evaluation settings: evaluated like the other files ({shown})", file=sys.stderr)
+    without = [file for file, args in zip(requested.files, arguments, strict=True) if "epoch_eval_train" not in args]
+    followed = [name for name in ("epochs", "lr_net") if requested.values()[name] is None]
+    followed = [name for name in followed if len({args.get(FOLLOWED[name]) for args in arguments} - {None}) == 1]
+    if without and followed and requested.eval_protocol == LAST:
+        shown = ", ".join(f"--{name} {values[name]}" for name in followed)
+        print(
+            f"note: {listed(without)}: without a record, evaluated with the settings of the other files ({shown})",
+            file=sys.stderr,
+        )
     return values
 
 
@@ -235,6 +238,7 @@ def run(requested: EvaluateSettings) -> None:
         earlier = session.record_of(EVALUATION)
         evaluations = earlier.get("evaluations", []) if earlier else []
         for entry in evaluations:
+            entry.setdefault("eval_protocol", LAST)  # written by version 0.3.0 or earlier
             if entry.get("precision") is None:  # by version 0.6.0 or earlier
                 line = entry.get("protocol", "")
                 entry["precision"] = next((name for name in TF32 if f", {name}, " in line), None)
@@ -294,7 +298,7 @@ def score(
     entry = find(evaluations, where)
     if entry is None:
         line = protocol.protocol(settings, machine, data, choice.peers)
-        entry = {**where, "protocol": line, "accuracies": [], "curves": []}
+        entry = {**where, "file": row.set.file, "protocol": line, "accuracies": [], "curves": []}
         evaluations.append(entry)
     evaluator = None
     while left := range(len(entry["accuracies"]), choice.settings.num_eval):

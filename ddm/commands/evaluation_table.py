@@ -1,6 +1,5 @@
 """The tables of `ddm evaluate`: accuracies of sets by network, and their paired differences."""
 
-import re
 import statistics
 from typing import NamedTuple
 
@@ -52,13 +51,18 @@ def rows_of(evaluations: list[dict]) -> list[Row]:
         own = [name for name in OF_SET if any(e[name] != entry[name] for e in rivals)]
         own = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in own]
         places = [(rows, ", ".join([entry["set"], *own]))]
-        if (file := re.sub(r"\[\d+\]$", "", entry["set"])) != entry["set"] and not own:
-            places.append((files, f"{file}, all sets"))
+        if entry.get("file") and not own:
+            places.append((files, f"{entry['file']}, all sets"))
         for table, name in places:
             row = table.setdefault((name, settings), Row(name, settings, {}))
             by_set = row.by_model.setdefault(entry["model"], {})
             by_set[entry["experiment"], entry["iteration"]] = entry["accuracies"]
-    return [*rows.values(), *(row for row in files.values() if row.sets > 1)]
+    whole = [
+        row._replace(by_model={model: by_set for model, by_set in row.by_model.items() if len(by_set) == row.sets})
+        for row in files.values()
+        if row.sets > 1
+    ]
+    return [*rows.values(), *whole]
 
 
 def cell(by_set: Accuracies) -> str:

@@ -39,7 +39,6 @@ class Set(NamedTuple):
     dataset: str  # its name; empty for arrays of the user
     factor: int = 1  # a stored image holds factor x factor images
     encoded: bool = False  # whether these are the stored images, and not the decoded ones
-    rivals: int = 1  # sets in its file
 
     @property
     def bytes(self) -> np.ndarray:
@@ -78,7 +77,6 @@ def load_set(settings: ExportSettings) -> Set:
             dataset=short_name(metadata.get("args", {}).get("dataset", "")),
             factor=factor,
             encoded=s.stored and factor > 1,
-            rivals=metadata.get("args", {}).get("num_exp", 1),
         )
     args = metadata.get("args", {})
     name = s.dataset or args.get("dataset")
@@ -104,7 +102,6 @@ def load_set(settings: ExportSettings) -> Set:
         metadata=sets.of_one_set(metadata, s.experiment),
         dataset=data.name,
         factor=synset.factor,
-        rivals=args.get("num_exp", 1),
     )
 
 
@@ -416,7 +413,8 @@ def run(settings: ExportSettings) -> None:
     except OSError as error:
         raise UserError(f"--out {s.out!r} can't be written ({error.strerror or error})") from None
     what = f"stored images (factor {synset.factor})" if synset.encoded else "images"
-    which = f", set {s.experiment} of 0 to {synset.rivals - 1} (--experiment)" if synset.rivals > 1 else ""
+    number = sets.count(s.file)
+    which = f", set {s.experiment} of 0 to {number - 1} (--experiment)" if number > 1 else ""
     print(f"{len(synset.labels)} {what} of {len(synset.class_names)} classes in {out}{which}")
     cost = clipping_cost(synset.images, synset.normalisation) if s.to in CLIPPED else None
     for line in filter(None, (sets.unfinished_text(synset.metadata), cost)):

@@ -102,7 +102,8 @@ def origins(runs: Sequence[ReportedRun]) -> str:
     """Protocol, command, hardware, versions and all settings of each run."""
     names = [run.name for run in runs]
     rows = [["protocol", *(run.results["protocol"] for run in runs)]]
-    rows.append(["command", *(shlex.join(run.results["command"]) for run in runs)])
+    commands = ([Path(run.results["command"][0]).name, *run.results["command"][1:]] for run in runs)  # 0.7.0: a path
+    rows.append(["command", *map(shlex.join, commands)])
     for key in ("hardware", "versions"):
         rows.append([key, *(", ".join(f"{k} {v}" for k, v in run.results[key].items()) for run in runs)])
     settings = sorted({name for run in runs for name, value in run.args.items() if value is not None})

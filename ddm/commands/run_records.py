@@ -82,7 +82,7 @@ class Result(NamedTuple):
             return untapped(value)
         if isinstance(value, bool):
             return "yes" if value else ""
-        return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     def comparable(self, base: "Result") -> bool:
         """Whether `base` is a baseline in the same group and, unless this is a coreset, with the same budget."""
@@ -224,7 +224,8 @@ def merged(results: list[Result]) -> list[Result]:
             continue
         one = rows[twin]
         entries = sorted(one.record["evaluations"] + result.record["evaluations"], key=lambda e: e["experiment"])
-        whole = Result(one.name, one.record | {"evaluations": entries} | experiments_of(one.record, result.record))
+        shared = {name: value for name, value in one.record.items() if name not in COSTS}
+        whole = Result(one.name, shared | {"evaluations": entries} | experiments_of(one.record, result.record))
         accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
         numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
         rows[twin] = Result(one.name, whole.record | numbers)

@@ -460,9 +460,10 @@ def _fill(writer: store.Writer, listing: Listing, res: int | None) -> dict:
                 raise UserError(f"class {missing} of {listing.name} has no readable training image: use another copy")
     metadata = {"name": listing.name, "class_names": listing.class_names, "wnids": listing.wnids}
     doubts = list(listing.warnings)
-    damaged = [Path(file).name for split in writer.state["splits"].values() for _, file, _ in split["damaged"]]
+    damaged = [file for split in writer.state["splits"].values() for _, file, _ in split["damaged"]]
     if damaged:
-        doubts.append(f"images that can't be read are left out, {len(damaged)}: {listed(damaged)}")
+        shown = listed(["/".join(Path(file).parts[-2:]) for file in damaged])
+        doubts.append(f"images that can't be read are left out, {len(damaged)}: {shown}")
     if not listing.constants:  # published splits are known, and some are large
         arrays = {name: np.load(writer.partial / f"x_{name}.npy", mmap_mode="r") for name in listing.splits}
         doubts += split_warnings(listing.class_names, arrays, labels["test"])

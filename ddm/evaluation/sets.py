@@ -5,6 +5,7 @@ If a file does not record the space of its pixels, `read` guesses it from their 
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class Synset(NamedTuple):
     images: Tensor
     labels: Tensor
     factor: int = 1
+    file: str = ""  # the file, if it has several sets
 
 
 class Contents(NamedTuple):
@@ -71,6 +73,11 @@ def metadata(path: str | Path) -> dict:
     Raises UserError for an unreadable file.
     """
     return _contents(Path(path), None).metadata
+
+
+def count(path: str | Path) -> int:
+    """The number of sets in a file; 1 for a folder of pictures. Raises UserError for an unreadable file."""
+    return len(_contents(Path(path), None).sets) or 1
 
 
 def read(
@@ -104,7 +111,8 @@ def read(
         warning = warning or far_outside(normalised, data.normalisation)
         if warning:
             notes.append(f"warning: {name}: {warning}")
-        synsets.append(Synset(name, normalised, labels.long().flatten(), factor))
+        file = str(path) if len(contents.sets) > 1 else ""
+        synsets.append(Synset(name, normalised, labels.long().flatten(), factor, file))
     return synsets, notes
 
 
@@ -206,13 +214,23 @@ def _normalised(images: Tensor, contents: Contents, data: ImageData, space: str)
     images = images.float()
     if space == "normalised":
         if not whitened and {"mean", "std"} <= contents.metadata.keys():
-            before, now = Normalisation.of(contents.metadata["mean"], contents.metadata["std"]), data.normalisation
+            before, now = constants_of(contents.metadata, images.shape[1]), data.normalisation
             if not torch.allclose(before.constants, now.to("cpu").constants, atol=0):
                 shown = f"mean {before.mean}, std {before.std}"
                 note = f"the file was normalised with other constants ({shown}) and is normalised again"
                 images = now.to("cpu").normalise(before.unclipped(images))
         return images, note
     return data.normalisation.to("cpu").normalise(images / 255 if space == "bytes" else images), note
+
+
+def constants_of(metadata: dict, channels: int) -> Normalisation:
+    """The normalisation of a file by its mean and std. Raises UserError for numbers that can't be right."""
+    mean, std = metadata["mean"], metadata["std"]
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(f"the file has constants {mean} and {std} for {channels} channel(s): correct its mean and std")
+    if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+        raise UserError(f"the file has mean {mean} and std {std}: finite numbers are needed, and std above 0")
+    return Normalisation.of(mean, std)
 
 
 def guessed(images: Tensor) -> str:
@@ -308,11 +326,15 @@ def _torch_file(path: Path) -> Contents:
     """
     with torch.serialization.safe_globals(SAFE):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        beside = path.with_name(path.name.replace("images", "labels", 1))
-        if isinstance(content, Tensor) and beside != path:
-            if not beside.exists():
-                raise UserError(f"{path} has images without labels: {beside.name} is not beside it")
+        if isinstance(content, Tensor):
+            beside = path.with_name(path.name.replace("images", "labels", 1))
+            if not path.name.startswith("images") or not beside.exists():
+                raise UserError(
+                    f"{path} is one tensor: give images_*.pt, with labels_*.pt beside it, or [images, labels]"
+                )
             content = [content, torch.load(beside, map_location="cpu", weights_only=True)]
+            if not isinstance(content[1], Tensor):
+                raise UserError(f"{beside} has no tensor of labels: correct it")
     if isinstance(content, dict) and "data" in content:
         sets = [(images, labels) for images, labels, *_ in content["data"]]
     elif isinstance(content, dict) and {"images", "labels"} <= content.keys():
@@ -327,12 +349,9 @@ def _torch_file(path: Path) -> Contents:
         raise UserError(f"{path} has no images: use another file")
     rest = {key: value for key, value in content.items() if key not in ("data", "images", "labels")} if content else {}
     for name in ("mean", "std"):  # other code also saves tensors and arrays
-        if rest.get(name) is None:
-            rest.pop(name, None)
-            continue
-        rest[name] = torch.as_tensor(rest[name], dtype=torch.float64).flatten().tolist()
-        if len(rest[name]) != (channels := sets[0][0].shape[1]):
-            raise UserError(f"{path} has {len(rest[name])} value(s) of {name} for {channels} channel(s): correct it")
+        value = rest.pop(name, None)
+        if value is not None:
+            rest[name] = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
     return Contents(sets, rest, rest.get("space") or ("normalised" if {"mean", "std"} <= rest.keys() else None))
 
 
@@ -345,9 +364,15 @@ def _arrays(path: Path) -> Contents:
         pairs = (("x_stored", "y_stored"), ("x_train", "y_train"), ("images", "labels"))
         pair = next((pair for pair in pairs if {*pair} <= {*file}), None)
         if pair is None:
-            raise UserError(f"{path} has the arrays {', '.join(file) or 'none'}: it needs x_train and y_train")
+            raise UserError(
+                f"{path} has the arrays {', '.join(file) or 'none'}: it needs x_train and y_train, or images and labels"
+            )
         factor = factor_of({"factor": int(file["factor"])}) if "factor" in file else 1
         x, y = (file[name] for name in pair)
+    if x.dtype.kind in "iu" and x.size and x.min() >= 0 and x.max() < 256:
+        x = x.astype(np.uint8)
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise UserError(f"{path} has images of type {x.dtype}: integers from 0 to 255 or floats are needed")
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
@@ -553,8 +578,10 @@ class CondensedDataset(Dataset):
         zca = self.metadata.get("zca")
         if zca is None and (self.mean is None or self.std is None):
             raise UserError(f"{self.name} does not say how its images were normalised: use those of get_dataset")
+        if zca is None:
+            return constants_of({"mean": self.mean, "std": self.std}, self.images.shape[1]).pixels(self.images)
         channels = [0.0] * self.images.shape[1]
-        return Normalisation.of(self.mean or channels, self.std or channels, zca).pixels(self.images)
+        return Normalisation.of(channels, channels, zca).pixels(self.images)
 
     def save(self, path: str | Path) -> None:
         """Write the set in the format of a run: {'data': [[images, labels]], 'accs_all_exps', ...}."""

@@ -15,7 +15,11 @@ from ddm.errors import UserError, first_line
 
 
 class Board:
-    """A dashboard with `scalars`, `image` and `hyper_parameters`; `start` makes its writer on first use."""
+    """A dashboard: `start` makes its writer on first use, `finish` closes it.
+
+    Subclasses have `scalars` (a point of each named curve), `image` (a grid [3, H, W] in [0, 1]) and `hyper_parameters`
+    (the settings and the final accuracy).
+    """
 
     @cached_property
     def writer(self) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddm import __version__
+from ddm import __version__, torchrun
 from ddm.data.images import ImageData
 from ddm.data.partition import decoded
 from ddm.device import Machine
@@ -55,9 +55,11 @@ def set_content(
 def command_line() -> list[str]:
     """The words of this command, to be repeated in a shell: python -m ddm condense ..."""
     program, *words = sys.argv
-    if Path(program).name == "__main__.py":
-        return ["python", "-m", "ddm", *words]
-    return ["python", program, *words] if program.endswith(".py") else [Path(program).name, *words]
+    spec, ranks = getattr(sys.modules["__main__"], "__spec__", None), torchrun.rank_and_world()[1]
+    start = ["torchrun", "--nproc_per_node", str(torchrun.ranks_on_this_host())] if ranks > 1 else ["python"]
+    if spec is not None:  # python -m
+        return [*start, "-m", spec.name.removesuffix(".__main__"), *words]
+    return [*start, program, *words] if program.endswith(".py") else [Path(program).name, *words]
 
 
 def versions() -> dict[str, str]:
