@@ -47,7 +47,11 @@ def test_some_layers_the_published_form_and_none():
 
 @pytest.mark.parametrize(
     ("model", "kind", "layers", "text"),
-    [("MLP", "published", None, "none"), ("ResNet18", "conv", None, "published"), ("ConvNet", "act", [3], "0 to 2")],
+    [
+        ("MLP", "published", None, "declare its sites"),
+        ("ResNet18", "conv", None, "published"),
+        ("ConvNet", "act", [3], "0 to 2"),
+    ],
 )
 def test_what_is_not_there_is_refused(model, kind, layers, text):
     with pytest.raises(UserError, match=text):
