@@ -327,6 +327,16 @@ def test_a_term_of_a_users_recipe_is_a_column_and_never_plain_dm(tmp_path, capsy
     assert "| cov_weight | seconds | date |" in capsys.readouterr().out.splitlines()[0]
 
 
+def test_a_setting_newer_than_a_file_has_its_default(tmp_path, capsys):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
+    newer = {"factor": 1, "networks": "random", "pool": 10, "interpolate": True}
+    write_results(tmp_path / "paper", [[0.42], [0.47]], **ZERO | {"mm_ratio": 5.0} | newer)
+    write_results(tmp_path / "split", [[0.42], [0.47]], **ZERO | {"mm_ratio": 5.0} | newer | {"factor": 2})
+    rows_of(tmp_path)
+    err = capsys.readouterr().err
+    assert "paper and dm" not in err and "split and dm, its baseline, differ in --factor\n" in err
+
+
 def test_why_runs_are_not_compared(tmp_path, capsys):
     write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
     write_results(tmp_path / "mine", [[0.50], [0.52]], **ZERO | {"mm_ratio": 1, "model": "MLP", "batch_real": 64})

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ddm.commands.settings import roles
+from ddm.commands.settings import defaults, roles
 from ddm.errors import UserError
 from ddm.evaluation.protocol import headline_model
 from ddm.evaluation.sets import progress_text
@@ -98,7 +98,9 @@ class Result(NamedTuple):
         """The STEPS settings that differ from those of another run; none for a coreset."""
         if self.args["recipe"] == "coreset":
             return []
-        return [name for name in STEPS if (self.args.get(name) or None) != (base.args.get(name) or None)]
+        usual = defaults() | PLAIN  # of settings that are newer than a file
+        values = [{name: run.args.get(name, usual.get(name)) or None for name in STEPS} for run in (self, base)]
+        return [name for name in STEPS if values[0][name] != values[1][name]]
 
     @property
     def is_dm(self) -> bool:
