@@ -203,7 +203,8 @@ def parse(
 def allowed(cls: type[Settings], layer: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
     """The settings of a source without those that `above`, which overrides it, has or excludes.
 
-    Raises UserError for two settings of the source that exclude each other. A run records both: the last one counts.
+    Raises UserError for two settings of the source that exclude each other. With --like the last one counts, because a
+    run records both.
     """
     words = {name: setting.exclusive for name, setting in declarations(cls).items() if setting.exclusive}
     taken = {words[name] for name, value in above.items() if name in words and value is not None}

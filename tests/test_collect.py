@@ -337,6 +337,14 @@ def test_a_setting_newer_than_a_file_has_its_default(tmp_path, capsys):
     assert "paper and dm" not in err and "split and dm, its baseline, differ in --factor\n" in err
 
 
+def test_costs_are_entries_of_results(capsys):
+    run = ROOT / "docs" / "results" / "published" / "6000" / "dm"
+    assert set(run_records.COSTS) <= json.loads((run / "results.json").read_text()).keys()
+    command("collect", run, "--columns", ",".join(run_records.COSTS))
+    head, _, row = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert all(row[head.index(name)] for name in run_records.COSTS)
+
+
 def test_why_runs_are_not_compared(tmp_path, capsys):
     write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
     write_results(tmp_path / "mine", [[0.50], [0.52]], **ZERO | {"mm_ratio": 1, "model": "MLP", "batch_real": 64})

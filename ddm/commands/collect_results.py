@@ -123,7 +123,7 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     near = [base for base in results if base.is_base and base.group[:2] == result.group[:2]]
     if not bases:
         if near:
-            base, why = min(((base, differences(result, base)) for base in near), key=lambda pair: len(pair[1]))
+            base, why = min(((base, mismatches(result, base)) for base in near), key=lambda pair: len(pair[1]))
             print(f"note: {result.name} is not compared with {base.name}: {'; '.join(why)}", file=sys.stderr)
         return None
     base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
@@ -133,7 +133,7 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     return base
 
 
-def differences(result: Result, base: Result) -> list[str]:
+def mismatches(result: Result, base: Result) -> list[str]:
     """The reasons why a run can't be compared with a baseline of the same data and ipc."""
     of_budget = () if result.args["recipe"] == "coreset" else BUDGET
     names = [name for name in (*SHARED, *of_budget) if result.value(name) != base.value(name)]

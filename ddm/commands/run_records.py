@@ -34,7 +34,7 @@ ALONE = {name for name, role in roles().items() if role is not Role.RESULT} - {"
 # Arguments of this code, and at the end those of older versions. Others are settings of a user's recipe.
 OURS = {*roles(), *TERMS, "recipe", "dsa", "needs_all_classes", "proxy_cache", "subset"}
 # Entries of a results.json that `ddm collect --columns` shows, beside settings.
-COSTS = ("seconds", "condensing_seconds", "iterations_per_second", "peak_memory_bytes", "date")
+COSTS = ("seconds", "preparation_seconds", "iterations_per_second", "peak_memory_bytes", "date")
 # Arguments without a column of their own: `method` and `recipe` are in "made by".
 UNLISTED = ALONE | {"num_eval", "dataset", "ipc", "method", "recipe"}
 

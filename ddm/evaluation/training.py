@@ -28,7 +28,11 @@ def train_step(
     target: Tensor,
     machine: Machine,
 ) -> tuple[Tensor, Tensor]:
-    """Train on one batch, or test it if optimizer is None: loss and outputs, on the device, no host sync."""
+    """Train on one batch, or test it if optimizer is None; no host sync.
+
+    Images [n, C, H, W] are normalised; `target` is labels [n], or shares of the classes [n, classes]. Returns the loss
+    (a scalar) and the outputs, float32 [n, classes], on the device.
+    """
     with torch.set_grad_enabled(optimizer is not None):
         with machine.autocast():
             output = net(img)
