@@ -2,12 +2,12 @@
 
     python benchmarks/gpu.py [--out docs/results/gpu.md] [--data_path data] [--parts tests,graphs,...]
 
-Parts: `tests` runs `pytest -m cuda`, which needs requirements-test.txt; `graphs` times a step as a CUDA graph and
-eager, and compares their images; `passes` times real images per pass; `plain` and `evaluation` time a step and an
-evaluation beside the plain loop of the published scripts; `stacked` compares evaluation networks that train together
-with the same ones trained alone, and times both; `accuracy` condenses real CIFAR10 (from --data_path, downloaded if
-absent) for 1,000 iterations, and reports the first evaluation (every 250) that reaches 48.9 % and 54.2 %. Without a
-GPU the script says so.
+Parts: `tests` runs tests/test_cuda.py, which needs requirements-test.txt; `graphs` times a step as a CUDA graph, eager
+and compiled, and compares their images; `draws` times the host's draws; `passes` times real images per pass; `plain`
+and `evaluation` time a step and an evaluation beside the plain loop of the published scripts; `stacked` compares
+evaluation networks that train together with the same ones trained alone, and times both; `accuracy` condenses real
+CIFAR10 (from --data_path, downloaded if absent) for 1,000 iterations, and reports the first evaluation (every 250) that
+reaches 48.9 % and 54.2 %. Each line is written when it is measured. Without a GPU the script says so.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -31,7 +31,7 @@ from ddm import device
 from ddm.data.images import ImageData
 from ddm.evaluation.protocol import Evaluator, Trained, TrainingSet
 from ddm.evaluation.settings import ProtocolSettings
-from ddm.methods import matching
+from ddm.methods import draws, matching
 from ddm.methods.condensation import Condensation
 
 STEPS = 30  # timed after as many unmeasured ones as a capture needs
@@ -57,47 +57,63 @@ def milliseconds_of(maker: Condensation) -> float:
     return milliseconds
 
 
-def tests() -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "cuda", "tests"]
+def tests() -> Iterator[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "cuda", "tests/test_cuda.py"]
     done = subprocess.run(command, cwd=timing.ROOT, capture_output=True, text=True)
     print(done.stdout[-3000:], file=sys.stderr)
     lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
-    return f"`pytest -m cuda`: {lines[-1]}"
+    yield f"`pytest -m cuda`: {lines[-1]}"
 
 
-def graphs() -> str:
-    lines = [
-        "| step | precision | eager ms | graph ms | eager / graph | largest difference of a pixel after 36 steps |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
+def graphs() -> Iterator[str]:
+    yield (
+        "| step | precision | eager ms | graph ms | compiled graph ms | eager / compiled | its first step, s "
+        "| largest difference of a pixel, graph and eager, after 36 steps |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     data = step.random_data(10, 32, 500)
     for case in ("MMD", "CM", "best"):
         for precision in ("fp32", "bf16"):
             milliseconds, images = [], []
-            for choice in ("off", "auto"):
-                options = {"ipc": 10, "precision": precision, "compile": "off", "graphs": choice, "lr_img": 0.01}
+            for choice, compile in (("off", "off"), ("auto", "off"), ("auto", "on")):
+                options = {"ipc": 10, "precision": precision, "compile": compile, "graphs": choice, "lr_img": 0.01}
                 maker = step.started(case, data, device="cuda", **options)
+                began = time.perf_counter()
+                maker.step(1)
+                maker.check()
+                first = time.perf_counter() - began
                 milliseconds.append(milliseconds_of(maker))
                 images.append(maker.images())
-            eager, graph = milliseconds
+            eager, graph, compiled = milliseconds
             error = (images[0] - images[1]).abs().max().item()
-            lines.append(f"| {case} | {precision} | {eager:.2f} | {graph:.2f} | {eager / graph:.2f} | {error:.2g} |")
-    return "\n".join(lines)
+            times = f"{eager:.2f} | {graph:.2f} | {compiled:.2f} | {eager / compiled:.2f} | {first:.1f}"
+            yield f"| {case} | {precision} | {times} | {error:.2g} |"
 
 
-def passes() -> str:
-    lines = ["| real images per pass | ms per step (best, bf16, 10 classes of 256) |", "|---|---|"]
+def drawing() -> Iterator[str]:
+    yield "| threads | ms per iteration of draws, CIFAR10 shape, ipc 10, batch_real 256 |"
+    yield "|---|---|"
+    maker = step.started("CM", step.random_data(10, 32, 5000), device="cuda", ipc=10, compile="off")
+    for threads in (1, 2, 4):
+        with mock.patch.object(draws, "THREADS", threads):
+            ahead = draws.Ahead(maker.draws.draw, "cuda", last=10**6)
+            yield f"| {threads} | {1000 * seconds_per_step(lambda it, ahead=ahead: ahead.next(0, it), 20, 200):.2f} |"
+            ahead.close()
+
+
+def passes() -> Iterator[str]:
+    yield "| real images per pass | ms per step (best, bf16, 10 classes of 256) |"
+    yield "|---|---|"
     data = step.random_data(10, 32, 500)
     for images in (128, 256, 512, 1024, 2560):
         with mock.patch.object(matching, "pass_pixels", lambda device, images=images: images * 32 * 32):
             maker = step.started("best", data, device="cuda", precision="bf16", compile="off", class_chunk=10)
-            lines.append(f"| {images} | {milliseconds_of(maker):.2f} |")
-    return "\n".join(lines)
+            yield f"| {images} | {milliseconds_of(maker):.2f} |"
 
 
-def plain() -> str:
-    lines = ["| classes | step | plain loop ms (TF32) | ours ms (bf16, compiled, graph) | plain / ours |"]
-    lines.append("|---|---|---|---|---|")
+def plain() -> Iterator[str]:
+    yield "| classes | step | plain loop ms (TF32) | ours ms (bf16, compiled, graph) | plain / ours |"
+    yield "|---|---|---|---|---|"
     for classes in (10, 100):
         data = step.random_data(classes, 32, 300)
         there = data.to("cuda")
@@ -113,8 +129,7 @@ def plain() -> str:
                 warm_up=2,
                 steps=5,
             )
-            lines.append(f"| {classes} | {case} | {published:.1f} | {ours:.2f} | {published / ours:.1f} |")
-    return "\n".join(lines)
+            yield f"| {classes} | {case} | {published:.1f} | {ours:.2f} | {published / ours:.1f} |"
 
 
 def evaluator(data: ImageData, together: bool, networks: int, epochs: int) -> Evaluator:
@@ -132,33 +147,32 @@ def trained(data: ImageData, together: bool, networks: int, epochs: int) -> tupl
     return found, time.perf_counter() - began
 
 
-def stacked() -> str:
+def stacked() -> Iterator[str]:
     data = step.random_data(10, 32, 100).to("cuda")
     together, alone = (trained(data, choice, 4, 11)[0] for choice in (True, False))
     losses = torch.tensor([[[loss for loss, _ in one.curve] for one in found] for found in (together, alone)])
-    lines = [
+    yield (
         f"4 networks after 11 epochs, together and alone: training losses differ by at most "
         f"{(losses[0] / losses[1] - 1).abs().max():.2g} of their value; accuracies on random labels "
         f"{[round(one.accuracy, 3) for one in together]} and {[round(one.accuracy, 3) for one in alone]}.\n"
-    ]
-    lines += ["| ipc 10 | seconds of training per network of 1,001 epochs |", "|---|---|"]
+    )
+    yield "| ipc 10 | seconds of training per network of 1,001 epochs |"
+    yield "|---|---|"
     for name, choice, networks in (("20 together", True, 20), ("one by one", False, 2)):
         # The difference of two trainings leaves out what happens once, such as the test.
         short, long = (trained(data, choice, networks, epochs)[1] for epochs in (51, 151))
-        lines.append(f"| {name} | {(long - short) / networks * 1001 / 100:.1f} |")
-    return "\n".join(lines)
+        yield f"| {name} | {(long - short) / networks * 1001 / 100:.1f} |"
 
 
-def plain_evaluation() -> str:
+def plain_evaluation() -> Iterator[str]:
     table = io.StringIO()
     with contextlib.redirect_stdout(table), mock.patch.object(sys, "argv", ["evaluation.py", "--device", "cuda"]):
         evaluation.main()
-    return table.getvalue().strip()
+    yield table.getvalue().strip()
 
 
-def accuracy(data_path: str) -> str:
+def accuracy(data_path: str) -> Iterator[str]:
     """The curve of `best`; seconds of condensing."""
-    lines = ["| iterations of 256 | seconds of condensing | accuracy % | n |", "|---|---|---|---|"]
     reached = {48.9: None, 54.2: None}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ddm", "condense", "--preset", "fast,best", "--batch_real", "256"]
@@ -166,24 +180,26 @@ def accuracy(data_path: str) -> str:
         command += ["--num_eval", "5", "--eval_every", "250", "--Iteration", "1000"]
         done = subprocess.run(command, cwd=timing.ROOT, capture_output=True, text=True)
         if done.returncode:
-            return f"not run: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            yield f"not run: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            return
         record = json.loads((Path(folder) / "results.json").read_text())
+    yield "| iterations of 256 | seconds of condensing | accuracy % | n |"
+    yield "|---|---|---|---|"
     for entry in record["evaluations"]:
         if entry["images"] == "condensed":
             seconds, mean = entry["condensing_seconds"], 100 * entry["mean"]
-            lines.append(
-                f"| {entry['iteration']} | {seconds:.0f} | {mean:.2f} ± {100 * entry['std']:.2f} | {entry['n']} |"
-            )
+            yield f"| {entry['iteration']} | {seconds:.0f} | {mean:.2f} ± {100 * entry['std']:.2f} | {entry['n']} |"
             for target in reached:
                 if reached[target] is None and mean >= target:
                     reached[target] = seconds
     told = [f"{target} % " + (f"after {s:.0f} s" if s is not None else "not reached") for target, s in reached.items()]
-    return "\n".join([*lines, "", "; ".join(told) + f". Protocol: {record['protocol']}."])
+    yield f"\n{'; '.join(told)}. Protocol: {record['protocol']}."
 
 
 PARTS = {
     "tests": "Tests on the GPU",
-    "graphs": "A step: graph against eager",
+    "graphs": "A step: eager, as a graph, compiled",
+    "draws": "Draws of the host",
     "passes": "Real images per pass",
     "plain": "A step beside the plain loop",
     "evaluation": "An evaluation epoch and test beside the plain loop",
@@ -201,28 +217,29 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device: torch.cuda.is_available() is False; nothing was measured")
         return
-    runs = {"tests": tests, "graphs": graphs, "passes": passes, "plain": plain, "evaluation": plain_evaluation}
-    runs |= {"stacked": stacked, "accuracy": lambda: accuracy(options.data_path)}
+    runs = {"tests": tests, "graphs": graphs, "draws": drawing, "passes": passes, "plain": plain}
+    runs |= {"evaluation": plain_evaluation, "stacked": stacked, "accuracy": lambda: accuracy(options.data_path)}
     parts = options.parts.split(",")
     if unknown := [name for name in parts if name not in runs]:
         parser.error(f"unknown part {unknown[0]}: choose from {','.join(runs)}")
     began, text = time.perf_counter(), []
 
-    def tell(part: str) -> None:
-        """Print a part, and write all so far: a part that hangs must not lose the others."""
-        text.append(part)
-        print(part + "\n", flush=True)
+    def tell(line: str) -> None:
+        """Print a line, and write all so far: a part that hangs, or a limit of time, must not lose the others."""
+        text.append(line)
+        print(line, flush=True)
         if options.out:
-            Path(options.out).write_text("\n\n".join(text) + "\n")
+            Path(options.out).write_text("\n".join(text) + "\n")
 
     tell(f"# Measured on a GPU\n\n{timing.settings('cuda')}")
     for name in parts:
+        tell(f"\n## {PARTS[name]}\n")
         try:
-            result = runs[name]()
+            for line in runs[name]():
+                tell(line)
         except Exception as error:  # one part that fails must not lose the others
-            result = f"failed: {type(error).__name__}: {str(error)[:300]}"
-        tell(f"## {PARTS[name]}\n\n{result}")
-    tell(f"{time.perf_counter() - began:.0f} s in all.")
+            tell(f"failed: {type(error).__name__}: {str(error)[:300]}")
+    tell(f"\n{time.perf_counter() - began:.0f} s in all.")
 
 
 if __name__ == "__main__":

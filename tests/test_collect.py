@@ -337,6 +337,30 @@ def test_a_setting_newer_than_a_file_has_its_default(tmp_path, capsys):
     assert "paper and dm" not in err and "split and dm, its baseline, differ in --factor\n" in err
 
 
+def test_a_table_after_an_earlier_iteration(tmp_path, capsys):
+    write_results(tmp_path / "dm", [[0.40, 0.44]], **ZERO)
+    write_results(tmp_path / "paper", [[0.42, 0.47]], **ZERO | {"mm_ratio": 5.0})
+    write_results(tmp_path / "random", [[0.2]], "coreset", method="random")
+    for name, accs in (("dm", [0.30, 0.34]), ("paper", [0.31, 0.35])):
+        path = tmp_path / name / "results.json"
+        record = json.loads(path.read_text())
+        (early,) = (entry for entry in record["evaluations"] if entry["iteration"] == 2)
+        early["accuracies"] = accs
+        path.write_text(json.dumps(record))
+    command("collect", tmp_path, "--columns", "none", "--iteration", 2)
+    out = capsys.readouterr().out
+    assert "| dm, 2 of 5 iterations | DM_DDM | 32.00 | 2.00 | 2 |" in out
+    assert "| paper, 2 of 5 iterations | DM_DDM | 33.00 | 2.00 | 2 | +1.00 | ± 0.00 | 2 networks of one" in out
+    assert "| random | random | 20.00 |" in out
+    command("collect", tmp_path, "--columns", "none", "--iteration", 5)
+    whole = capsys.readouterr().out
+    command("collect", tmp_path, "--columns", "none")
+    assert capsys.readouterr().out == whole
+    with pytest.raises(SystemExit):
+        command("collect", tmp_path, "--iteration", 3)
+    assert "--iteration 3: dm was evaluated after 2, 5" in capsys.readouterr().err
+
+
 def test_costs_are_entries_of_results(capsys):
     run = ROOT / "docs" / "results" / "published" / "6000" / "dm"
     assert set(run_records.COSTS) <= json.loads((run / "results.json").read_text()).keys()

@@ -13,7 +13,7 @@ from ddm import bars, device
 from ddm.commands.settings import DDMSettings
 from ddm.evaluation import protocol
 from ddm.methods.condensation import Condensation
-from ddm.runs import cost
+from ddm.runs import cost, experiments
 
 
 def test_durations_and_the_line():
@@ -81,6 +81,22 @@ def test_a_step_that_compiles_is_not_in_the_estimate(data_path, tmp_path, monkey
     flags = ("--Iteration", "20", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1", "--precision", "fp32")
     run("DM_KNearest", data_path, tmp_path, *flags, "--compile", "on")
     assert "3 min for 17 iterations" in capsys.readouterr().out
+
+
+def test_steps_that_only_the_checks_wait_for(data_path, tmp_path, monkeypatch, capsys):
+    """Like those of a GPU."""
+    check, clock = Condensation.check, [0.0]
+
+    def slow(self):
+        clock[0] += 100
+        return check(self)
+
+    monkeypatch.setattr(Condensation, "check", slow)
+    monkeypatch.setattr(experiments.Run, "asynchronous", True)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    flags = ("--Iteration", "40", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1")
+    run("DM_KNearest", data_path, tmp_path, *flags, "--checkpoint_every", "1000")
+    assert "5 min for 30 iterations" in capsys.readouterr().out
 
 
 def test_a_bar_in_a_log_file_writes_lines(monkeypatch):

@@ -34,6 +34,15 @@ def started(data_path, tmp_path, *flags):
     return made
 
 
+def assert_alike(images, expected, first, share=0.02):
+    """Two results differ by less than a share of the way from the first images.
+
+    Not pixel by pixel: gradients of `scale` and `rotate` are summed in no fixed order. ReLU, the normalised step and
+    networks that train on the images amplify rounding. A replay with an old network is off by half of the way or more.
+    """
+    assert (images - expected).norm() < share * (expected - first).norm()
+
+
 def after(made, iterations=9):
     for iteration in range(1, iterations + 1):
         made.step(iteration)
@@ -43,11 +52,12 @@ def after(made, iterations=9):
 @pytest.mark.parametrize("case", CASES)
 def test_a_graph_equals_eager_steps(case, data_path, tmp_path):
     graphed, eager = (started(data_path, tmp_path, *CASES[case], "--graphs", graphs) for graphs in ("auto", "off"))
+    first = eager.images().cpu()
     (images, terms), (expected, expected_terms) = after(graphed), after(eager)
     assert graphed.replayed and not eager.replayed
-    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    assert_alike(images, expected, first)
     for own, other in zip(terms, expected_terms, strict=True):
-        assert own == pytest.approx(other, rel=1e-3)
+        assert own == pytest.approx(other, rel=1e-2)
 
 
 def test_an_objective_that_waits_for_the_device_stays_eager(data_path, tmp_path):
@@ -60,8 +70,8 @@ def test_an_objective_that_waits_for_the_device_stays_eager(data_path, tmp_path)
         return objective(real, syn, settings)
 
     made.matcher.objective = waiting
-    images, _ = after(made)
-    torch.testing.assert_close(images, after(started(data_path, tmp_path, "--graphs", "off"))[0], rtol=1e-4, atol=1e-4)
+    first, (images, _) = made.images().cpu(), after(made)
+    assert_alike(images, after(started(data_path, tmp_path, "--graphs", "off"))[0], first)
     assert len(said) == 1 and said[0].startswith("warning: steps run eagerly")
 
 
@@ -81,21 +91,20 @@ def test_networks_together_equal_single_ones(model, data_path):
 
 def test_a_graph_resumes_in_the_middle(data_path, tmp_path):
     whole, half = (started(data_path, tmp_path, *CASES["best"]) for _ in range(2))
-    expected, _ = after(whole)
+    first, (expected, _) = whole.images().cpu(), after(whole)
     after(half, WARM_UP + 2)
     resumed = started(data_path, tmp_path, *CASES["best"])
     resumed.start(0, half.state())
     for iteration in range(WARM_UP + 3, 10):
         resumed.step(iteration)
-    torch.testing.assert_close(resumed.images().cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert_alike(resumed.images().cpu(), expected, first)
 
 
 def test_a_step_equals_that_of_the_cpu(data_path, tmp_path):
     made = started(data_path, tmp_path, *CASES["best"])
     cpu = started(data_path, tmp_path, *CASES["best"], "--device", "cpu")
-    (images, _), (expected, _) = after(made, 1), after(cpu, 1)
-    moved = expected - started(data_path, tmp_path, *CASES["best"]).images().cpu()
-    assert (images - expected).norm() < 0.05 * moved.norm()
+    first, (images, _), (expected, _) = cpu.images().clone(), after(made, 1), after(cpu, 1)
+    assert_alike(images, expected, first, share=0.05)
 
 
 def test_a_step_never_waits_for_the_device(data_path, tmp_path):

@@ -334,7 +334,10 @@ def write(path: str, text: str, flag: str) -> None:
 
 def run(settings: CollectSettings) -> None:
     """Print the table or write --out; write --csv and --plot. Raises UserError for invalid files and names."""
-    results = marked(load(settings.folders), settings.baseline)
+    results = load(settings.folders)
+    if settings.iteration is not None:
+        results = [result.after(settings.iteration) for result in results]
+    results = marked(results, settings.baseline)
     columns = keys = differing(results)
     rows = [Row(result.name, [result]) for result in results]
     grouped = settings.group_by is not None

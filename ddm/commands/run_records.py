@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from ddm.commands.settings import defaults, roles
 from ddm.errors import UserError
-from ddm.evaluation.protocol import headline_model
+from ddm.evaluation.protocol import headline_model, summary
 from ddm.evaluation.sets import progress_text
 from ddm.methods.settings import PLAIN, CondensingSettings, WeightSettings
 from ddm.networks import untapped
@@ -143,6 +142,23 @@ class Result(NamedTuple):
         """Experiment -> accuracies of `model` after the last iteration."""
         return self.curve(self.model).get(self.args["Iteration"], {})
 
+    def after(self, iteration: int) -> "Result":
+        """The result as it was after an earlier iteration, without its COSTS; a coreset has none and stays as it is.
+
+        Raises UserError if the sets were not evaluated then.
+        """
+        if self.args["recipe"] == "coreset" or iteration == self.args["Iteration"]:
+            return self
+        evaluated = sorted(self.curve(self.model))
+        if iteration not in evaluated:
+            known = ", ".join(map(str, evaluated))
+            raise UserError(f"--iteration {iteration}: {self.name} was evaluated after {known}")
+        _, whole = self.record.get("unfinished", (0, self.args["Iteration"]))
+        kept = {name: value for name, value in self.record.items() if name not in COSTS}
+        part = self._replace(record=kept | {"args": self.args | {"Iteration": iteration}})
+        accs = [acc for values in part.final().values() for acc in values]
+        return part._replace(record=part.record | summary(accs) | {"unfinished": [iteration, whole]})
+
 
 def made_by(args: dict) -> str:
     """The coreset's method or the recipe of a run, from its arguments."""
@@ -229,8 +245,7 @@ def merged(results: list[Result]) -> list[Result]:
         shared = {name: value for name, value in one.record.items() if name not in COSTS}
         whole = Result(one.name, shared | {"evaluations": entries} | experiments_of(one.record, result.record))
         accs = [acc for _, values in sorted(whole.final().items()) for acc in values]
-        numbers = {"mean": statistics.fmean(accs), "std": statistics.pstdev(accs), "n": len(accs)}
-        rows[twin] = Result(one.name, whole.record | numbers)
+        rows[twin] = Result(one.name, whole.record | summary(accs))
         experiments = ", ".join(map(str, sorted(whole.final())))
         print(f"note: {one.name} and {result.name} are merged, experiments {experiments}", file=sys.stderr)
     return rows

@@ -249,7 +249,8 @@ class Run:
                     self.interrupts.received = stop
                 due = self.evaluation_is_due()
                 regular = due or iteration % CHECK_EVERY == 0
-                if regular or save or stop:
+                checked = regular or save or stop
+                if checked:
                     text = self.check()
                     if regular:
                         steps.set_postfix_str(text, refresh=False)
@@ -257,7 +258,8 @@ class Run:
                 state.step_seconds += seconds
                 if not self.cost_printed:
                     self.step_times.append(seconds)
-                    self.print_cost(experiment)
+                    if checked or not self.asynchronous:
+                        self.print_cost(experiment)
                 if due or save or stop:
                     self.checkpoint()
                     if stop:
@@ -270,9 +272,14 @@ class Run:
     # --- the expected duration -----------------------------------------------------------------------------------
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether a step may end before its work: an accelerator has finished only after a check of the losses."""
+        return torch.device(self.machine.device).type != "cpu"
+
+    @property
     def slow_steps(self) -> int:
-        """How many of the first steps may compile, or on an accelerator are captured as a graph."""
-        return 2 if torch.device(self.machine.device).type == "cpu" else 6
+        """How many of the first steps may compile or be captured as a graph, up to a wait for the device."""
+        return CHECK_EVERY if self.asynchronous else 2
 
     def cost_is_due(self) -> bool:
         return not self.cost_printed and time.perf_counter() - self.started >= cost.AFTER_SECONDS
@@ -327,7 +334,8 @@ class Run:
             self.maker.start(experiment, None)
         times = self.step_times[first:] or self.step_times
         earlier = self.state.stepping_seconds / self.state.steps if self.state.steps else 0.0
-        return statistics.median(times) if times else earlier
+        # The mean: on an accelerator one step in CHECK_EVERY waits for all.
+        return statistics.fmean(times) if times else earlier
 
     def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
         """Measured on this process's networks; before the first network, on two epochs of training."""
