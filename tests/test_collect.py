@@ -292,13 +292,28 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
         "ablation/ipc1",
         "ablation/ipc10",
         "ablation/ipc50",
-        "published/2000",
-        "published/4000",
-        "published/6000",
     ):
         command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 3 and set(lines) <= set(documented), name
+
+
+def test_the_curves_of_the_published_commands_are_those_of_their_files(tmp_path):
+    text = (ROOT / "docs" / "results.md").read_text()
+    head, _, *lines = text[text.index("| iterations | dm |") :].split("\n\n")[0].splitlines()
+    names = [name.strip() for name in head.strip("|").split("|")][1:]
+    assert len(lines) > 5 and sorted(names) == ["diversity", "dm", "gram", "moments", "paper"]
+    for line in lines:
+        iteration, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        out = tmp_path / f"{iteration}.csv"
+        flags = ("--iteration", iteration.replace(",", ""), "--csv", out)
+        command("collect", ROOT / "docs" / "results" / "published", *flags)
+        with out.open() as file:
+            rows = {row["run"].split(",")[0]: row for row in csv.DictReader(file)}
+        for name, cell in zip(names, cells, strict=True):
+            row = rows.get(name)
+            gain = f" ({row['minus DM']} {row['95 % interval']})" if row and row["minus DM"] else ""
+            assert cell == (row["accuracy %"] + gain if row else ""), (iteration, name)
 
 
 def test_split_images_and_other_networks_are_not_plain_dm(tmp_path):
@@ -358,11 +373,15 @@ def test_a_table_after_an_earlier_iteration(tmp_path, capsys):
     assert capsys.readouterr().out == whole
     with pytest.raises(SystemExit):
         command("collect", tmp_path, "--iteration", 3)
-    assert "--iteration 3: dm was evaluated after 2, 5" in capsys.readouterr().err
+    assert "--iteration 3: no run was evaluated then, but after 2, 5" in capsys.readouterr().err
+    write_results(tmp_path / "late", [[0.42, 0.47]], **ZERO | {"mm_ratio": 7.0, "Iteration": 9})
+    command("collect", tmp_path, "--columns", "none", "--iteration", 9)
+    out, err = capsys.readouterr()
+    assert out.count("DM_DDM") == 1 and "note: --iteration 9: dm was not evaluated then" in err
 
 
 def test_costs_are_entries_of_results(capsys):
-    run = ROOT / "docs" / "results" / "published" / "6000" / "dm"
+    run = ROOT / "docs" / "results" / "published" / "gram"
     assert set(run_records.COSTS) <= json.loads((run / "results.json").read_text()).keys()
     command("collect", run, "--columns", ",".join(run_records.COSTS))
     head, _, row = (line.split(" | ") for line in capsys.readouterr().out.splitlines())

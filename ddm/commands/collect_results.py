@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddm import disk, drawing
-from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, differing, load
+from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, after, differing, load
 from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
 from ddm.evaluation.protocol import interval
@@ -336,7 +336,7 @@ def run(settings: CollectSettings) -> None:
     """Print the table or write --out; write --csv and --plot. Raises UserError for invalid files and names."""
     results = load(settings.folders)
     if settings.iteration is not None:
-        results = [result.after(settings.iteration) for result in results]
+        results = after(results, settings.iteration)
     results = marked(results, settings.baseline)
     columns = keys = differing(results)
     rows = [Row(result.name, [result]) for result in results]

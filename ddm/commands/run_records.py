@@ -142,22 +142,36 @@ class Result(NamedTuple):
         """Experiment -> accuracies of `model` after the last iteration."""
         return self.curve(self.model).get(self.args["Iteration"], {})
 
-    def after(self, iteration: int) -> "Result":
+    def after(self, iteration: int) -> "Result | None":
         """The result as it was after an earlier iteration, without its COSTS; a coreset has none and stays as it is.
 
-        Raises UserError if the sets were not evaluated then.
+        None if the sets were not evaluated then.
         """
         if self.args["recipe"] == "coreset" or iteration == self.args["Iteration"]:
             return self
-        evaluated = sorted(self.curve(self.model))
-        if iteration not in evaluated:
-            known = ", ".join(map(str, evaluated))
-            raise UserError(f"--iteration {iteration}: {self.name} was evaluated after {known}")
+        if iteration not in self.curve(self.model):
+            return None
         _, whole = self.record.get("unfinished", (0, self.args["Iteration"]))
         kept = {name: value for name, value in self.record.items() if name not in COSTS}
         part = self._replace(record=kept | {"args": self.args | {"Iteration": iteration}})
         accs = [acc for values in part.final().values() for acc in values]
         return part._replace(record=part.record | summary(accs) | {"unfinished": [iteration, whole]})
+
+
+def after(results: list[Result], iteration: int) -> list[Result]:
+    """Results as they were after an iteration; runs without an evaluation then are left out, with a note on stderr.
+
+    Raises UserError if no run has one.
+    """
+    kept = [result.after(iteration) for result in results]
+    known = sorted({i for result in results for i in result.curve(result.model)})
+    where = f"--iteration {iteration}"
+    if not any(result.args["recipe"] != "coreset" for result in kept if result):
+        raise UserError(f"{where}: no run was evaluated then, but after {', '.join(map(str, known))}")
+    for result, same in zip(results, kept, strict=True):
+        if same is None:
+            print(f"note: {where}: {result.name} was not evaluated then", file=sys.stderr)
+    return [result for result in kept if result]
 
 
 def made_by(args: dict) -> str:
