@@ -1,5 +1,6 @@
 # Sourced by the scripts of the tables. A script sets `here` (the root of the repository), `rows` (the default of --rows)
-# and `default_out`. It defines `flags_of ROW` (the command of a row; may use $budget, $method, $proxy) and calls
+# and `default_out`. It defines `flags_of ROW` (the command of a row: one of ddm, or a recipe at the root such as
+# DM_DDM.py, and its flags; may use $budget, $method, $proxy) and calls
 # `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH. A script may also set `options`
 # (the names of variables that are flags, too), `collect_flags`, and define `default_rows` (prints the default of --rows).
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
@@ -41,16 +42,17 @@ run_rows() {
             ;;
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
-    local row command status failed=""
+    local row command status program failed=""
     if [[ -z $rows ]]; then rows=$(default_rows); fi
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
     for row in $rows; do
         command=$(flags_of "$row")
         echo "== $row: $command${*:+ $*}"
-        status=0
+        status=0 program=(-m ddm "${command%% *}")
+        if [[ ${command%% *} == *.py ]]; then program=("$here/${command%% *}"); fi
         # Split into words on purpose, one per flag. A row's own flags come last: they override the budget's.
         # shellcheck disable=SC2086
-        "${PYTHON:-python}" -m ddm ${command%% *} $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" || status=$?
+        "${PYTHON:-python}" "${program[@]}" $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" || status=$?
         ((status < 128)) || return "$status" # stopped by a signal
         ((status == 0)) || failed+=" $row"
     done

@@ -292,6 +292,7 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
         "ablation/ipc1",
         "ablation/ipc10",
         "ablation/ipc50",
+        "best/CIFAR100/ipc1",
     ):
         command("collect", ROOT / "docs" / "results" / name, "--columns", "none")
         lines = capsys.readouterr().out.splitlines()

@@ -107,6 +107,19 @@ def test_the_rows_of_the_strong_class_differ_in_one_ingredient(tmp_path):
     assert rows["best_factor"] == rows["best"] | {key: rows["best_factor"][key] for key in ("factor", "save_path")}
 
 
+def test_the_published_commands_are_those_of_their_files(tmp_path):
+    done = script("published_cifar10.sh", "--out", "o", cwd=tmp_path, PYTHON="echo")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(str(ROOT))]
+    assert len(lines) == 5
+    for path, *argv in lines:
+        name, recipe = argv[-1].rpartition("/")[2], path.rpartition("/")[2].removesuffix(".py")
+        asked = json.loads((ROOT / "docs" / "results" / "published" / name / "results.json").read_text())["asked"]
+        places = {"save_path": "o", "data_path": "data", "precision": "bf16"}
+        values = parsed(recipe, *argv).values()
+        assert {key: values[key] for key in asked} | places == asked | places, name
+
+
 def test_the_ranks_of_presets(tmp_path):
     for where, mean in {
         "A/ipc1/dm": 0.5,
@@ -155,7 +168,16 @@ def test_a_task_of_the_slurm_array_is_one_run_of_the_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation_cifar10", "ablation_strong", "choices_cifar10", "continual_cifar10", "sweep", "use_cifar10"]
+    "name",
+    [
+        "ablation_cifar10",
+        "ablation_strong",
+        "choices_cifar10",
+        "continual_cifar10",
+        "published_cifar10",
+        "sweep",
+        "use_cifar10",
+    ],
 )
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_of_a_script_runs_nothing(name, flag, tmp_path):
