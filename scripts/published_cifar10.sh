@@ -10,18 +10,18 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/published
 rows="dm gram moments diversity paper"
+own_evaluation="--num_exp 1 --num_eval 5 --eval_every 2000"
 source "$here/scripts/rows.sh"
 
 flags_of() { # the command of a row
-    local evaluation="--num_exp 1 --num_eval 5 --eval_every 2000"
     case $1 in
-        dm) echo "DM_GramMatching.py --style_ratio 0 $evaluation" ;;
-        gram) echo "DM_GramMatching.py $evaluation" ;;
-        moments) echo "DM_MeanStd_Matching.py $evaluation" ;;
-        diversity) echo "DM_KNearest.py $evaluation" ;;
-        paper) echo "DM_DDM.py --preset paper $evaluation" ;;
+        dm) echo "DM_GramMatching.py --dataset CIFAR10 --style_ratio 0" ;;
+        gram) echo "DM_GramMatching.py --dataset CIFAR10" ;;
+        moments) echo "DM_MeanStd_Matching.py --dataset CIFAR10" ;;
+        diversity) echo "DM_KNearest.py --dataset CIFAR10" ;;
+        paper) echo "DM_DDM.py --preset paper --dataset CIFAR10" ;;
         *) echo "error: unknown row $1" >&2 && return 2 ;;
     esac
 }
 
-run_rows --budget full "$@"
+run_rows "$@"

@@ -1,8 +1,9 @@
 # Sourced by the scripts of the tables. A script sets `here` (the root of the repository), `rows` (the default of --rows)
 # and `default_out`. It defines `flags_of ROW` (the command of a row: one of ddm, or a recipe at the root such as
-# DM_DDM.py, and its flags; may use $budget, $method, $proxy) and calls
-# `run_rows "$@"`. It runs from any folder: commands find the package through PYTHONPATH. A script may also set `options`
-# (the names of variables that are flags, too), `collect_flags`, and define `default_rows` (prints the default of --rows).
+# DM_DDM.py, and at least one flag; may use $budget, $method, $proxy) and calls `run_rows "$@"`. It runs from any folder:
+# commands find the package through PYTHONPATH. A script may also set `options` (the names of variables that are flags,
+# too), `collect_flags` and `own_evaluation` (flags in place of the budget's), and define `default_rows` (prints the
+# default of --rows).
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
 show_help() { # print the comment at the top of the script, and succeed, if the arguments ask for help
@@ -42,6 +43,7 @@ run_rows() {
             ;;
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
+    evaluation=${own_evaluation:-$evaluation}
     local row command status program failed=""
     if [[ -z $rows ]]; then rows=$(default_rows); fi
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
