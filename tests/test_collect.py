@@ -379,6 +379,15 @@ def test_a_table_after_an_earlier_iteration(tmp_path, capsys):
     command("collect", tmp_path, "--columns", "none", "--iteration", 9)
     out, err = capsys.readouterr()
     assert out.count("DM_DDM") == 1 and "note: --iteration 9: dm was not evaluated then" in err
+    write_results(tmp_path / "apart" / "a", [[0.42, 0.47]], **ZERO | {"Iteration": 9})
+    write_results(tmp_path / "apart" / "b", [[0.40, 0.41]], first=1, **ZERO)
+    path = tmp_path / "apart" / "b" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": [5, 9]}))
+    command("collect", tmp_path / "apart", "--columns", "none", "--iteration", 5)  # equal progress: one row
+    assert "| a, 5 of 9 iterations | DM_DDM | 42.50 | 2.69 | 4 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command("collect", tmp_path / "random", "--iteration", 5)
+    assert "coresets have no iterations" in capsys.readouterr().err
 
 
 def test_costs_are_entries_of_results(capsys):
@@ -423,6 +432,9 @@ def test_a_run_that_goes_on_is_never_merged_and_marks_its_averages(tmp_path, cap
         path = tmp_path / name / "results.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": [5, 20000]}))
     assert set(rows_of(tmp_path)) == {"a", "b, 5 of 20,000 iterations", "c, 5 of 20,000 iterations"}
+    command("collect", tmp_path / "b", tmp_path / "c", "--group_by", "auto")
+    assert "| b and 1 more, 5 of 20,000 iterations |" in capsys.readouterr().out
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": [5, 10000]}))
     command("collect", tmp_path / "b", tmp_path / "c", "--group_by", "auto")
     assert "with unfinished runs" in capsys.readouterr().out
 

@@ -97,6 +97,9 @@ def test_steps_that_only_the_checks_wait_for(data_path, tmp_path, monkeypatch, c
     flags = ("--Iteration", "40", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1")
     run("DM_KNearest", data_path, tmp_path, *flags, "--checkpoint_every", "1000")
     assert "5 min for 30 iterations" in capsys.readouterr().out
+    monkeypatch.setattr(cost, "AFTER_SECONDS", 300)  # after the third check
+    run("DM_KNearest", data_path, tmp_path / "later", *flags, "--checkpoint_every", "7")  # also checks
+    assert "11 min for 26 iterations" in capsys.readouterr().out  # 100 s for iterations 11 to 14
 
 
 def test_a_bar_in_a_log_file_writes_lines(monkeypatch):

@@ -21,12 +21,27 @@ CASES = {
     "best": ("--preset", "fast,best"),
     "strong": ("--preset", "fast,strong", "--pool", "2", "--pool_epochs", "1"),
     "online": ("--preset", "fast,best", "--networks", "online", "--pool", "2"),
+    "adam": ("--preset", "dm", "--optimizer", "adam", "--lr_img", "0.1", "--lr_schedule", "cosine"),
     "batchnorm": ("--preset", "dm", "--model", "ConvNetBN", "--lr_img", "0.1"),
 }
 
 
 def started(data_path, tmp_path, *flags):
-    line = [*QUICK, "--model", "ConvNetW32", "--data_path", data_path, "--network_cache", tmp_path, "--device", "cuda"]
+    line = [
+        *QUICK,
+        "--real_sampling",
+        "random",
+        "--batch_real",
+        "3",
+        "--model",
+        "ConvNetW32",
+        "--data_path",
+        data_path,
+        "--network_cache",
+        tmp_path,
+        "--device",
+        "cuda",
+    ]
     settings = parse("DM_DDM", *line, "--Iteration", "9", "--compile", "off", "--precision", "fp32", *flags)
     made = maker("DM_DDM", settings, load("CIFAR10", data_path))
     made.prepare()
@@ -38,7 +53,7 @@ def assert_alike(images, expected, first, share=0.02):
     """Two results differ by less than a share of the way from the first images.
 
     Not pixel by pixel: gradients of `scale` and `rotate` are summed in no fixed order. ReLU, the normalised step and
-    networks that train on the images amplify rounding. A replay with an old network is off by half of the way or more.
+    networks that train on the images amplify rounding. A replay with an old network is off by a fifth or more.
     """
     assert (images - expected).norm() < share * (expected - first).norm()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddm import disk, drawing
-from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, after, differing, load
+from ddm.commands.run_records import BUDGET, COSTS, SHARED, Result, differing, load
 from ddm.commands.settings import CollectSettings
 from ddm.errors import UserError, nearest
 from ddm.evaluation.protocol import interval
@@ -32,8 +32,8 @@ class Row(NamedTuple):
         args, name = self.runs[0].args, self.name
         if len(self.runs) == 1:
             name = self.runs[0].title
-        elif any(progress_text(run.record) for run in self.runs):
-            name += ", with unfinished runs"
+        elif any(progress := [progress_text(run.record) for run in self.runs]):
+            name += f", {progress[0]}" if len(set(progress)) == 1 else ", with unfinished runs"
         return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), name, self.runs[0].made_by), strict=True))
 
     @property
@@ -141,7 +141,8 @@ def mismatches(result: Result, base: Result) -> list[str]:
     if result.record["protocol"] != base.record["protocol"]:
         why.append("the protocols of evaluation differ")
     if of_budget and result.record.get("unfinished") != base.record.get("unfinished"):
-        why.append("one of the runs is unfinished")
+        ends = [progress_text(run.record) or "the end" for run in (result, base)]
+        why.append(f"the runs have come to {ends[0]} and {ends[1]}")
     return why
 
 
@@ -334,10 +335,7 @@ def write(path: str, text: str, flag: str) -> None:
 
 def run(settings: CollectSettings) -> None:
     """Print the table or write --out; write --csv and --plot. Raises UserError for invalid files and names."""
-    results = load(settings.folders)
-    if settings.iteration is not None:
-        results = after(results, settings.iteration)
-    results = marked(results, settings.baseline)
+    results = marked(load(settings.folders, settings.iteration), settings.baseline)
     columns = keys = differing(results)
     rows = [Row(result.name, [result]) for result in results]
     grouped = settings.group_by is not None

@@ -143,7 +143,7 @@ class Result(NamedTuple):
         return self.curve(self.model).get(self.args["Iteration"], {})
 
     def after(self, iteration: int) -> "Result | None":
-        """The result as it was after an earlier iteration, without its COSTS; a coreset has none and stays as it is.
+        """The result as it was after an earlier iteration, without its COSTS. A coreset has no iterations and is kept.
 
         None if the sets were not evaluated then.
         """
@@ -153,6 +153,7 @@ class Result(NamedTuple):
             return None
         _, whole = self.record.get("unfinished", (0, self.args["Iteration"]))
         kept = {name: value for name, value in self.record.items() if name not in COSTS}
+        kept["evaluations"] = [e for e in self.record["evaluations"] if e["iteration"] <= iteration]
         part = self._replace(record=kept | {"args": self.args | {"Iteration": iteration}})
         accs = [acc for values in part.final().values() for acc in values]
         return part._replace(record=part.record | summary(accs) | {"unfinished": [iteration, whole]})
@@ -164,9 +165,12 @@ def after(results: list[Result], iteration: int) -> list[Result]:
     Raises UserError if no run has one.
     """
     kept = [result.after(iteration) for result in results]
-    known = sorted({i for result in results for i in result.curve(result.model)})
+    condensed = [result for result in results if result.args["recipe"] != "coreset"]
+    known = sorted({i for result in condensed for i in result.curve(result.model)})
     where = f"--iteration {iteration}"
-    if not any(result.args["recipe"] != "coreset" for result in kept if result):
+    if not condensed:
+        raise UserError(f"{where}: coresets have no iterations: leave it out")
+    if iteration not in known:
         raise UserError(f"{where}: no run was evaluated then, but after {', '.join(map(str, known))}")
     for result, same in zip(results, kept, strict=True):
         if same is None:
@@ -179,8 +183,10 @@ def made_by(args: dict) -> str:
     return args.get("method") or args["recipe"]
 
 
-def load(folders: Iterable[str]) -> list[Result]:
+def load(folders: Iterable[str], iteration: int | None = None) -> list[Result]:
     """All results below some folders, in path order; runs that differ only in their experiments are merged.
+
+    With `iteration`, the results as they were after it, see `after`.
 
     A run is named by its relative path, as far as it tells runs apart. Files of other commands below a folder are
     skipped with a note. Raises UserError if there are no results, or if a named file is from another command.
@@ -200,7 +206,8 @@ def load(folders: Iterable[str]) -> list[Result]:
     if not records:
         folders = ", ".join(map(repr, folders))
         raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
-    return merged([Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)])
+    results = [Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)]
+    return merged(results if iteration is None else after(results, iteration))
 
 
 def numeric(path: Path) -> list[str | float]:

@@ -299,7 +299,9 @@ class CollectSettings(Settings):
         "auto", "settings shown as columns, joined by commas; auto: those that differ; none: none", metavar="NAMES"
     )
     iteration: int | None = output(
-        None, "use the evaluation after this iteration, and leave out runs without one; unset: the last", check=at_least(1)
+        None,
+        "use the evaluation after this iteration, and leave out runs without one; unset: the last",
+        check=at_least(1),
     )
     baseline: str | None = output(
         None, "run that the others are compared with, by the name of its folder; unset: plain DM", metavar="NAME"

@@ -152,6 +152,7 @@ class Run:
         self.in_progress = False  # whether the maker has started the experiment of `state`
         self.cost_printed = not self.ranks.first
         self.step_times: list[float] = []  # seconds of this process's steps; the first ones compile
+        self.unfinished_times: list[float] = []  # of the steps that the device may not have finished
         self.network_times: dict[str, list[float]] = {}  # architecture -> seconds of this process's networks
 
     # --- experiments -----------------------------------------------------------------------------------------------
@@ -257,8 +258,11 @@ class Run:
                 seconds = time.perf_counter() - last
                 state.step_seconds += seconds
                 if not self.cost_printed:
-                    self.step_times.append(seconds)
+                    self.unfinished_times.append(seconds)
                     if checked or not self.asynchronous:
+                        number, passed = len(self.unfinished_times), sum(self.unfinished_times)
+                        self.step_times += [passed / number] * number
+                        self.unfinished_times = []
                         self.print_cost(experiment)
                 if due or save or stop:
                     self.checkpoint()
@@ -334,8 +338,7 @@ class Run:
             self.maker.start(experiment, None)
         times = self.step_times[first:] or self.step_times
         earlier = self.state.stepping_seconds / self.state.steps if self.state.steps else 0.0
-        # The mean: on an accelerator one step in CHECK_EVERY waits for all.
-        return statistics.fmean(times) if times else earlier
+        return statistics.median(times) if times else earlier
 
     def seconds_per_network(self, model: str, experiment: int, training: tuple[str, float] | None) -> float:
         """Measured on this process's networks; before the first network, on two epochs of training."""

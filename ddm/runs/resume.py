@@ -92,6 +92,8 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
             "another --save_path",
             file=sys.stderr,
         )
+    if "python" in changed:
+        state.code = code  # what the next resume compares with
     if changed:
         print(f"note: the versions of {', '.join(changed)} have changed: last digits may differ", file=sys.stderr)
 
