@@ -31,9 +31,12 @@ def test_a_set_is_what_the_readme_says(path, tmp_path):
     assert train.images.isfinite().all() and len(stored) == args["ipc"] * classes
     assert (args["eval_split"], args["num_exp"]) == ("test", 1)
     assert size < 8e6 and "save_path" not in args and "data_path" not in args
-    (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[:2] == ["ddm", "condense"]]
+    recipe = args["recipe"]
+    program = ["ddm", "condense"] if recipe == "DM_DDM" else ["python", f"{recipe}.py"]
+    (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[:2] == program]
     names = ("ipc", "Iteration", "factor", "lr_img", "rr_ratio", "networks", "clip_pixels", "batch_real")
-    again, like = parse("DM_DDM", *flags), parse("DM_DDM", "--like", path)
+    names = [name for name in names if name in args]
+    again, like = parse(recipe, *flags), parse(recipe, "--like", path)
     assert {name: getattr(again, name) for name in names} == {name: args[name] for name in names}
     assert all(getattr(like, name) in (args[name], None) for name in names)  # None: the data will decide
     ((model, accs),) = train.accuracies.items()
