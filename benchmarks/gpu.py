@@ -2,12 +2,19 @@
 
     python benchmarks/gpu.py [--out docs/results/gpu.md] [--data_path data] [--parts tests,graphs,...]
 
-Parts: `tests` runs tests/test_cuda.py, which needs requirements-test.txt; `graphs` times a step as a CUDA graph, eager
-and compiled, and compares their images; `draws` times the host's draws; `passes` times real images per pass; `plain`
-and `evaluation` time a step and an evaluation beside the plain loop of the published scripts; `stacked` compares
-evaluation networks that train together with the same ones trained alone, and times both; `accuracy` condenses real
-CIFAR10 (from --data_path, downloaded if absent) for 1,000 iterations, and reports the first evaluation (every 250) that
-reaches 48.9 % and 54.2 %. Each line is written when it is measured. Without a GPU the script says so.
+Parts:
+    tests       tests/test_cuda.py; needs requirements-test.txt
+    graphs      a step eager, as a CUDA graph, and compiled; the difference of the images
+    kernels     the kernels that take most of a step
+    draws       the host's draws for an iteration
+    passes      a step by the real images in a pass
+    plain       a step beside the plain loop of the published scripts
+    evaluation  an evaluation beside the plain loop
+    stacked     evaluation networks that train together and one by one: losses, times
+    accuracy    real CIFAR10 (from --data_path, downloaded if absent), 1,000 iterations of `best`: the accuracy every
+                250, and the first one of at least 48.9 % and 54.2 %
+
+Each line is written when it is measured. Without a GPU the script says so.
 """
 
 import argparse
@@ -26,6 +33,7 @@ import evaluation
 import step
 import timing
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from ddm import device
 from ddm.data.images import ImageData
@@ -89,6 +97,23 @@ def graphs() -> Iterator[str]:
             error = (images[0] - images[1]).abs().max().item()
             times = f"{eager:.2f} | {graph:.2f} | {compiled:.2f} | {eager / compiled:.2f} | {first:.1f}"
             yield f"| {case} | {precision} | {times} | {error:.2g} |"
+
+
+def kernels() -> Iterator[str]:
+    yield "| compile | kernel | ms per step (CM, bf16) |"
+    yield "|---|---|---|"
+    data, steps = step.random_data(10, 32, 500), 3
+    for compile in ("off", "on"):
+        maker = step.started("CM", data, device="cuda", ipc=10, precision="bf16", compile=compile)
+        milliseconds_of(maker)
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            for iteration in range(100, 100 + steps):
+                maker.step(iteration)
+            torch.cuda.synchronize()
+        maker.ahead.close()
+        events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
+        for event in events[:15]:
+            yield f"| {compile} | `{event.key[:80]}` | {event.self_device_time_total / 1000 / steps:.2f} |"
 
 
 def drawing() -> Iterator[str]:
@@ -200,6 +225,7 @@ def accuracy(data_path: str) -> Iterator[str]:
 PARTS = {
     "tests": "Tests on the GPU",
     "graphs": "A step: eager, as a graph, compiled",
+    "kernels": "Kernels of a step",
     "draws": "Draws of the host",
     "passes": "Real images per pass",
     "plain": "A step beside the plain loop",
@@ -218,7 +244,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device: torch.cuda.is_available() is False; nothing was measured")
         return
-    runs = {"tests": tests, "graphs": graphs, "draws": drawing, "passes": passes, "plain": plain}
+    runs = {"tests": tests, "graphs": graphs, "kernels": kernels, "draws": drawing, "passes": passes, "plain": plain}
     runs |= {"evaluation": plain_evaluation, "stacked": stacked, "accuracy": lambda: accuracy(options.data_path)}
     parts = options.parts.split(",")
     if unknown := [name for name in parts if name not in runs]:

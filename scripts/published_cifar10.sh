@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/published
 rows="dm gram moments diversity paper"
-own_evaluation="--num_exp 1 --num_eval 5 --eval_every 2000"
+fixed_evaluation="--num_exp 1 --num_eval 5 --eval_every 2000"
 source "$here/scripts/rows.sh"
 
 flags_of() { # the command of a row

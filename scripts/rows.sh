@@ -2,7 +2,7 @@
 # and `default_out`. It defines `flags_of ROW` (the command of a row: one of ddm, or a recipe at the root such as
 # DM_DDM.py, and at least one flag; may use $budget, $method, $proxy) and calls `run_rows "$@"`. It runs from any folder:
 # commands find the package through PYTHONPATH. A script may also set `options` (the names of variables that are flags,
-# too), `collect_flags` and `own_evaluation` (flags in place of the budget's), and define `default_rows` (prints the
+# too), `collect_flags` and `fixed_evaluation` (flags in place of the budget's), and define `default_rows` (prints the
 # default of --rows).
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -18,7 +18,10 @@ run_rows() {
         if [[ $1 != -- && -z ${2:-} ]]; then echo "error: $1 needs a value" >&2 && return 2; fi
         case $1 in
             --ipc) ipc=$2 ;;
-            --budget) budget=$2 ;;
+            --budget)
+                if [[ ${fixed_evaluation:-} ]]; then echo "error: --budget: this script has one budget" >&2 && return 2; fi
+                budget=$2
+                ;;
             --out) out=$2 ;;
             --rows) rows=$2 ;;
             --) shift && break ;;
@@ -43,7 +46,7 @@ run_rows() {
             ;;
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
-    evaluation=${own_evaluation:-$evaluation}
+    evaluation=${fixed_evaluation:-$evaluation}
     local row command status program failed=""
     if [[ -z $rows ]]; then rows=$(default_rows); fi
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first

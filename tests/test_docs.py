@@ -120,6 +120,11 @@ def test_the_published_commands_are_those_of_their_files(tmp_path):
         assert {key: values[key] for key in asked} | places == asked | places, name
 
 
+def test_the_published_commands_have_one_budget(tmp_path):
+    done = script("published_cifar10.sh", "--budget", "cpu", cwd=tmp_path, PYTHON="echo")
+    assert (done.returncode, done.stdout) == (2, "") and "this script has one budget" in done.stderr
+
+
 def test_the_ranks_of_presets(tmp_path):
     for where, mean in {
         "A/ipc1/dm": 0.5,

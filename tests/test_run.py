@@ -11,7 +11,7 @@ from ddm.data.images import Normalised
 from ddm.errors import UserError
 from ddm.maker import Diverged, Report
 from ddm.methods import condensation
-from ddm.runs import experiments
+from ddm.runs import experiments, progress, resume
 
 
 @pytest.mark.parametrize("recipe", ["DM_GramMatching"])
@@ -152,3 +152,13 @@ def test_a_changed_objective_is_warned_of_on_resume(data_path, tmp_path, capsys)
     for recipe, warned in ((first, 0), (same, 0), (other, 1)):
         condense.run_recipe(recipe, line)
         assert capsys.readouterr().err.count("the objective's code is not the code") == warned
+
+
+def test_another_python_compiles_the_same_objective_otherwise(data_path, tmp_path, monkeypatch, capsys):
+    line = [*QUICK, "--model", "ConvNetW32", "--eval_every", "0", "--num_eval", "1", "--data_path", data_path]
+    settings = parse("DM_KNearest", *line, "--save_path", tmp_path)
+    run("DM_KNearest", data_path, tmp_path, "--eval_every", "0", "--num_eval", "1")
+    state = progress.read(tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(resume, "versions", lambda: state.versions | {"python": "3.99"})
+    resume.accept(state, settings, "DM_KNearest", "compiled by 3.99")
+    assert state.code == "compiled by 3.99" and "objective's code" not in capsys.readouterr().err

@@ -142,7 +142,7 @@ class Result(NamedTuple):
         """Experiment -> accuracies of `model` after the last iteration."""
         return self.curve(self.model).get(self.args["Iteration"], {})
 
-    def after(self, iteration: int) -> "Result | None":
+    def truncated(self, iteration: int) -> "Result | None":
         """The result as it was after an earlier iteration, without its COSTS. A coreset has no iterations and is kept.
 
         None if the sets were not evaluated then.
@@ -152,19 +152,19 @@ class Result(NamedTuple):
         if iteration not in self.curve(self.model):
             return None
         _, whole = self.record.get("unfinished", (0, self.args["Iteration"]))
-        kept = {name: value for name, value in self.record.items() if name not in COSTS}
-        kept["evaluations"] = [e for e in self.record["evaluations"] if e["iteration"] <= iteration]
-        part = self._replace(record=kept | {"args": self.args | {"Iteration": iteration}})
+        record = {name: value for name, value in self.record.items() if name not in COSTS}
+        record["evaluations"] = [e for e in self.record["evaluations"] if e["iteration"] <= iteration]
+        part = self._replace(record=record | {"args": self.args | {"Iteration": iteration}})
         accs = [acc for values in part.final().values() for acc in values]
         return part._replace(record=part.record | summary(accs) | {"unfinished": [iteration, whole]})
 
 
-def after(results: list[Result], iteration: int) -> list[Result]:
+def truncated(results: list[Result], iteration: int) -> list[Result]:
     """Results as they were after an iteration; runs without an evaluation then are left out, with a note on stderr.
 
     Raises UserError if no run has one.
     """
-    kept = [result.after(iteration) for result in results]
+    earlier = [result.truncated(iteration) for result in results]
     condensed = [result for result in results if result.args["recipe"] != "coreset"]
     known = sorted({i for result in condensed for i in result.curve(result.model)})
     where = f"--iteration {iteration}"
@@ -172,10 +172,10 @@ def after(results: list[Result], iteration: int) -> list[Result]:
         raise UserError(f"{where}: coresets have no iterations: leave it out")
     if iteration not in known:
         raise UserError(f"{where}: no run was evaluated then, but after {', '.join(map(str, known))}")
-    for result, same in zip(results, kept, strict=True):
-        if same is None:
+    for result, then in zip(results, earlier, strict=True):
+        if then is None:
             print(f"note: {where}: {result.name} was not evaluated then", file=sys.stderr)
-    return [result for result in kept if result]
+    return [result for result in earlier if result]
 
 
 def made_by(args: dict) -> str:
@@ -186,7 +186,7 @@ def made_by(args: dict) -> str:
 def load(folders: Iterable[str], iteration: int | None = None) -> list[Result]:
     """All results below some folders, in path order; runs that differ only in their experiments are merged.
 
-    With `iteration`, the results as they were after it, see `after`.
+    With `iteration`, the results as they were after it, see `truncated`.
 
     A run is named by its relative path, as far as it tells runs apart. Files of other commands below a folder are
     skipped with a note. Raises UserError if there are no results, or if a named file is from another command.
@@ -207,7 +207,7 @@ def load(folders: Iterable[str], iteration: int | None = None) -> list[Result]:
         folders = ", ".join(map(repr, folders))
         raise UserError(f"no results.json of a recipe or coreset in {folders}: name other folders")
     results = [Result(*pair) for pair in zip(short_names(list(records)), records.values(), strict=True)]
-    return merged(results if iteration is None else after(results, iteration))
+    return merged(results if iteration is None else truncated(results, iteration))
 
 
 def numeric(path: Path) -> list[str | float]:

@@ -22,7 +22,7 @@ from ddm.methods.sampling import Random
 from ddm.rng import packed, unpacked
 
 AHEAD = 8  # iterations that are drawn ahead on an accelerator
-THREADS = 2  # more wait for Python's lock: on 2 CPU cores a draw of CIFAR10 takes 0.8 ms with 2, 1.3 ms with 1 or 4
+THREADS = 2  # more wait for Python's lock; benchmarks/gpu.py, part draws, compares them
 # Bytes of the real images of an iteration, up to which they are read ahead if the data set does not fit the device.
 READ_AHEAD = 2**28
 

@@ -64,7 +64,10 @@ def with_chosen(settings: S, state: Progress | None) -> S:
 
 
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
-    """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes."""
+    """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes.
+
+    `code` replaces the checkpoint's if another Python made that.
+    """
     if state.recipe != recipe:
         raise UserError(f"the checkpoint was written by {state.recipe}, this is {recipe}: name another --save_path")
     before, requested = state.requested, settings.values()
@@ -93,7 +96,7 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
             file=sys.stderr,
         )
     if "python" in changed:
-        state.code = code  # what the next resume compares with
+        state.code = code
     if changed:
         print(f"note: the versions of {', '.join(changed)} have changed: last digits may differ", file=sys.stderr)
 
