@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ddm.data import loading
 from ddm.errors import UserError
 from ddm.losses import correlation_matching, intra_class_diversity, mean_matching, moments_matching
 from ddm.methods import matching
+from ddm.methods.condensation import Condensation
 from ddm.methods.optimizers import SCHEDULES
 from ddm.methods.sampling import real_images
 from ddm.networks import get_network, initialise
@@ -189,11 +191,36 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_finite_images(bad, data_path
     assert torch.equal(torch.load(path)["data"][0][0], two_steps["data"][0][0])
 
 
-def test_losses_are_looked_at_every_ten_iterations(data_path, tmp_path):
+def logged_iterations(folder):
+    lines = (folder / "training.log").read_text().splitlines()
+    return [int(line.split("iter ")[1].split(":")[0]) for line in lines if "L_MMD" in line and "iter" in line]
+
+
+def test_losses_are_logged_every_ten_iterations(data_path, tmp_path):
     run("DM_GramMatching", data_path, tmp_path, "--Iteration", "11", "--eval_every", "0")
-    lines = (tmp_path / "training.log").read_text().splitlines()
-    logged = [line.split("iter ")[1].split(":")[0] for line in lines if "L_MMD" in line and "iter" in line]
-    assert logged == ["10", "11"] and experiments.CHECK_EVERY == 10
+    assert logged_iterations(tmp_path) == [10, 11] and experiments.CHECK_EVERY == 10
+
+
+def test_an_accelerator_is_waited_for_once_a_second(data_path, tmp_path, monkeypatch):
+    """All the same, each tenth loss is in the log."""
+    clock, checked = [0.0], []
+    step, check = Condensation.step, Condensation.check
+
+    def timed_step(self, iteration):
+        clock[0] += 0.06
+        step(self, iteration)
+
+    def noted_check(self):
+        checked.append(self.pending[-1][0])
+        return check(self)
+
+    monkeypatch.setattr(Condensation, "step", timed_step)
+    monkeypatch.setattr(Condensation, "check", noted_check)
+    monkeypatch.setattr(experiments.Run, "asynchronous", True)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    flags = ("--Iteration", "45", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1", "--checkpoint_every", "100")
+    run("DM_KNearest", data_path, tmp_path, *flags)
+    assert checked == [20, 40, 45] and logged_iterations(tmp_path) == [10, 20, 30, 40, 45]
 
 
 def test_cosine_and_momentum_change_the_step_as_they_say(data_path, tmp_path):

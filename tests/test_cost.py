@@ -93,6 +93,7 @@ def test_steps_that_only_the_checks_wait_for(data_path, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(Condensation, "check", slow)
     monkeypatch.setattr(experiments.Run, "asynchronous", True)
+    monkeypatch.setattr(experiments, "CHECK_SECONDS", 0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     flags = ("--Iteration", "40", "--eval_every", "0", "--num_exp", "1", "--num_eval", "1")
     run("DM_KNearest", data_path, tmp_path, *flags, "--checkpoint_every", "1000")

@@ -72,7 +72,7 @@ def completed(blank: Network, data: ImageData, plan: Plan, paths: dict[int, Path
 
     def make(numbers: list[int]) -> list[Tensor] | None:
         if len(numbers) == 1:
-            return [train(net, forward, data, s, machine, numbers[0])]
+            return [train(net, forward, data, s, machine, numbers[0], plan.ranks.first)]
         return device.if_memory_allows(partial(trained_together, blank, data, s, machine, numbers))
 
     made = cache.made_by_all(paths, make, at_once(blank, data, s, machine, len(paths)))
@@ -95,11 +95,13 @@ def train(
     settings: PoolSettings,
     machine: Machine,
     number: int,
+    show: bool,
 ) -> Tensor:
     """Train network `number` of a pool on the training images: its points, float16 [1 + SNAPSHOTS, parameters].
 
     `forward` is net.forward, compiled or not. SGD with the momentum, weight decay and augmentation of the evaluation;
-    the learning rate rises to --pool_lr and falls to 0. Raises UserError if the network diverges.
+    the learning rate rises to --pool_lr and falls to 0. If `show`, a bar counts the epochs. Raises UserError if the
+    network diverges.
     """
     where = (settings.seed, 0, number, -1)
     initialise(net, rng.generator(*where, "pool network")).train()
@@ -111,7 +113,8 @@ def train(
         images = DiffAugment(images, settings.dsa_strategy, generator=generator)
         train_step(forward, optimizer, criterion, machine.laid_out(images), labels, machine)
 
-    epochs = (batches for _ in range(settings.pool_epochs))
+    progress = {"desc": f"network {number} of the pool", "unit": "epoch", "leave": False, "show": show}
+    epochs = (batches for _ in bar(range(settings.pool_epochs), **progress))
     points = points_of_training(net.parameters(), len(batches), epochs, settings, step, lambda: flat(net).half().cpu())
     check_finite(points, number, settings)
     return points

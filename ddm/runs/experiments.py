@@ -44,7 +44,8 @@ from ddm.runs.results import (
 from ddm.runs.settings import RunSettings, StepSettings
 from ddm.settings import declarations
 
-CHECK_EVERY = 10  # iterations between checks of the losses; each check waits for the device
+CHECK_EVERY = 10  # iterations between the logged losses
+CHECK_SECONDS = 1  # between checks of the losses on an accelerator: a check waits for it, and its queue runs empty
 CHECKPOINT_SECONDS = 300  # the longest time between two checkpoints during condensation
 
 # (data on the CPU, settings, ranks, say) -> a maker; raises UserError for invalid settings.
@@ -144,7 +145,7 @@ class Run:
         self.files, self.interrupts, self.state = files, interrupts, state
         self.ranks: Ranks = maker.plan.ranks
         self.machine = maker.plan.machine
-        self.started = self.saved = time.perf_counter()
+        self.started = self.saved = self.checked = time.perf_counter()
         self.seconds_before = state.seconds
         stepped = isinstance(settings, StepSettings)
         self.eval_every = settings.eval_every if stepped else 0
@@ -245,16 +246,14 @@ class Run:
             for iteration in steps:
                 maker.step(iteration)
                 state.iteration, state.steps = iteration, state.steps + 1
-                stop, save = self.ranks.largest(self.interrupts.received or 0, self.checkpoint_is_due())
+                received = self.interrupts.received or 0
+                stop, save, look = self.ranks.largest(received, self.checkpoint_is_due(), self.check_is_due())
                 if stop:  # it may have come to another rank
                     self.interrupts.received = stop
                 due = self.evaluation_is_due()
-                regular = due or iteration % CHECK_EVERY == 0
-                checked = regular or save or stop
+                checked = due or save or stop or look
                 if checked:
-                    text = self.check()
-                    if regular:
-                        steps.set_postfix_str(text, refresh=False)
+                    steps.set_postfix_str(self.check(), refresh=False)
                 seconds = time.perf_counter() - last
                 state.step_seconds += seconds
                 if not self.cost_printed:
@@ -368,6 +367,12 @@ class Run:
 
         return watched
 
+    def check_is_due(self) -> bool:
+        """Whether to check the losses after the current iteration: on the CPU at each one that is logged."""
+        if self.state.iteration % CHECK_EVERY:
+            return False
+        return not self.asynchronous or time.perf_counter() - self.checked >= CHECK_SECONDS
+
     def check(self) -> str:
         """Log the losses of every CHECK_EVERY-th iteration since the last check; return the latest as text.
 
@@ -378,6 +383,7 @@ class Run:
             reports = self.maker.check()
         except Diverged as diverged:
             raise self.diverged(diverged) from None
+        self.checked = time.perf_counter()
         for report in reports:
             if report.skipped:
                 state.skipped.append([state.experiment, report.iteration])
