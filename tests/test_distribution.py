@@ -1,6 +1,7 @@
 """--networks: the networks under which images are matched, fresh ones or points in the training of a pool."""
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 from functools import partial
@@ -21,6 +22,7 @@ from ddm.networks import ARCHITECTURES, ConvNet, assign, flat, get_network, init
 from ddm.ranks import Ranks
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
+NUMBER = list(inspect.signature(pool.train).parameters).index("number")  # of the arguments of pool.train
 
 
 def built(data_path, cache_path, *argv):
@@ -117,10 +119,10 @@ def test_a_pool_is_resumed_network_by_network(data_path, tmp_path, monkeypatch):
     whole = built(data_path, tmp_path / "whole").networks.points
     train = pool.train
 
-    def killed(net, forward, data, settings, machine, number):
-        if number == 2:
+    def killed(*arguments):
+        if arguments[NUMBER] == 2:
             raise KeyboardInterrupt
-        return train(net, forward, data, settings, machine, number)
+        return train(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pool, "train", killed)
@@ -161,7 +163,7 @@ real = pool.train
 
 def train(*arguments):
     with open({path!r}, "a") as file:
-        file.write(f"{{arguments[-1]}}\\n")
+        file.write(f"{{arguments[{number}]}}\\n")
     return real(*arguments)
 
 
@@ -186,7 +188,7 @@ def test_a_rank_that_looks_late_trains_its_own_networks(data_path, tmp_path, mon
     group = SecondOfTwo(1, 2)
     group.of_the_first = {number: whole.networks.points[number] for number in (0, 2)}
     real = pool.train
-    monkeypatch.setattr(pool, "train", lambda *a: trained.append(a[-1]) or real(*a))
+    monkeypatch.setattr(pool, "train", lambda *a: trained.append(a[NUMBER]) or real(*a))
     points = pool.trained_pool(whole.data, dataclasses.replace(whole.plan, ranks=group))
     assert trained == [1] and torch.equal(points, whole.networks.points)
 
@@ -194,7 +196,7 @@ def test_a_rank_that_looks_late_trains_its_own_networks(data_path, tmp_path, mon
 def test_two_processes_share_the_training(data_path, tmp_path):
     line = [sys.executable, "-m", "ddm", "condense", *QUICK, "--model", "ConvNetW32", *POOL, "--pool", "6"]
     line += ["--data_path", str(data_path), "--network_cache", str(tmp_path / "cache"), "--eval_every", "0"]
-    (tmp_path / "note.py").write_text(NOTE.format(path=str(tmp_path / "trained")))
+    (tmp_path / "note.py").write_text(NOTE.format(path=str(tmp_path / "trained"), number=NUMBER))
     line += ["--import", str(tmp_path / "note.py")]
     both = [
         subprocess.Popen([*line, "--save_path", str(tmp_path / k)], cwd=ROOT, stdout=subprocess.DEVNULL) for k in "ab"
