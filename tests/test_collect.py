@@ -380,6 +380,13 @@ def test_a_table_after_an_earlier_iteration(tmp_path, capsys):
     command("collect", tmp_path, "--columns", "none", "--iteration", 9)
     out, err = capsys.readouterr()
     assert out.count("DM_DDM") == 1 and "note: --iteration 9: dm was not evaluated then" in err
+    path = tmp_path / "dm" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unfinished": [5, 9]}))
+    command("collect", tmp_path / "dm", tmp_path / "late", tmp_path / "paper")
+    err = capsys.readouterr().err
+    assert "the end and 5 of 9 iterations (--iteration 5 compares them)\n" in err and err.count("compares") == 1
+    command("collect", tmp_path / "dm", tmp_path / "late", "--iteration", 5)
+    assert "2 networks of one experiment | dm |" in capsys.readouterr().out
     write_results(tmp_path / "apart" / "a", [[0.42, 0.47]], **ZERO | {"Iteration": 9})
     write_results(tmp_path / "apart" / "b", [[0.40, 0.41]], first=1, **ZERO)
     path = tmp_path / "apart" / "b" / "results.json"
