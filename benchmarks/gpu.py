@@ -41,6 +41,7 @@ from ddm.evaluation.protocol import Evaluator, Trained, TrainingSet
 from ddm.evaluation.settings import ProtocolSettings
 from ddm.methods import draws, matching
 from ddm.methods.condensation import Condensation
+from ddm.methods.sampling import SAMPLERS
 
 STEPS = 30  # timed after as many unmeasured ones as a capture needs
 
@@ -117,14 +118,17 @@ def kernels() -> Iterator[str]:
 
 
 def drawing() -> Iterator[str]:
-    yield "| threads | ms per iteration of draws, CIFAR10 shape, ipc 10, batch_real 256 |"
-    yield "|---|---|"
-    maker = step.started("CM", step.random_data(10, 32, 5000), device="cuda", ipc=10, compile="off")
-    for threads in (1, 2, 4):
-        with mock.patch.object(draws, "THREADS", threads):
-            ahead = draws.Ahead(maker.draws.draw, "cuda", last=10**6)
-            yield f"| {threads} | {1000 * seconds_per_step(lambda it, ahead=ahead: ahead.next(0, it), 20, 200):.2f} |"
-            ahead.close()
+    yield "| real_sampling | threads | ms per iteration of draws, CIFAR10 shape, ipc 10, batch_real 256 |"
+    yield "|---|---|---|"
+    data = step.random_data(10, 32, 5000)
+    for sampling in SAMPLERS:
+        maker = step.started("CM", data, device="cuda", ipc=10, compile="off", real_sampling=sampling)
+        for threads in (1, 2, 4):
+            with mock.patch.object(draws, "THREADS", threads):
+                ahead = draws.Ahead(maker.draws.draw, "cuda", last=10**6)
+                seconds = seconds_per_step(lambda it, ahead=ahead: ahead.next(0, it), 20, 200)
+                yield f"| {sampling} | {threads} | {1000 * seconds:.2f} |"
+                ahead.close()
 
 
 def passes() -> Iterator[str]:
