@@ -217,7 +217,8 @@ def readout_matching(real: Tensor, syn: Tensor, ridge: float) -> Tensor:
     r, s = (((x - centre) / scale).flatten(0, 1) for x in (real, syn))
     targets = torch.eye(classes, device=syn.device, dtype=syn.dtype) - 1 / classes
     K = s @ s.T / D  # [classes * S, classes * S]
-    ridge_term = ridge * K.diagonal().detach().mean() * torch.eye(len(K), device=K.device, dtype=K.dtype)
+    diagonal = K.detach().flatten()[:: len(K) + 1]  # K.diagonal() makes torch's compiler print a warning
+    ridge_term = ridge * diagonal.mean() * torch.eye(len(K), device=K.device, dtype=K.dtype)
     # cholesky_ex does not raise, which would wait for the device. Where it fails, its factor may be finite, but is
     # wrong; the step notices NaN.
     factor, info = torch.linalg.cholesky_ex(K + ridge_term)

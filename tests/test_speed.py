@@ -10,7 +10,7 @@ from ddm import device
 from ddm.data import loading
 from ddm.errors import UserError
 from ddm.evaluation.protocol import Evaluator
-from ddm.losses import correlation_matching, mean_matching, moments_matching
+from ddm.losses import correlation_matching, mean_matching, moments_matching, readout_matching
 from ddm.methods.plan import choose_chunk, condensing_pixels
 from ddm.networks import empty_network
 from ddm.settings import MachineSettings
@@ -32,6 +32,15 @@ def steps(recipe, data_path, *argv):
         made.step(it)
         losses.append(made.pending[-1][1].terms.sum(1))
     return torch.stack(losses), made.images(), start
+
+
+@needs_compiler
+def test_the_compiled_readout_equals_the_plain_one_without_a_warning(recwarn):
+    generator = torch.Generator().manual_seed(0)
+    real, syn = (torch.randn(3, n, 16, generator=generator) for n in (8, 5))
+    compiled = torch.compile(readout_matching)(real, syn, 0.1)
+    torch.testing.assert_close(compiled, readout_matching(real, syn, 0.1))
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 @needs_compiler
