@@ -26,9 +26,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import draws
 import evaluation
 import step
 import timing
@@ -39,9 +41,8 @@ from ddm import device
 from ddm.data.images import ImageData
 from ddm.evaluation.protocol import Evaluator, Trained, TrainingSet
 from ddm.evaluation.settings import ProtocolSettings
-from ddm.methods import draws, matching
+from ddm.methods import matching
 from ddm.methods.condensation import Condensation
-from ddm.methods.sampling import SAMPLERS
 
 STEPS = 30  # timed after as many unmeasured ones as a capture needs
 
@@ -115,20 +116,6 @@ def kernels() -> Iterator[str]:
         events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
         for event in events[:15]:
             yield f"| {compile} | `{event.key[:80]}` | {event.self_device_time_total / 1000 / steps:.2f} |"
-
-
-def drawing() -> Iterator[str]:
-    yield "| real_sampling | threads | ms per iteration of draws, CIFAR10 shape, ipc 10, batch_real 256 |"
-    yield "|---|---|---|"
-    data = step.random_data(10, 32, 5000)
-    for sampling in SAMPLERS:
-        maker = step.started("CM", data, device="cuda", ipc=10, compile="off", real_sampling=sampling)
-        for threads in (1, 2, 4):
-            with mock.patch.object(draws, "THREADS", threads):
-                ahead = draws.Ahead(maker.draws.draw, "cuda", last=10**6)
-                seconds = seconds_per_step(lambda it, ahead=ahead: ahead.next(0, it), 20, 200)
-                yield f"| {sampling} | {threads} | {1000 * seconds:.2f} |"
-                ahead.close()
 
 
 def passes() -> Iterator[str]:
@@ -248,7 +235,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device: torch.cuda.is_available() is False; nothing was measured")
         return
-    runs = {"tests": tests, "graphs": graphs, "kernels": kernels, "draws": drawing, "passes": passes, "plain": plain}
+    runs = {
+        "tests": tests,
+        "graphs": graphs,
+        "kernels": kernels,
+        "draws": partial(draws.table, "cuda"),
+        "passes": passes,
+        "plain": plain,
+    }
     runs |= {"evaluation": plain_evaluation, "stacked": stacked, "accuracy": lambda: accuracy(options.data_path)}
     parts = options.parts.split(",")
     if unknown := [name for name in parts if name not in runs]:

@@ -6,6 +6,7 @@ class mean. Matching compares means, and most noise in its gradient comes from d
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,15 +67,19 @@ class Balanced(Random):
 
 
 def herd(points: Tensor, n: int) -> Tensor:
-    """Select n of the points [classes, m, d] whose sum stays near 0: indices [classes, n] (Welling, ICML 2009)."""
-    products = points @ points.transpose(1, 2)
-    growth = products.diagonal(dim1=1, dim2=2).clone()  # the growth of |sum|^2 if a point is added
-    products.mul_(2).diagonal(dim1=1, dim2=2).fill_(torch.inf)  # no point is picked twice
-    classes, picks = torch.arange(len(points)), []
-    for _ in range(n):
-        picks.append(growth.argmin(1))
-        growth += products[classes, picks[-1]]  # a row; the products are symmetric
-    return torch.stack(picks, dim=1)
+    """Select n of the points [classes, m, d] whose sum stays near 0: indices [classes, n] (Welling, ICML 2009).
+
+    The points are on the CPU. The loop is numpy's, whose calls cost a third of torch's.
+    """
+    products = (points @ points.transpose(1, 2)).numpy()
+    diagonal = np.arange(products.shape[1])
+    growth = products[:, diagonal, diagonal]  # a copy: the growth of |sum|^2 if a point is added
+    products[:, diagonal, diagonal] = np.inf  # no point is picked twice
+    classes, picks = np.arange(len(points)), np.empty((len(points), n), dtype=np.int64)
+    for k in range(n):
+        picks[:, k] = growth.argmin(1)
+        growth += 2 * products[classes, picks[:, k]]  # rows; the products are symmetric
+    return torch.from_numpy(picks)
 
 
 @torch.no_grad()

@@ -1,0 +1,58 @@
+"""Milliseconds of the host for the draws of an iteration: real images, a network, the augmentation.
+
+    python benchmarks/draws.py [--device meta|cuda] [--threads 1,2,4]
+
+CIFAR10's shape, ipc 10, 256 real images per class. On an accelerator, threads draw ahead of the steps; the fastest
+step takes as long as these draws. The meta device needs no GPU: the threads work as on one, without the copy to it.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from unittest import mock
+
+import step
+import timing
+import torch
+
+from ddm.evaluation.protocol import wait_for
+from ddm.methods import draws
+from ddm.methods.sampling import SAMPLERS
+
+WARM_UP, ITERATIONS = 20, 100
+
+
+def table(device: str, threads: Sequence[int] = (1, 2, 4)) -> Iterator[str]:
+    yield "| real_sampling | threads | ms per iteration |"
+    yield "|---|---|---|"
+    data = step.random_data(10, 32, 5000)
+    for sampling in SAMPLERS:
+        # Samplers prepare on the device of the run, which the meta device can't.
+        maker = step.started("CM", data, ipc=10, compile="off", real_sampling=sampling)
+        maker.draws.augmentation = draws.Siamese(maker.plan.settings.dsa_strategy, data.im_size, device)
+        for number in threads:
+            with mock.patch.object(draws, "THREADS", number):
+                ahead = draws.Ahead(maker.draws.draw, device, last=WARM_UP + ITERATIONS)
+                for iteration in range(1, WARM_UP + 1):
+                    ahead.next(0, iteration)
+                wait_for(device)
+                began = time.perf_counter()
+                for iteration in range(WARM_UP + 1, WARM_UP + ITERATIONS + 1):
+                    ahead.next(0, iteration)
+                wait_for(device)
+                yield f"| {sampling} | {number} | {1000 * (time.perf_counter() - began) / ITERATIONS:.2f} |"
+                ahead.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="meta")
+    parser.add_argument("--threads", default="1,2,4", help="numbers of threads that draw")
+    args = parser.parse_args()
+    print(f"{timing.settings()}, {torch.get_num_threads()} threads of torch")
+    for line in table(args.device, [int(number) for number in args.threads.split(",")]):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
