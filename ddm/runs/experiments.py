@@ -247,11 +247,11 @@ class Run:
                 maker.step(iteration)
                 state.iteration, state.steps = iteration, state.steps + 1
                 received = self.interrupts.received or 0
-                stop, save, look = self.ranks.largest(received, self.checkpoint_is_due(), self.check_is_due())
+                stop, save, check = self.ranks.largest(received, self.checkpoint_is_due(), self.check_is_due())
                 if stop:  # it may have come to another rank
                     self.interrupts.received = stop
                 due = self.evaluation_is_due()
-                checked = due or save or stop or look
+                checked = due or save or stop or check
                 if checked:
                     steps.set_postfix_str(self.check(), refresh=False)
                 seconds = time.perf_counter() - last
