@@ -1,8 +1,9 @@
-"""Runs the user's Python files of --import, which register networks, data sets, ... in the tables of ddm."""
+"""The user's code: runs the files of --import, which register networks, data sets, ... in the tables of ddm."""
 
 import importlib.util
 import sys
 from pathlib import Path
+from types import CodeType
 
 from ddm.errors import UserError, first_line
 
@@ -29,3 +30,9 @@ def run_files(files: str) -> None:
         except Exception as error:  # it is any code
             text = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"--import {file!r} raises {text}: correct the file") from None
+
+
+def compiled(code: CodeType) -> str:
+    """The instructions, names and constants of a function; not its line numbers and comments."""
+    constants = [compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"

@@ -387,6 +387,12 @@ def test_a_table_after_an_earlier_iteration(tmp_path, capsys):
     assert "the end and 5 of 9 iterations (--iteration 5 compares them)\n" in err and err.count("compares") == 1
     command("collect", tmp_path / "dm", tmp_path / "late", "--iteration", 5)
     assert "2 networks of one experiment | dm |" in capsys.readouterr().out
+    other = json.loads(path.read_text())
+    for entry in other["evaluations"]:
+        entry["experiment"] = 1
+    path.write_text(json.dumps(other))
+    command("collect", tmp_path / "dm", tmp_path / "late")  # no condensation in common
+    assert "compares" not in capsys.readouterr().err
     write_results(tmp_path / "apart" / "a", [[0.42, 0.47]], **ZERO | {"Iteration": 9})
     write_results(tmp_path / "apart" / "b", [[0.40, 0.41]], first=1, **ZERO)
     path = tmp_path / "apart" / "b" / "results.json"

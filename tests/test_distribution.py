@@ -18,18 +18,18 @@ from ddm.errors import UserError
 from ddm.methods import cache, distribution, online, pool
 from ddm.methods.condensation import Condensation
 from ddm.methods.step import gradients
-from ddm.networks import ARCHITECTURES, ConvNet, assign, flat, get_network, initialise
+from ddm.networks import ARCHITECTURES, ConvNet, Network, assign, flat, get_network, initialise
 from ddm.ranks import Ranks
 
 POOL = ("--networks", "trained", "--pool", "3", "--pool_epochs", "2", "--preset", "dm")
 NUMBER = list(inspect.signature(pool.train).parameters).index("number")  # of the arguments of pool.train
 
 
-def built(data_path, cache_path, *argv):
+def built(data_path, cache_path, *argv, remaining=1):
     """A maker with a trained pool of narrow networks."""
     settings = parse("DM_DDM", *QUICK, "--model", "ConvNetW32", *POOL, "--network_cache", cache_path, *argv)
     made = maker("DM_DDM", settings, load("CIFAR10", data_path))
-    made.prepare()
+    made.prepare(remaining)
     return made
 
 
@@ -107,6 +107,8 @@ def test_runs_share_a_pool_and_a_larger_one_extends_it(data_path, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(pool, "train", never)
         assert torch.equal(built(data_path, tmp_path, "--ipc", "1", "--rr_ratio", "1").networks.points, first)
+        finished = built(data_path, tmp_path / "other", remaining=0)  # only evaluations are left
+        assert not hasattr(finished, "networks") and len(finished.labels)
     larger = built(data_path, tmp_path, "--pool", "4").networks.points
     assert torch.equal(larger[:3], first) and len(files(tmp_path)) == 4
     for other in (("--pool_epochs", "1"), ("--pool_lr", "0.1"), ("--seed", "1"), ("--eval_split", "val")):
@@ -215,6 +217,36 @@ def test_a_file_that_another_process_makes_is_not_claimed(tmp_path):
         assert mine and not other
     with cache.claimed(tmp_path / "folder" / "network.pt") as again:
         assert again
+
+
+def test_a_process_that_waits_for_another_says_so(tmp_path, monkeypatch, capsys):
+    path, seconds = tmp_path / "network.pt", []
+
+    def sleep(passed):
+        seconds.append(passed)
+        if len(seconds) == 12:
+            cache.store(path, [1.0])
+
+    monkeypatch.setattr(cache.time, "sleep", sleep)
+    with cache.claimed(path):
+        assert dict(cache.made_by_all({0: path}, None, 1)) == {0: [1.0]}
+    err = capsys.readouterr().err
+    assert err.count("note: waiting") == 1 and str(path.with_suffix(".lock")) in err
+
+
+def test_a_layer_of_the_user_is_known_by_its_code():
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return x * 2.0
+
+    def key():
+        return cache.architecture(Network([Scaled(), torch.nn.Flatten()], 4, 3))
+
+    first = key()
+    assert key() == first
+    Scaled.forward = lambda self, x: x * 3.0
+    assert key() != first
+    assert len(cache.architecture(get_network("ConvNet", 3, 10, (32, 32)))) == 2  # built in: layers and shapes alone
 
 
 def test_damage_and_divergence_are_one_line(data_path, tmp_path):

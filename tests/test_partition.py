@@ -119,6 +119,14 @@ def test_every_export_holds_the_same_images(to, stored, made, tmp_path):
     assert found.factor == (2 if stored or to == "safetensors" else 1)
 
 
+def test_dark_stored_bytes_are_bytes(data_path, tmp_path):
+    stored = np.full((10, 32, 32, 3), 15, dtype=np.uint8)
+    np.savez(tmp_path / "dark.npz", x_stored=stored, y_stored=np.arange(10), factor=2)
+    data = loading.load("CIFAR10", data_path)
+    (found,), _ = sets.read(tmp_path / "dark.npz", data)
+    torch.testing.assert_close(data.normalisation.pixels(found.images), torch.full((40, 3, 32, 32), 15 / 255))
+
+
 def test_the_set_gets_its_own_number_again(made, tmp_path):
     command("evaluate", made[0] / "out", "--data_path", made[0], "--num_eval", "2", "--save_path", tmp_path)
     record = json.loads((tmp_path / "results.json").read_text())

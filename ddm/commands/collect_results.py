@@ -142,7 +142,8 @@ def mismatches(result: Result, base: Result) -> list[str]:
         why.append("the protocols of evaluation differ")
     if of_budget and result.record.get("unfinished") != base.record.get("unfinished"):
         ends = [progress_text(run.record) or "the end" for run in (result, base)]
-        common = result.curve(result.model).keys() & base.curve(base.model).keys()
+        mine, other = result.curve(result.model), base.curve(base.model)
+        common = [at for at in mine.keys() & other.keys() if mine[at].keys() & other[at].keys()]
         planned = {run.record.get("unfinished", [run.args["Iteration"]])[-1] for run in (result, base)}
         comparable = common and len(planned) == 1 and {"Iteration"}.issuperset(names) and len(why) == len(names)
         remedy = f" (--iteration {max(common)} compares them)" if comparable else ""

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from types import CodeType
 from typing import Any, NamedTuple
 
 import ddm
@@ -10,6 +9,7 @@ from ddm import cli, torchrun
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.images import ImageData
 from ddm.data.loading import short_name
+from ddm.extensions import compiled
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
@@ -52,13 +52,7 @@ class Recipe(NamedTuple):
     def code(self) -> str:
         """A digest of the code of `objective` and `needs`, without the functions that they call."""
         functions = [f.__code__ for f in (self.objective, self.needs) if hasattr(f, "__code__")]
-        return hashlib.blake2b("".join(map(_compiled, functions)).encode(), digest_size=16).hexdigest()
-
-
-def _compiled(code: CodeType) -> str:
-    """The instructions, names and constants of a function; not its line numbers and comments."""
-    constants = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+        return hashlib.blake2b("".join(map(compiled, functions)).encode(), digest_size=16).hexdigest()
 
 
 DDM = Recipe("DM_DDM", objective.objective, objective.needs, objective.settle)

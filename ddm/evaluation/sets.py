@@ -378,7 +378,9 @@ def _arrays(path: Path) -> Contents:
         x = x.transpose(0, 3, 1, 2)
     y = y if y.dtype.kind == "f" else y.astype(np.int64)  # fractions are refused later
     sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y))]
-    return Contents(sets, {"factor": factor} if factor > 1 else {}, None, decode=factor)
+    # Decoded images are floats, from which bytes could not be guessed.
+    space = "bytes" if factor > 1 and x.dtype == np.uint8 else None
+    return Contents(sets, {"factor": factor} if factor > 1 else {}, space, decode=factor)
 
 
 def _safetensors(path: Path) -> Contents:

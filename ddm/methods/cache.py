@@ -13,6 +13,10 @@ from torch import nn
 
 from ddm import disk
 from ddm.errors import UserError
+from ddm.extensions import compiled
+
+LIBRARIES = ("builtins", "torch", "torchvision", "ddm")  # whose layers do not change under their names
+NOTE_SECONDS = 10  # of waiting for other processes, before a note
 
 
 def cache_folder(settings: Any) -> Path:
@@ -32,9 +36,16 @@ def key(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=6).hexdigest()
 
 
-def architecture(net: nn.Module) -> tuple[str, list[tuple[int, ...]]]:
-    """The layers and the shapes of all parameters: part of a key, as a user's network can change under its name."""
-    return str(net), [tuple(parameter.shape) for parameter in net.parameters()]
+def architecture(net: nn.Module) -> tuple[Any, ...]:
+    """The layers, the shapes of all parameters, and the code of the user's layers, if there are any.
+
+    It is part of a key, as a user's network can change under its name.
+    """
+    kinds = {kind for module in net.modules() for kind in type(module).__mro__}
+    kinds = [kind for kind in kinds if kind.__module__.split(".")[0] not in LIBRARIES]
+    methods = ((f"{kind.__qualname__}.{name}", f) for kind in kinds for name, f in vars(kind).items())
+    code = sorted((name, compiled(f.__code__)) for name, f in methods if hasattr(f, "__code__"))
+    return str(net), [tuple(parameter.shape) for parameter in net.parameters()], *([code] if code else [])
 
 
 def read(path: Path) -> Any:
@@ -76,7 +87,7 @@ def made_by_all(
 
     `make` returns the contents for up to `most` numbers, or None if these are too many; then half as many are next.
     """
-    missing = list(paths)
+    missing, waited = list(paths), 0
     while missing:
         with contextlib.ExitStack() as claims:
             done, mine = {}, []
@@ -100,6 +111,10 @@ def made_by_all(
         missing = [number for number in missing if number not in done]
         if not done and not mine:
             time.sleep(1)  # other processes make the rest
+            waited += 1
+            if waited == NOTE_SECONDS:
+                where = paths[missing[0]].with_suffix(".lock")
+                print(f"note: waiting for the process that trains this network and holds {where}", file=sys.stderr)
 
 
 def store(path: Path, content: Any) -> None:

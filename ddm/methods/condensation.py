@@ -62,6 +62,8 @@ class Condensation:
         plan = self.plan
         self.data = self.data.to(plan.machine.device)
         self.labels = plan.labels()
+        if not remaining:  # only evaluations are left: no network of a pool is needed
+            return
         settings = plan.settings
         sampler = SAMPLERS[settings.real_sampling](self.data, settings.batch_real, settings.seed, plan.classes)
         self.networks = Networks(self.data, plan, self.matcher.needs, self.matcher.net)
