@@ -30,7 +30,7 @@ def test_a_set_is_what_the_readme_says(path, tmp_path):
     assert torch.bincount(train.labels).tolist() == [args["ipc"] * args["factor"] ** 2] * classes
     assert train.images.isfinite().all() and len(stored) == args["ipc"] * classes
     assert (args["eval_split"], args["num_exp"]) == ("test", 1)
-    assert size < 8e6 and "save_path" not in args and "data_path" not in args
+    assert size < 13e6 and "save_path" not in args and "data_path" not in args
     recipe = args["recipe"]
     program = ["ddm", "condense"] if recipe == "DM_DDM" else ["python", f"{recipe}.py"]
     (flags,) = [words[2:] for words in card_commands(path, tmp_path) if words[:2] == program]
