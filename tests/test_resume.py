@@ -282,9 +282,12 @@ def test_a_finished_run_reports_and_does_nothing_else(whole, capsys):
     assert "is finished" in out and "condensed,   ConvNetW32: mean" in out
 
 
-def test_more_experiments_and_networks_are_added_to_a_finished_run(whole, tmp_path):
-    run(tmp_path / "a")
+def test_more_experiments_and_networks_are_added_to_a_finished_run(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "peak_memory", lambda where: 10**12)
+        run(tmp_path / "a")
     run(tmp_path / "a", "--num_exp", "2", "--num_eval", "3")
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["peak_memory_bytes"] == 10**12
     run(tmp_path / "b", "--num_exp", "2", "--num_eval", "3")
     (images, results, _), (images_at_once, at_once, _) = outcome(tmp_path / "a"), outcome(tmp_path / "b")
     assert torch.equal(images[0], images_at_once[0]) and torch.equal(images[1], images_at_once[1])
@@ -323,6 +326,15 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
     assert "--class_chunk was 0, is 10" in capsys.readouterr().err
     for a, b in zip(outcome(tmp_path)[0], outcome(whole)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_an_earlier_version_is_read(whole, tmp_path, monkeypatch):
+    as_bytes = progress._as_bytes
+    new = {"peak_memory"}  # since 0.9.1
+    monkeypatch.setattr(progress, "_as_bytes", lambda content: as_bytes({k: content[k] for k in content.keys() - new}))
+    state = progress.read(whole / progress.NAME)
+    progress.write(tmp_path / progress.NAME, state)
+    assert state.peak_memory > 0 and progress.read(tmp_path / progress.NAME).peak_memory == 0
 
 
 def test_a_flag_newer_than_the_checkpoint_is_accepted_at_its_default(whole):

@@ -517,7 +517,7 @@ class Run:
         self.saved = time.perf_counter()
         if self.in_progress:
             state.images, state.velocity, state.networks = maker.state()
-        state.seconds, state.versions = self.seconds(), versions()
+        state.seconds, state.versions, state.peak_memory = self.seconds(), versions(), self.peak_memory()
         declared = declarations(type(self.settings))
         arguments = maker.plan.settings.values()
         state.chosen = {name: arguments[name] for name, setting in declared.items() if setting.chosen}
@@ -525,6 +525,10 @@ class Run:
         snapshot.sets, snapshot.skipped = list(state.sets), list(state.skipped)
         snapshot.evaluations = copy.deepcopy(state.evaluations)
         self.files.save_checkpoint(snapshot)
+
+    def peak_memory(self) -> int:
+        """In bytes, the largest of this process and of those that the run resumes; 0 where it can't be measured."""
+        return max(self.state.peak_memory, device.peak_memory(self.machine.device) or 0)
 
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
@@ -589,7 +593,7 @@ class Run:
             "seconds": self.seconds(),
             "preparation_seconds": state.preparation_seconds,
             "iterations_per_second": state.steps / state.stepping_seconds if state.steps else None,
-            "peak_memory_bytes": device.peak_memory(self.machine.device),
+            "peak_memory_bytes": self.peak_memory() or None,
             "hardware": hardware(self.machine),
             "versions": versions(),
         }

@@ -49,6 +49,7 @@ class Progress:
     step_seconds: float = 0.0  # without evaluations
     preparation_seconds: float = 0.0  # that part of them before the first step, such as the training of a pool
     steps: int = 0
+    peak_memory: int = 0  # bytes, the largest of the processes so far
     log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
 
     @property
@@ -123,6 +124,7 @@ def read(path: Path) -> Progress:
     number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
+    content = {"peak_memory": 0} | content  # states of version 0.9.0 or earlier lack it
     try:
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:
