@@ -32,7 +32,7 @@ def run_files(files: str) -> None:
             raise UserError(f"--import {file!r} raises {text}: correct the file") from None
 
 
-def compiled(code: CodeType) -> str:
+def code_text(code: CodeType) -> str:
     """The instructions, names and constants of a function; not its line numbers and comments."""
-    constants = [compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    constants = [code_text(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"

@@ -142,13 +142,19 @@ def mismatches(result: Result, base: Result) -> list[str]:
         why.append("the protocols of evaluation differ")
     if of_budget and result.record.get("unfinished") != base.record.get("unfinished"):
         ends = [progress_text(run.record) or "the end" for run in (result, base)]
-        mine, other = result.curve(result.model), base.curve(base.model)
-        common = [at for at in mine.keys() & other.keys() if mine[at].keys() & other[at].keys()]
-        planned = {run.record.get("unfinished", [run.args["Iteration"]])[-1] for run in (result, base)}
-        comparable = common and len(planned) == 1 and {"Iteration"}.issuperset(names) and len(why) == len(names)
-        remedy = f" (--iteration {max(common)} compares them)" if comparable else ""
+        alone = {"Iteration"}.issuperset(names) and len(why) == len(names)  # nothing else differs
+        at = common_iteration(result, base) if alone else None
+        remedy = "" if at is None else f" (--iteration {at} compares them)"
         why.append(f"the runs have come to {ends[0]} and {ends[1]}{remedy}")
     return why
+
+
+def common_iteration(result: Result, base: Result) -> int | None:
+    """The last iteration with evaluations of a common condensation; None without, or if the runs plan other numbers."""
+    if len({run.record.get("unfinished", [run.args["Iteration"]])[-1] for run in (result, base)}) > 1:
+        return None
+    mine, other = result.curve(result.model), base.curve(base.model)
+    return max((at for at in mine.keys() & other.keys() if mine[at].keys() & other[at].keys()), default=None)
 
 
 def paired(runs: list[tuple[Result, Result]]) -> tuple[list[float], str]:

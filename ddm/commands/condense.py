@@ -9,7 +9,7 @@ from ddm import cli, torchrun
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.images import ImageData
 from ddm.data.loading import short_name
-from ddm.extensions import compiled
+from ddm.extensions import code_text
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
     def code(self) -> str:
         """A digest of the code of `objective` and `needs`, without the functions that they call."""
         functions = [f.__code__ for f in (self.objective, self.needs) if hasattr(f, "__code__")]
-        return hashlib.blake2b("".join(map(compiled, functions)).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b("".join(map(code_text, functions)).encode(), digest_size=16).hexdigest()
 
 
 DDM = Recipe("DM_DDM", objective.objective, objective.needs, objective.settle)

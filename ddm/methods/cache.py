@@ -13,7 +13,7 @@ from torch import nn
 
 from ddm import disk
 from ddm.errors import UserError
-from ddm.extensions import compiled
+from ddm.extensions import code_text
 
 LIBRARIES = ("builtins", "torch", "torchvision", "ddm")  # whose layers do not change under their names
 NOTE_SECONDS = 10  # of waiting for other processes, before a note
@@ -44,7 +44,7 @@ def architecture(net: nn.Module) -> tuple[Any, ...]:
     kinds = {kind for module in net.modules() for kind in type(module).__mro__}
     kinds = [kind for kind in kinds if kind.__module__.split(".")[0] not in LIBRARIES]
     methods = ((f"{kind.__qualname__}.{name}", f) for kind in kinds for name, f in vars(kind).items())
-    code = sorted((name, compiled(f.__code__)) for name, f in methods if hasattr(f, "__code__"))
+    code = sorted((name, code_text(f.__code__)) for name, f in methods if hasattr(f, "__code__"))
     return str(net), [tuple(parameter.shape) for parameter in net.parameters()], *([code] if code else [])
 
 
