@@ -62,13 +62,26 @@ def test_the_command_and_what_it_writes(tmp_path):
 
 
 def test_the_memory_dm_is_plain_dm_under_every_preset(data_path, tmp_path):
-    line = "--preset fast,strong --factor 2 --pool 1 --pool_epochs 1 --memory random,dm,ddm --dataset CIFAR10 --ipc 1"
+    line = "--preset fast,strong --factor 2 --pool 1 --pool_epochs 1 --memory random,dm,ddm,strong --dataset CIFAR10 --ipc 1"
     line = arguments(tmp_path, *line.split(), "--data_path", data_path)
     continual.run(parsed("continual", *line, "--seeds", "1"))
-    for name, each in (("random", 1), ("dm", 1), ("ddm", 4)):
+    for name, each in (("random", 1), ("dm", 1), ("ddm", 4), ("strong", 4)):
         images, labels = torch.load(tmp_path / "out" / "memory" / f"{name}_seed0_step0.pt")
         assert len(images) == len(labels) == 5 * each and torch.bincount(labels).max() == each
     continual.run(parsed("continual", *line, "--seeds", "2"))  # reads these files
+
+
+def test_presets_are_memories(tmp_path):
+    """A memory named like a preset is that preset's, in the same run as memories of other presets."""
+    line = "--preset fast --memory dm,paper,best --seeds 1 --lr_img 0.2 --batch_real 4"
+    continual.run(parsed("continual", *arguments(tmp_path, *line.split())))
+    folder = tmp_path / "out" / "memory"
+    sets = {name: torch.load(folder / f"{name}_seed0_step0.pt")[0] for name in ("dm", "paper", "best")}
+    assert not torch.equal(sets["dm"], sets["paper"])
+    alone = "--preset fast,best --memory ddm --seeds 1 --batch_real 4"
+    line = arguments(tmp_path, *alone.split(), "--save_path", str(tmp_path / "alone"), "--lr_img", "0.03")
+    continual.run(parsed("continual", *line))
+    assert torch.equal(torch.load(tmp_path / "alone" / "memory" / "ddm_seed0_step0.pt")[0], sets["best"])
 
 
 def test_memories_of_another_run_are_not_taken(tmp_path):
@@ -90,6 +103,7 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
     [
         (("--steps", "6"), "at least two per step"),
         (("--memory", "randum"), "did you mean 'random'"),
+        (("--memory", "dm,fast"), "unknown memory 'fast'"),
         (("--ipc", "n.json"), "argument --ipc: 'n.json' is not an integer"),
         (("--eval_mode", "M"), "does not support --eval_mode"),
         (("--zca",), "does not support --zca"),

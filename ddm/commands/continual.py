@@ -22,7 +22,11 @@ from ddm.networks import empty_network
 from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
 
-SELECTED, CONDENSED = ("random", "herding", "kmeans"), ("dm", "ddm")
+SELECTED = ("random", "herding", "kmeans")
+# Name of a condensed memory -> the settings that it changes; those of ddm are the flags.
+CONDENSED = {"ddm": {}} | {
+    name: PLAIN | values for name, values in ContinualSettings.PRESETS.items() if values.keys() >= DM.keys()
+}
 
 
 def class_steps(num_classes: int, steps: int, seed: int) -> list[list[int]]:
@@ -40,22 +44,23 @@ def make_memory(
         counts, data = tuple(plan.images_per_class(data, settings.ipc)), data.to(machine.device)
         proxy = coreset.proxy(data, settings, machine, memory) if coreset.needs_proxy(memory) else None
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
-    settings = condensing(settings, memory).but(precision=machine.precision, compile=machine.compile)
+    settings = condensing(settings, memory, data).but(precision=machine.precision, compile=machine.compile)
     maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
     maker.prepare()
     return maker.training_set(step, condensed(maker, step))[0]
 
 
-def condensing(settings: ContinualSettings, memory: str) -> ContinualSettings:
-    """The settings of a condensed memory: for dm those of plain DM, whatever a preset has set. Raises UserError."""
-    return objective.settle(settings.but(**DM, **PLAIN) if memory == "dm" else settings)
+def condensing(settings: ContinualSettings, memory: str, data: ImageData) -> ContinualSettings:
+    """The settings of a condensed memory: those of its preset override the flags. Raises UserError."""
+    settings = plan.settle(settings.but(**CONDENSED[memory]))
+    return objective.settle(plan.with_factor(settings, data))
 
 
 def run(requested: ContinualSettings) -> None:
     """Make and test the memories of all orders and steps. Raises UserError for invalid settings, data or files."""
     memories = list(dict.fromkeys(requested.memory.split(",")))
     for name in memories:
-        lookup(dict.fromkeys(SELECTED + CONDENSED), name, "memory")
+        lookup(dict.fromkeys((*SELECTED, *CONDENSED)), name, "memory")
     if requested.zca or requested.eval_mode != "SS":  # whitening would use later classes; only one network is tested
         raise UserError(f"continual does not support --{'zca' if requested.zca else 'eval_mode'}: leave it out")
     settings = plan.settle(requested)
@@ -72,13 +77,12 @@ def run(requested: ContinualSettings) -> None:
         accs = earlier["accuracies"] if earlier else {}
         if not 1 <= s.steps <= data.num_classes // 2:
             raise UserError(f"--steps {s.steps}: {data.name} has {data.num_classes} classes, at least two per step")
-        if set(memories) & set(CONDENSED):
-            settings = plan.with_factor(settings, data)
-            plan.images_per_class(data, s.ipc, settings.factor**2)
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         for memory in (name for name in memories if name in CONDENSED):  # before hours of work
-            plan.tapped_network(settings.but(device="meta"), data, DDM.needed(condensing(settings, memory)))
+            made = condensing(s, memory, data)
+            plan.images_per_class(data, s.ipc, made.factor**2)
+            plan.tapped_network(made.but(device="meta"), data, DDM.needed(made))
         # Every step has new shapes and would be compiled again. So auto means off.
         machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
         line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
@@ -99,7 +103,8 @@ def one_order(
     files = session.files
     accs = session.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
     steps, images = class_steps(data.num_classes, settings.steps, seed), []
-    each = settings.ipc * (settings.factor**2 if memory == "ddm" else 1)  # images of each class
+    factor = condensing(settings, memory, data).factor if memory in CONDENSED else 1
+    each = settings.ipc * factor**2  # images of each class
     for step, classes in enumerate(steps):
         path = files.folder / "memory" / f"{memory}_seed{seed}_step{step}.pt"
         labels = torch.tensor(classes).repeat_interleave(each)

@@ -68,9 +68,9 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
         ddm continual --dataset CIFAR100 --steps 5 --ipc 20 --memory random,herding,dm,ddm --seeds 5 --save_path DIR
 
     At each step the memory of the new classes is made from their training images only. The memories random, herding and
-    kmeans are real images. ddm is condensed with the objective's flags, such as --preset best. dm is plain DM whatever
-    they are: L_MMD, fresh networks, whole images. A fresh network is trained on all memories so far (GDumb, Prabhu et
-    al., ECCV 2020) and tested on the test images of all classes so far. The class order is numpy's
+    kmeans are real images. ddm is condensed with the objective's flags. dm, published, paper, style, best and strong are
+    condensed with the preset of that name, which overrides the flags. A fresh network is trained on all memories so far
+    (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of all classes so far. The class order is numpy's
     RandomState(seed).permutation. The command writes results.json, curves.png and all memories into --save_path. The
     same command resumes.
     """
@@ -85,7 +85,7 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
     steps: int = grouped("optimisation")(5, "number of steps in which the classes arrive", check=at_least(1))
     memory: str = grouped("objective")(
         "ddm",
-        "random, herding, kmeans, dm or ddm, joined by commas",
+        "random, herding, kmeans, ddm or presets of the objective, joined by commas",
         metavar="NAMES",
         role=Role.GROWS,
     )
