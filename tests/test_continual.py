@@ -62,8 +62,8 @@ def test_the_command_and_what_it_writes(tmp_path):
 
 
 def test_the_memory_dm_is_plain_dm_under_every_preset(data_path, tmp_path):
-    line = "--preset fast,strong --factor 2 --pool 1 --pool_epochs 1 --memory random,dm,ddm,strong --dataset CIFAR10 --ipc 1"
-    line = arguments(tmp_path, *line.split(), "--data_path", data_path)
+    line = "--preset fast,strong --factor 2 --pool 1 --pool_epochs 1 --dataset CIFAR10 --ipc 1"
+    line = arguments(tmp_path, *line.split(), "--memory", "random,dm,ddm,strong", "--data_path", data_path)
     continual.run(parsed("continual", *line, "--seeds", "1"))
     for name, each in (("random", 1), ("dm", 1), ("ddm", 4), ("strong", 4)):
         images, labels = torch.load(tmp_path / "out" / "memory" / f"{name}_seed0_step0.pt")

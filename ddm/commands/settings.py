@@ -68,11 +68,11 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
         ddm continual --dataset CIFAR100 --steps 5 --ipc 20 --memory random,herding,dm,ddm --seeds 5 --save_path DIR
 
     At each step the memory of the new classes is made from their training images only. The memories random, herding and
-    kmeans are real images. ddm is condensed with the objective's flags. dm, published, paper, style, best and strong are
-    condensed with the preset of that name, which overrides the flags. A fresh network is trained on all memories so far
-    (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of all classes so far. The class order is numpy's
-    RandomState(seed).permutation. The command writes results.json, curves.png and all memories into --save_path. The
-    same command resumes.
+    kmeans are real images. ddm is condensed with the objective's flags. dm, published, paper, style, best and strong
+    are condensed with the preset of that name, which overrides the flags. A fresh network is trained on all memories
+    so far (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of all classes so far. The class order is
+    numpy's RandomState(seed).permutation. The command writes results.json, curves.png and all memories into
+    --save_path. The same command resumes.
     """
 
     COMMAND: ClassVar = "ddm continual"
