@@ -57,7 +57,7 @@ def test_the_command_and_what_it_writes(tmp_path):
     continual.run(parse(tmp_path, "--memory", "herding", "--seeds", "2"))
     more = json.loads((tmp_path / "out" / "results.json").read_text())["accuracies"]
     assert more["herding"]["0"] == results["accuracies"]["herding"]["0"] and len(more["herding"]["1"]) == 2
-    with pytest.raises(UserError, match="of other arguments"):
+    with pytest.raises(UserError, match=r"of other arguments \(--lr_net 0.01 there, 0.1 now\)"):
         continual.run(parse(tmp_path, "--memory", "herding", "--lr_net", "0.1"))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,11 +81,8 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     grown = {k for k in differing if roles.get(k) is Role.GROWS and requested[k] > before[k]}
     refused = sorted(differing - free - grown)
     if refused:
-        listed = ", ".join(f"--{k} {before.get(k)} there, {requested.get(k)} now" for k in refused[:4])
-        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-        raise UserError(
-            f"the checkpoint is of other arguments ({listed}{more}): repeat them, or name another --save_path"
-        )
+        shown = changes(refused, before, requested)
+        raise UserError(f"the checkpoint is of other arguments ({shown}): repeat them, or name another --save_path")
     for k in sorted(differing - {"resume", "save_path"}):
         print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
@@ -99,6 +97,12 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
         state.code = code
     if changed:
         print(f"note: the versions of {', '.join(changed)} have changed: last digits may differ", file=sys.stderr)
+
+
+def changes(names: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The values of the first settings that differ, before and now, and the number of the others."""
+    shown = ", ".join(f"--{name} {before.get(name)} there, {now.get(name)} now" for name in names[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def check_data(state: Progress | None, digest: str, data: ImageData, counts: Any) -> None:

@@ -12,6 +12,7 @@ from ddm.interrupt import Interrupts
 from ddm.runs import progress
 from ddm.runs.folder import RunFolder
 from ddm.runs.results import command_line, hardware, plain, requested_values, versions
+from ddm.runs.resume import changes
 from ddm.settings import Role, Settings
 
 
@@ -42,11 +43,16 @@ class Session:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
         defaults = type(self.settings).__dataclass_fields__
-        newer = {k: defaults[k].default for k in key.keys() - theirs.keys() if k in defaults}
-        if newer | theirs != key:  # settings newer than the file have their defaults
-            if not theirs.keys() & key.keys():
-                raise UserError(f"{path} is of another command: name another --save_path")
-            raise UserError(f"{path} is of other arguments: repeat them, or name another --save_path")
+        if not theirs.keys() & key.keys():
+            raise UserError(f"{path} is of another command: name another --save_path")
+        # Settings newer than the file have their defaults.
+        theirs = {k: defaults[k].default for k in key if k in defaults} | theirs
+        differing = sorted(k for k in key.keys() | theirs.keys() if theirs.get(k) != key.get(k))
+        if differing:
+            digests = [f"the {k} changed" for k in differing if k in key and k not in defaults]
+            arguments = changes([k for k in differing if k in defaults or k not in key], theirs, key)
+            shown = ", ".join(filter(None, [*digests, arguments]))
+            raise UserError(f"{path} is of other arguments ({shown}): repeat them, or name another --save_path")
         return record
 
     def open(
