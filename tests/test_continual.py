@@ -1,13 +1,16 @@
 """Class-incremental learning: the real command on Digits, its memories, and that it resumes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import command, command_line, parsed
 
+from ddm import device
 from ddm.commands import continual
+from ddm.commands.continual import class_steps
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -84,6 +87,67 @@ def test_presets_are_memories(tmp_path):
     assert torch.equal(torch.load(tmp_path / "alone" / "memory" / "ddm_seed0_step0.pt")[0], sets["best"])
 
 
+def test_flags_that_no_memory_uses_are_not_checked(tmp_path):
+    continual.run(parse(tmp_path, "--memory", "random,best", "--weights", "balanced", "--k", "5", "--seeds", "1"))
+
+
+def test_the_first_classes_of_every_order_have_test_images(tmp_path):
+    data, few = load("Digits", tmp_path), class_steps(10, 5, 3)[0]
+    shown = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
+    kept = ~torch.isin(data.y_test, torch.tensor(few))
+    shown |= {"x_test": data.x_test[kept], "y_test": data.y_test[kept]}
+    np.savez(tmp_path / "part.npz", **{name: x.squeeze().numpy() for name, x in shown.items()})
+    argv = ("--dataset", str(tmp_path / "part.npz"), "--memory", "random", "--steps", "5", "--seeds", "4")
+    with pytest.raises(UserError, match=r"no test images of .*, the first classes of order 3"):
+        continual.run(parse(tmp_path, *argv))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_has_the_precision_of_its_first_part(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "choose", lambda settings, where, pixels: Machine(where, "bf16"))
+        continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    continual.run(parse(tmp_path, "--memory", "random,herding", "--seeds", "1"))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["args"]["precision"] == "bf16"
+
+
+def test_a_finished_order_needs_no_memories(tmp_path):
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    shutil.rmtree(tmp_path / "out" / "memory")
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "2"))
+
+
+def test_a_folder_that_another_process_used_meanwhile(tmp_path, monkeypatch):
+    """Both found no folder and took no lock. The second erased the results of the first."""
+    choose = device.choose
+
+    def slow(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "choose", choose)
+            continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+        return choose(*args)
+
+    monkeypatch.setattr(device, "choose", slow)
+    with pytest.raises(UserError, match="in the meantime"):
+        continual.run(parse(tmp_path, "--memory", "herding", "--seeds", "1"))
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["accuracies"]) == ["random"]
+
+
+def test_results_of_another_command_or_data_are_named(tmp_path):
+    def refused(record, match):
+        (tmp_path / "out" / "results.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=match):
+            continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    key = results["key"]
+    refused(results | {"key": key | {"command": "ddm score"}}, "of another command")
+    refused(results | {"key": key | {"data": "0"}}, r"\(the data changed\)")
+    refused(results | {"key": {k: v for k, v in key.items() if k != "data"}}, r"\(it does not record the data\)")
+    refused(results | {"key": key | {"retired": 3}}, r"\(of another version\)")
+
+
 def test_memories_of_another_run_are_not_taken(tmp_path):
     continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
     memory = tmp_path / "out" / "memory" / "random_seed0_step0.pt"
@@ -91,7 +155,9 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
     (tmp_path / "out" / "results.json").rename(tmp_path / "results.json")
     with pytest.raises(UserError, match="describes them"):
         continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
-    (tmp_path / "results.json").rename(tmp_path / "out" / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["accuracies"]["random"]["0"].pop()  # the last step is left to do
+    (tmp_path / "out" / "results.json").write_text(json.dumps(results))
     for content, says in (([images[:4], labels[:4]], "of other classes"), ("nonsense", "is damaged")):
         torch.save(content, memory)
         with pytest.raises(UserError, match=says):
@@ -104,6 +170,7 @@ def test_memories_of_another_run_are_not_taken(tmp_path):
         (("--steps", "6"), "at least two per step"),
         (("--memory", "randum"), "did you mean 'random'"),
         (("--memory", "dm,fast"), "unknown memory 'fast'"),
+        (("--seed", str(2**63 - 1), "--seeds", "2"), "--seed"),
         (("--ipc", "n.json"), "argument --ipc: 'n.json' is not an integer"),
         (("--eval_mode", "M"), "does not support --eval_mode"),
         (("--zca",), "does not support --zca"),

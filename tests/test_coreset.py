@@ -106,26 +106,26 @@ def test_the_proxy_is_cached_and_damage_is_reported(data_path, tmp_path):
         return coreset.proxy(data, settings.but(**changes), Machine(), "herding")
 
     first, second = proxy(), proxy()
-    assert torch.equal(first.embedding, second.embedding) and len(list(folder.iterdir())) == 1
+    assert torch.equal(first.embedding, second.embedding) and len(list(folder.glob("*.pt"))) == 1
     for name in coreset.ON_SCORES:
         assert torch.equal(first.scores[name], second.scores[name]) and first.scores[name].shape == (80,)
     proxy(replace(data, normalisation=Normalisation.of(data.mean, [0.25] * 3)))
-    assert len(list(folder.iterdir())) == 2
-    for path in folder.iterdir():
+    assert len(list(folder.glob("*.pt"))) == 2
+    for path in folder.glob("*.pt"):
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="delete it"):
         proxy()
     torch.save({"net": coreset.empty_network(settings.model, 3, 10, (32, 32), "cpu").state_dict()}, path)
     torch.save({**torch.load(path), "forgetting": torch.zeros(7)}, path.with_name("short"))
     for content in (path.read_bytes(), path.with_name("short").read_bytes()):  # no scores, too few
-        for own in list(folder.iterdir()):
+        for own in list(folder.glob("*.pt")):
             own.write_bytes(content)
         with pytest.raises(UserError, match="delete it"):
             proxy()
     path.with_name("short").unlink()
     with pytest.raises(UserError, match="lower --lr_net"):  # another network, and none to look at
         proxy(lr_net=1e30)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.glob("*.pt"))) == 2
 
 
 # --- what the methods pick, on points where the answer is known ---------------------------------------------------

@@ -36,6 +36,12 @@ def test_settings_of_a_recipe_explicit_values_override_presets(data_path):
     assert (args["rr_ratio"], args["lr_img"], args["real_sampling"], args["Iteration"]) == (0.0, 0.5, "balanced", 3)
 
 
+def test_skipped_steps_are_logged():
+    lines = []
+    ddm.condense(data=TINY, preset="dm", lr_img=1e37, on_nonfinite="skip", log=lines.append, **SMALL)
+    assert [line for line in lines if line.startswith("iteration 2: ") and line.endswith("the step is skipped")]
+
+
 def test_own_arrays_network_and_objective():
     arrays = tiny_arrays()
     data = tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))

@@ -118,6 +118,10 @@ def test_validation_split_of_a_store(tmp_path):
     assert torch.equal(whole.x_train, mapped.x_train[:]) and torch.equal(whole.x_test, mapped.x_test[:])
     rows = torch.tensor([[3, 1], [0, 7]])
     assert torch.equal(whole.batch(rows), mapped.batch(rows)) and torch.equal(whole.x_test[4], mapped.x_test[4])
+    # Cached networks are named by the digest: those of another split have seen the images that this one holds out.
+    data = load("CIFAR10", tmp_path / "stores")
+    digests = {data.digest(), mapped.digest(), data.with_validation(4).digest(), data.with_validation(3).digest()}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize("gz", [True, False])

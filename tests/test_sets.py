@@ -80,8 +80,8 @@ def test_what_was_measured_before_stays(made, tmp_path, capsys):
     head, _, *rows = (tmp_path / "table.md").read_text().splitlines()
     assert head == "| set | ConvNetW32 | LeNet |" and [row.count("(n 1)") for row in rows] == [2, 1]
     assert "lr_net 0.01 |" in rows[0] and "lr_net 0.1 |" in rows[1]
-    score(made, *argv, "--model", "MLP", "--epochs", "3", save_path=tmp_path)  # not in the row of 2 epochs
-    assert "epoch_eval_train 3, lr_net 0.01 |" in (tmp_path / "table.md").read_text()
+    score(made, *argv, "--model", "MLP", "--epochs", "3", save_path=tmp_path)  # the others have 2
+    assert "| MLP, epoch_eval_train 3 |" in (tmp_path / "table.md").read_text().splitlines()[0]
     capsys.readouterr()
     score(made, *argv, "--lr_net", "0.1", save_path=tmp_path)  # nothing is measured twice
     assert "Evaluate_" not in (tmp_path / "training.log").read_text().split("command:")[-1]
@@ -290,6 +290,37 @@ def test_paired_differences_to_the_first_set():
     _, _, minus = evaluation_table.markdown(single).partition("minus a.pt")
     assert "| c, eval_protocol last | +5.00 ± 63.53 (2 networks) |" in minus and "| d" not in minus
     assert "peers" not in minus.replace("eval_protocol last", "")
+
+
+def measurement(name, model, epochs, digest, *accs):
+    entry = dict.fromkeys((*evaluation_table.PROTOCOL, *evaluation_table.MANNER, "dataset", "data", "iteration"), 0)
+    file, bracket, number = name.partition("[")
+    entry |= {"set": name, "file": file if bracket else "", "experiment": int(number.strip("]") or 0), "digest": digest}
+    return entry | {"eval_protocol": "last", "model": model, "epoch_eval_train": epochs, "accuracies": list(accs)}
+
+
+def test_networks_with_other_epochs_share_rows_and_have_differences():
+    epochs = {"ConvNet": 300, "MLP": 100}
+    text = evaluation_table.markdown([measurement(name, m, epochs[m], name, 0.5, 0.7) for name in "ab" for m in epochs])
+    assert text.startswith("| set | ConvNet, epoch_eval_train 300 | MLP, epoch_eval_train 100 |")
+    cells = "60.00 ± 10.00 (n 2) | 60.00 ± 10.00 (n 2) |"
+    assert text.splitlines()[2:4] == [f"| a | {cells}", f"| b | {cells}"]
+    assert text.splitlines()[-1].count("(2 networks)") == 2
+
+
+def test_a_file_whose_sets_were_replaced_has_no_row_for_all_sets():
+    two = [measurement(f"a.pt[{k}]", "ConvNet", 1, f"new {k}", 0.5) for k in range(3)]
+    assert "a.pt, all sets" in evaluation_table.markdown(two)
+    assert "all sets" not in evaluation_table.markdown([measurement("a.pt[0]", "ConvNet", 1, "old", 0.9), *two])
+
+
+def test_a_set_compiled_elsewhere_is_evaluated_uncompiled(made, tmp_path, monkeypatch, capsys):
+    saved = torch.load(made[1])
+    torch.save(saved | {"args": saved["args"] | {"compile": "on"}}, tmp_path / "set.pt")
+    monkeypatch.setattr(evaluate.device, "compiler_problem", lambda where: "no compiler")
+    assert settle(tmp_path / "set.pt").settings.compile == "off"
+    assert "warning: running uncompiled" in capsys.readouterr().err
+    assert settle(tmp_path / "set.pt", "--compile", "on").settings.compile == "on"  # refused later
 
 
 def test_a_wrong_space_is_noticed(made, tmp_path):

@@ -1,6 +1,9 @@
 """`ddm continual`: class-incremental learning from a condensed memory."""
 
 import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch import Tensor
 from ddm import device, drawing
 from ddm.commands.condense import DDM, print_preset
 from ddm.commands.settings import ContinualSettings
+from ddm.data.checks import listed
 from ddm.data.images import ImageData
 from ddm.data.loading import classes_of, load_split, short_name
 from ddm.device import Machine
@@ -19,7 +23,7 @@ from ddm.methods import coreset, objective, plan
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.settings import DM, PLAIN
 from ddm.networks import empty_network
-from ddm.runs.folder import set_stem
+from ddm.runs.folder import RunFolder, set_stem
 from ddm.runs.session import Session, locked_session
 
 SELECTED = ("random", "herding", "kmeans")
@@ -36,7 +40,13 @@ def class_steps(num_classes: int, steps: int, seed: int) -> list[list[int]]:
 
 
 def make_memory(
-    data: ImageData, settings: ContinualSettings, machine: Machine, memory: str, seed: int, step: int
+    data: ImageData,
+    settings: ContinualSettings,
+    machine: Machine,
+    memory: str,
+    seed: int,
+    step: int,
+    say: Callable[[str], None],
 ) -> Tensor:
     """Decoded images [N, C, H, W] for a step's classes; `data` has only these classes and is on the CPU."""
     settings = settings.but(seed=settings.seed + seed)
@@ -45,7 +55,7 @@ def make_memory(
         proxy = coreset.proxy(data, settings, machine, memory) if coreset.needs_proxy(memory) else None
         return data.batch(coreset.select(data, memory, counts, settings.seed, step, proxy))
     settings = condensing(settings, memory, data).but(precision=machine.precision, compile=machine.compile)
-    maker = Condensation(data, settings, DDM.objective, DDM.needed(settings))
+    maker = Condensation(data, settings, DDM.objective, DDM.needed(settings), say=say)
     maker.prepare()
     return maker.training_set(step, condensed(maker, step))[0]
 
@@ -64,7 +74,8 @@ def run(requested: ContinualSettings) -> None:
     if requested.zca or requested.eval_mode != "SS":  # whitening would use later classes; only one network is tested
         raise UserError(f"continual does not support --{'zca' if requested.zca else 'eval_mode'}: leave it out")
     settings = plan.settle(requested)
-    print_preset(objective.settle(settings))
+    settings.but(seed=settings.seed + settings.seeds - 1)  # raises UserError if the last order's is too large
+    print_preset(objective.settle(settings) if "ddm" in memories else settings)
     stem = set_stem("continual", short_name(settings.dataset), settings.model, settings.ipc)
     with locked_session(settings, stem) as session:
         s = settings
@@ -77,6 +88,12 @@ def run(requested: ContinualSettings) -> None:
         accs = earlier["accuracies"] if earlier else {}
         if not 1 <= s.steps <= data.num_classes // 2:
             raise UserError(f"--steps {s.steps}: {data.name} has {data.num_classes} classes, at least two per step")
+        tested = set(data.y_test.tolist())
+        for seed in range(s.seeds):
+            first = class_steps(data.num_classes, s.steps, seed)[0]
+            if not tested.intersection(first):
+                names = listed([data.class_names[c] for c in first])
+                raise UserError(f"{data.name} has no test images of {names}, the first classes of order {seed}")
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         for memory in (name for name in memories if name in CONDENSED):  # before hours of work
@@ -84,7 +101,12 @@ def run(requested: ContinualSettings) -> None:
             plan.images_per_class(data, s.ipc, made.factor**2)
             plan.tapped_network(made.but(device="meta"), data, DDM.needed(made))
         # Every step has new shapes and would be compiled again. So auto means off.
-        machine = device.choose(s.but(compile="off") if s.compile == "auto" else s, s.device, 0)
+        chosen = s.but(compile="off") if s.compile == "auto" else s
+        before = earlier["args"].get("precision") if earlier else None
+        machine = device.choose(chosen.but(precision=s.precision or before), s.device, 0)
+        if before and machine.precision != before:
+            lacks = f"earlier memories were evaluated in {before}, which this device lacks"
+            print(f"warning: {lacks}: now {machine.precision}", file=sys.stderr)
         line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
         content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs}
         session.open(machine, requested, again=bool(accs), printed=data.warning_lines, **content)
@@ -103,6 +125,8 @@ def one_order(
     files = session.files
     accs = session.record["accuracies"].setdefault(memory, {}).setdefault(str(seed), [])
     steps, images = class_steps(data.num_classes, settings.steps, seed), []
+    if len(accs) == len(steps):
+        return
     factor = condensing(settings, memory, data).factor if memory in CONDENSED else 1
     each = settings.ipc * factor**2  # images of each class
     for step, classes in enumerate(steps):
@@ -114,7 +138,11 @@ def one_order(
             raise UserError(f"{path} is missing: name another --save_path")
         else:
             part = classes_of(data, data.name, classes)
-            new = make_memory(part, settings, machine, memory, seed, step).cpu()
+            where = f"{memory}, order {seed}, step {step}"
+            try:
+                new = make_memory(part, settings, machine, memory, seed, step, partial(say, files, where)).cpu()
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
             files.replace(path, lambda file, content=(new, labels): torch.save(list(content), file))
         images.append(new)
         if step < len(accs):
@@ -130,6 +158,11 @@ def one_order(
         accs.append(statistics.fmean(by_net))
         files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")
         session.save()
+
+
+def say(files: RunFolder, where: str, line: str) -> None:
+    """Say a line about a memory that is being made."""
+    files.say(f"{where}: {line}")
 
 
 def saved_memory(path: Path, labels: Tensor) -> Tensor:

@@ -106,6 +106,11 @@ def settle(requested: EvaluateSettings) -> Choice:
     values |= {name: value for name, value in followed.items() if values[name] is None}
     values["epochs"], values["lr_net"] = str(values["epochs"]), str(values["lr_net"])
     values["device"] = ranks.local_device(requested.device)
+    if requested.compile is None and values["compile"] == "on":  # the set was made on another machine, perhaps
+        problem = device.compiler_problem(values["device"])
+        if problem:
+            print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
+            values["compile"] = "off"
     settings = dataclasses.replace(requested, **values)
     operations_of(settings.dsa_strategy)
     if settings.eval_split == "val":

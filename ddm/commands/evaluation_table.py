@@ -1,6 +1,7 @@
 """The tables of `ddm evaluate`: accuracies of sets by network, and their paired differences."""
 
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ddm import drawing
@@ -11,6 +12,7 @@ from ddm.evaluation.settings import PEERS
 PROTOCOL = ("epoch_eval_train", "lr_net", "batch_train", "dsa_strategy", "eval_split", "seed")
 MANNER = ("precision", "compile", "eval_protocol")  # other settings that separate measurements
 DIGESTS = ("data", "digest")  # of the real images and of the set
+SETTINGS = (*PROTOCOL, *MANNER, "dataset")
 OF_SET = ("experiment", "iteration", *DIGESTS)
 
 Accuracies = dict[tuple[int, int], list[float]]  # by (experiment, iteration), which seed the networks
@@ -33,25 +35,27 @@ class Row(NamedTuple):
 
 
 def rows_of(evaluations: list[dict]) -> list[Row]:
-    """One row per set and settings, then one for all sets of a file.
+    """One row per set and settings, then one for all sets of a file, unless a set's name stands for several.
 
-    Rows name the settings that differ in the table, and what differs between sets of one name.
+    Rows name the settings that differ in the table, and what differs between sets of one name. They do not name
+    settings of the networks, which are in the head (see `of_networks`).
     """
-    order = list(dict.fromkeys(entry["set"] for entry in evaluations))
+    order, in_head = list(dict.fromkeys(entry["set"] for entry in evaluations)), of_networks(evaluations)
     rows: dict[tuple, Row] = {}
     files: dict[tuple, Row] = {}
+    own_by_set = {name: varying([e for e in evaluations if e["set"] == name], OF_SET) for name in order}
+    ambiguous = {entry.get("file") for entry in evaluations if own_by_set[entry["set"]]}
     for entry in sorted(evaluations, key=lambda entry: order.index(entry["set"])):
         # Settings of the two protocols are not compared: rows are labelled with the protocol.
         alike = [e for e in evaluations if e["eval_protocol"] == entry["eval_protocol"]]
-        differing = [name for name in (*PROTOCOL, *MANNER, "dataset") if any(e[name] != entry[name] for e in alike)]
+        differing = [name for name in varying(alike, SETTINGS) if name not in in_head]
         if entry["eval_protocol"] == PEERS or len(alike) < len(evaluations):  # rows of peers are always labelled
             differing.append("eval_protocol")
         settings = tuple(f"{name} {entry[name]}" for name in differing)
-        rivals = [e for e in evaluations if e["set"] == entry["set"]]
-        own = [name for name in OF_SET if any(e[name] != entry[name] for e in rivals)]
+        own = own_by_set[entry["set"]]
         own = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in own]
         places = [(rows, ", ".join([entry["set"], *own]))]
-        if entry.get("file") and not own:
+        if entry.get("file") and entry["file"] not in ambiguous:
             places.append((files, f"{entry['file']}, all sets"))
         for table, name in places:
             row = table.setdefault((name, settings), Row(name, settings, {}))
@@ -63,6 +67,18 @@ def rows_of(evaluations: list[dict]) -> list[Row]:
         if row.sets > 1
     ]
     return [*rows.values(), *whole]
+
+
+def of_networks(evaluations: list[dict]) -> list[str]:
+    """The settings that differ between networks, such as their epochs, but not between the entries of any network."""
+    columns = [[e for e in evaluations if e["model"] == model] for model in {e["model"] for e in evaluations}]
+    within = {name for column in columns for name in varying(column, SETTINGS)}
+    return [name for name in varying(evaluations, SETTINGS) if name not in within]
+
+
+def varying(entries: list[dict], names: Sequence[str]) -> list[str]:
+    """The names whose values are not equal in all entries."""
+    return [name for name in names if any(entry[name] != entries[0][name] for entry in entries)]
 
 
 def cell(by_set: Accuracies) -> str:
@@ -102,7 +118,9 @@ def markdown(evaluations: list[dict]) -> str:
     """
     models = list(dict.fromkeys(entry["model"] for entry in evaluations))
     rows = rows_of(evaluations)
-    lines = [["set", *models], *([row.title, *(cell(row.by_model.get(m, {})) for m in models)] for row in rows)]
+    first = {model: next(entry for entry in evaluations if entry["model"] == model) for model in models}
+    titles = [", ".join([m, *(f"{name} {first[m][name]}" for name in of_networks(evaluations))]) for m in models]
+    lines = [["set", *titles], *([row.title, *(cell(row.by_model.get(m, {})) for m in models)] for row in rows)]
     text = drawing.markdown(lines)
     for single in (True, False):
         kind = [row for row in rows if (row.sets == 1) == single]
@@ -112,6 +130,6 @@ def markdown(evaluations: list[dict]) -> str:
             if row.settings == kind[0].settings and any(cells):
                 compared.append([row.title, *cells])
         if compared:
-            head = [f"minus {kind[0].title}, with 95 % interval", *models]
+            head = [f"minus {kind[0].title}, with 95 % interval", *titles]
             text += f"\n\n{drawing.markdown([head, *compared])}"
     return text

@@ -151,7 +151,11 @@ class ImageData:
         kept = torch.cat([rows[size:] for rows, size in zip(order, sizes, strict=True)])
         y, indices = self.y_train, by_class(self.y_train[kept], self.num_classes)
         x_train, x_test = (subset(self.x_train, rows) for rows in (kept, held))
-        return replace(self, x_train=x_train, y_train=y[kept], x_test=x_test, y_test=y[held], indices=indices)
+        split = replace(self, x_train=x_train, y_train=y[kept], x_test=x_test, y_test=y[held], indices=indices)
+        if self.known_digest is None:
+            return split
+        digest = hashlib.blake2b(f"{self.known_digest} held out {seed}".encode(), digest_size=16).hexdigest()
+        return replace(split, known_digest=digest)
 
     def whitened(self) -> "ImageData":
         """The same data, ZCA-whitened instead of normalised; the whitening (eps 0.1) is fitted to the training images.

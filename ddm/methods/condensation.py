@@ -206,15 +206,18 @@ class Condensation:
 def condensed(maker: Condensation, experiment: int) -> Tensor:
     """Condense one set without evaluations and checkpoints; return the stored images [N, C, H, W], normalised.
 
-    A progress bar is on stderr. Raises UserError if a loss, gradient or pixel is not finite.
+    A progress bar is on stderr. The maker says which steps were skipped. Raises UserError if a loss, gradient or pixel
+    is not finite.
     """
     maker.start(experiment, None)
     for iteration in bar(range(1, maker.iterations + 1), desc="condensing", unit="it", leave=False):
         maker.step(iteration)
         if iteration % 10 == 0 or iteration == maker.iterations:  # each check waits for the device
             try:
-                maker.check()
+                skipped = [report for report in maker.check() if report.skipped]
             except Diverged as diverged:
                 where = f"iteration {diverged.iteration}"
                 raise UserError(f"{where}: {diverged}: lower --lr_img or the weights") from None
+            for report in skipped:
+                maker.say(f"iteration {report.iteration}: {report.skipped}; the step is skipped")
     return maker.images()

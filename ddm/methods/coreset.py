@@ -38,7 +38,7 @@ class Proxy(NamedTuple):
 
 
 def proxy(data: ImageData, settings: ProxySettings, machine: Machine, method: str) -> Proxy:
-    """The proxy, trained now or read from the cache. Raises UserError if it is damaged or diverged.
+    """The proxy, trained by one process or read from the cache. Raises UserError if it is damaged or diverged.
 
     `settings` also inherit SetSettings. The name of its file depends on all that determines a proxy.
     """
@@ -48,12 +48,16 @@ def proxy(data: ImageData, settings: ProxySettings, machine: Machine, method: st
     parts = (data.digest(), data.mean, data.std, model, s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net)
     parts += (machine.precision, machine.compile, s.zca, cache.architecture(net))
     path = cache.cache_folder(s) / f"proxy_{data.name}_{model}_{s.proxy_epochs}epochs_{cache.key(*parts)}.pt"
-    saved = cache.read(path)
-    if saved is None:
+    trained: list[Proxy] = []
+
+    def make(_: list[int]) -> list[dict[str, Any]]:
         forgetting = train_proxy(net, data, s, machine)
-        trained = observe(net, data, forgetting, method, s.lr_net)
-        cache.store(path, {"net": net.state_dict(), "forgetting": forgetting})
-        return trained
+        trained.append(observe(net, data, forgetting, method, s.lr_net))  # a network that diverged is not stored
+        return [{"net": net.state_dict(), "forgetting": forgetting}]
+
+    ((_, saved),) = cache.made_by_all({0: path}, make, most=1)
+    if trained:
+        return trained[0]
     try:
         net.load_state_dict(saved["net"])
         forgetting = saved["forgetting"].view(len(data.x_train))

@@ -100,7 +100,7 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._take()
-                if (self.folder / progress.NAME).exists():
+                if (self.folder / progress.NAME).exists() or self.results_path.exists():
                     raise UserError(f"another process has used {self.shown} in the meantime: run the command again")
             log = self.folder / "training.log"
             if log.exists():

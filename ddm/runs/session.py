@@ -25,10 +25,10 @@ class Session:
 
     def earlier(self, **more: Any) -> dict[str, Any] | None:
         """The record of an earlier session with the same settings that change the result, and the same `more`."""
-        return self.record_of(self.settings.values(Role.RESULT) | more)
+        return self.record_of({"command": self.settings.COMMAND} | self.settings.values(Role.RESULT) | more)
 
     def record_of(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The record of an earlier session with the same key; None without results.json.
+        """The record of an earlier session with the same key, whose `command` names it; None without results.json.
 
         Raises UserError if results.json has another key or can't be read.
         """
@@ -43,15 +43,16 @@ class Session:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} can't be read ({type(error).__name__}): name another --save_path") from None
         defaults = type(self.settings).__dataclass_fields__
-        if not theirs.keys() & key.keys():
+        usual = {"command": key["command"]} | {k: defaults[k].default for k in key if k in defaults}  # in older files
+        if not theirs.keys() & key.keys() or (usual | theirs)["command"] != key["command"]:
             raise UserError(f"{path} is of another command: name another --save_path")
-        # Settings newer than the file have their defaults.
-        theirs = {k: defaults[k].default for k in key if k in defaults} | theirs
+        theirs = usual | theirs
         differing = sorted(k for k in key.keys() | theirs.keys() if theirs.get(k) != key.get(k))
         if differing:
-            digests = [f"the {k} changed" for k in differing if k in key and k not in defaults]
-            arguments = changes([k for k in differing if k in defaults or k not in key], theirs, key)
-            shown = ", ".join(filter(None, [*digests, arguments]))
+            digests = [k for k in differing if k in key and k not in defaults]
+            shown = [f"the {k} changed" if k in theirs else f"it does not record the {k}" for k in digests]
+            shown += filter(None, [changes([k for k in differing if k in defaults], theirs, key)])
+            shown = ", ".join(shown) or "of another version"
             raise UserError(f"{path} is of other arguments ({shown}): repeat them, or name another --save_path")
         return record
 
