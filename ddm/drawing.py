@@ -1,7 +1,9 @@
 """Plots, image grids, and Markdown and LaTeX tables."""
 
 import contextlib
+import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,29 @@ def latex(rows: Sequence[Sequence[str]], blocks: Sequence[object], texts: int, c
         lines += [r"\midrule"] if number and blocks[number] != blocks[number - 1] else []
         lines.append(line)
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def with_signs(text: str) -> str:
+    """Text for LaTeX, with ± and the sign of a number at its start."""
+    return re.sub(r"^([+-][\d.]+)", r"$\1$", escaped(text).replace("±", r"$\pm$"))
+
+
+def table_files(tables: Sequence[Sequence[Sequence[str]]], caption: str) -> dict[str, str]:
+    """File name -> content: the tables of accuracies as Markdown and LaTeX, and the first one as CSV.
+
+    The first row of a table is its header, the first column its names. `caption` is text.
+    """
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(tables[0])
+    columns = []
+    for table in tables:
+        cells = [[with_signs(cell) for cell in row] for row in table]
+        columns.append(latex(cells, [0] * (len(cells) - 1), 1, with_signs(caption)))
+    return {
+        "table.md": "\n\n".join(map(markdown, tables)) + "\n",
+        "table.csv": buffer.getvalue(),
+        "table.tex": "\n\n".join(columns) + "\n",
+    }
 
 
 def in_rows(images: Tensor, counts: list[int], smallest: int = SMALLEST_TILE) -> Tensor:

@@ -1,7 +1,9 @@
 """The user's code: runs the files of --import, which register networks, data sets, ... in the tables of ddm."""
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 
@@ -30,6 +32,17 @@ def run_files(files: str) -> None:
         except Exception as error:  # it is any code
             text = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"--import {file!r} raises {text}: correct the file") from None
+
+
+def check_call(function: Callable[..., object], *arguments: str) -> None:
+    """Raise UserError if a function can't be called with that many positional arguments, which the message names."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UserError(f"{name} is called as {name}({', '.join(arguments)}): {error}") from None
+    except ValueError:  # a function without a signature
+        return
 
 
 def code_text(code: CodeType) -> str:

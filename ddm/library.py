@@ -131,8 +131,9 @@ def registered(network: Callable[..., nn.Module] | None) -> Iterator[str | None]
     if network is None:
         yield None
         return
-    if not callable(network):
+    if isinstance(network, nn.Module) or not callable(network):
         raise UserError(f"network is a {type(network).__name__}: give a function, or a name as `model`")
+    extensions.check_call(network, "channel", "num_classes", "im_size")
     name = getattr(network, "__name__", "network")
     while name in networks.ARCHITECTURES:
         name += "_yours"

@@ -10,5 +10,5 @@ source "$here/scripts/rows.sh"
 if show_help "$@"; then exit; fi
 if [[ ${1:-} == -* ]]; then set -- results/continual "$@"; fi # flags alone
 out=${1:-results/continual}
-${PYTHON:-python} -m ddm continual --dataset CIFAR10 --steps 5 --ipc 10 --memory dm,random,herding,paper,best --seeds 3 --preset fast \
+exec "${PYTHON:-python}" -m ddm continual --dataset CIFAR10 --steps 5 --ipc 10 --memory dm,random,herding,paper,best --seeds 3 --preset fast \
     --Iteration 200 --proxy_epochs 3 --epoch_eval_train 200 --compile on --save_path "$out" "${@:2}"

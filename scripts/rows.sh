@@ -47,7 +47,9 @@ run_rows() {
         *) echo "error: --budget $budget: choose cpu or full" >&2 && return 2 ;;
     esac
     evaluation=${fixed_evaluation:-$evaluation}
-    local row command status program failed=""
+    local row command status program failed="" child="" stopped=0
+    # Bash would wait for the command first. It resumes from the checkpoint that it writes now.
+    trap 'stopped=143; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
     if [[ -z $rows ]]; then rows=$(default_rows); fi
     for row in $rows; do flags_of "$row" >/dev/null || return 2; done # check all rows first
     for row in $rows; do
@@ -57,7 +59,14 @@ run_rows() {
         if [[ ${command%% *} == *.py ]]; then program=("$here/${command%% *}"); fi
         # Split into words on purpose, one per flag. A row's own flags come last: they override the budget's.
         # shellcheck disable=SC2086
-        "${PYTHON:-python}" "${program[@]}" $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" || status=$?
+        "${PYTHON:-python}" "${program[@]}" $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" &
+        child=$!
+        wait "$child" || status=$?
+        while kill -0 "$child" 2>/dev/null; do # a signal has ended `wait`, and the command is writing its checkpoint
+            status=0
+            wait "$child" || status=$?
+        done
+        ((stopped == 0)) || return "$stopped"
         ((status < 128)) || return "$status" # stopped by a signal
         ((status == 0)) || failed+=" $row"
     done

@@ -262,6 +262,18 @@ def test_latex_is_a_booktabs_table_with_the_best_in_bold(tmp_path, capsys):
     assert len(list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))) == 4
 
 
+def test_a_validation_split_is_named_and_has_its_own_best(tmp_path, capsys):
+    write_results(tmp_path / "a", [[0.4]], **ZERO)
+    write_results(tmp_path / "b", [[0.6]], **ZERO | {"eval_split": "val"})
+    write_results(tmp_path / "c", [[0.3]], **ZERO | {"ipc": 1})
+    write_results(tmp_path / "d", [[0.2]], **ZERO)
+    command("collect", tmp_path, "--columns", "none", "--format", "latex")
+    out = capsys.readouterr().out
+    assert out.count("mathbf") == 3 and out.count(r"\midrule") == 3  # blocks, also of rows that are apart
+    command("collect", tmp_path / "b", "--columns", "none", "--format", "latex")
+    assert "CIFAR10 (validation split)" in capsys.readouterr().out.split("caption")[1].splitlines()[0]
+
+
 def test_latex_of_a_sweep_has_its_settings_instead_of_paths(tmp_path, capsys):
     command("collect", sweep(tmp_path), "--group_by", "auto", "--format", "latex")
     out = capsys.readouterr().out

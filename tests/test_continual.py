@@ -40,6 +40,8 @@ def test_the_command_and_what_it_writes(tmp_path):
         assert f"| {memory} | " in done.stdout
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
     head, *_, last = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert last == f"| {' | '.join((tmp_path / 'out' / 'table.csv').read_text().splitlines()[-1].split(','))} |"
+    assert "herding & " in (tmp_path / "out" / "table.tex").read_text()
     assert "| n | minus herding | 95 % interval |" in head and last in done.stdout
     means = [100 * np.mean(results["accuracies"][name]["0"]) for name in ("herding", "ddm")]
     assert f"| 1 | {means[1] - means[0]:+.2f} |" in last and "±" not in last  # of one order
@@ -74,13 +76,16 @@ def test_the_memory_dm_is_plain_dm_under_every_preset(data_path, tmp_path):
     continual.run(parsed("continual", *line, "--seeds", "2"))  # reads these files
 
 
-def test_presets_are_memories(tmp_path):
+def test_presets_are_memories(tmp_path, capsys):
     """A memory named like a preset is that preset's, in the same run as memories of other presets."""
     line = "--preset fast --memory dm,paper,best --seeds 1 --lr_img 0.2 --batch_real 4"
     continual.run(parsed("continual", *arguments(tmp_path, *line.split())))
     folder = tmp_path / "out" / "memory"
     sets = {name: torch.load(folder / f"{name}_seed0_step0.pt")[0] for name in ("dm", "paper", "best")}
     assert not torch.equal(sets["dm"], sets["paper"])
+    memories = json.loads((tmp_path / "out" / "results.json").read_text())["memories"]
+    assert memories["best"]["rr_ratio"] == 3 and memories["dm"]["cm_ratio"] == 0 and memories.keys() == sets.keys()
+    assert capsys.readouterr().out.count("\npreset ") == 3  # one line for each, after that of --preset
     alone = "--preset fast,best --memory ddm --seeds 1 --batch_real 4"
     line = arguments(tmp_path, *alone.split(), "--save_path", str(tmp_path / "alone"), "--lr_img", "0.03")
     continual.run(parsed("continual", *line))

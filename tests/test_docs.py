@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from itertools import pairwise
 
 import pytest
@@ -199,6 +200,11 @@ def test_use_cifar10_takes_no_flag_for_a_folder(tmp_path):
 STUB = """#!/bin/sh
 echo "$*" >> "$COMMANDS"
 """
+WAITING = """#!/bin/bash
+trap 'echo stopped >> "$COMMANDS"; exit 143' TERM
+echo started >> "$COMMANDS"
+while true; do sleep 0.1; done
+"""
 SBATCH = """#!/bin/bash
 for task in {0..11}; do SLURM_ARRAY_TASK_ID=$task bash "$@"; done
 """
@@ -235,6 +241,19 @@ def test_the_commands_of_docs_sweeps_run_as_they_stand(tmp_path, monkeypatch, ca
             out, err = capsys.readouterr()
             assert err == "" and ("--out" in line or "minus DM" in out), err
     assert (tmp_path / "table.tex").exists() and (tmp_path / "table.csv").exists()
+
+
+def test_a_signal_to_a_sweep_reaches_its_run_and_ends_the_sweep(tmp_path):
+    log = tmp_path / "commands"
+    log.write_text("")
+    (tmp_path / "python").write_text(WAITING)
+    (tmp_path / "python").chmod(0o755)
+    env = os.environ | {"PYTHON": str(tmp_path / "python"), "COMMANDS": str(log)}
+    sweep = subprocess.Popen(["bash", ROOT / "scripts" / "sweep.sh"], env=env, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not log.read_text():
+        time.sleep(0.05)
+    sweep.terminate()
+    assert sweep.wait(30) == 143 and log.read_text() == "started\nstopped\n"
 
 
 def test_a_sweep_may_be_over_a_flag_of_the_budget(tmp_path):

@@ -36,6 +36,13 @@ def test_settings_of_a_recipe_explicit_values_override_presets(data_path):
     assert (args["rr_ratio"], args["lr_img"], args["real_sampling"], args["Iteration"]) == (0.0, 0.5, "balanced", 3)
 
 
+@pytest.mark.parametrize("name", ["set.npz", "set.safetensors"])
+def test_a_set_is_not_saved_under_the_suffix_of_another_format(name, data_path, tmp_path):
+    found = ddm.CondensedDataset.from_tensors(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), {})
+    with pytest.raises(UserError, match=r"name it \*\.pt"):
+        found.save(tmp_path / name)
+
+
 def test_skipped_steps_are_logged():
     lines = []
     ddm.condense(data=TINY, preset="dm", lr_img=1e37, on_nonfinite="skip", log=lines.append, **SMALL)
@@ -149,6 +156,10 @@ def test_mistakes_are_one_line(data_path):
         ({"data": "x.npz"}, "data is not"),
         ({"data": TINY, "res": 16}, "res is for data sets by name"),
         ({"data": (TINY[0].transpose(0, 3, 1, 2), *TINY[1:])}, r"\[N, H, W, C\] with C 1 or 3"),
+        ({"network": nn.Linear(2, 2)}, "network is a Linear: give a function"),
+        ({"network": lambda c, n: nn.Sequential()}, r"called as <lambda>\(channel, num_classes, im_size\): too many"),
+        ({"objective": lambda r, s: {}}, r"called as <lambda>\(real, syn, settings\): too many"),
+        ({"objective": lambda r, s, q: {}, "needs": {"gram": None}}, "are a dict: give Needs"),
         ({"objective": lambda r, s, q: {}}, "returned an empty dict"),
         ({"objective": lambda r, s, q: {"L": r.embedding.sum((1, 2))}}, "no term of the objective depends"),
         (

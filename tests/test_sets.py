@@ -235,9 +235,11 @@ def test_files_of_others(case, made, tmp_path, monkeypatch):
 def test_the_files_of_trajectory_matching(made, tmp_path):
     data, images, labels, _ = contents(made)
     torch.save(images, tmp_path / "images_best.pt")
-    with pytest.raises(UserError, match=r"is one tensor: give images_"):
+    with pytest.raises(UserError, match="is one tensor: give the file images_"):
         sets.read(tmp_path / "images_best.pt", data)
     torch.save(labels, tmp_path / "labels_best.pt")
+    with pytest.raises(UserError, match=r"give one of its files, such as .*images_best\.pt"):
+        sets.read(tmp_path, data)
     (found,), _ = sets.read(tmp_path / "images_best.pt", data)
     assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
 
@@ -290,6 +292,20 @@ def test_paired_differences_to_the_first_set():
     _, _, minus = evaluation_table.markdown(single).partition("minus a.pt")
     assert "| c, eval_protocol last | +5.00 ± 63.53 (2 networks) |" in minus and "| d" not in minus
     assert "peers" not in minus.replace("eval_protocol last", "")
+
+
+def test_files_of_other_runs_and_baselines_are_paired(made, tmp_path, capsys):
+    saved = torch.load(made[1])
+    torch.save(saved | {"args": saved["args"] | {"Iteration": 7}}, tmp_path / "other.pt")
+    _, images, labels, _ = contents(made)
+    torch.save([images, labels], tmp_path / "mine.pt")
+    argv = ("--experiments", "0", "--num_eval", "2", "--baselines", "random", "--space", "normalised")
+    record = score(made, tmp_path / "mine.pt", made[1], tmp_path / "other.pt", *argv, save_path=tmp_path / "out")
+    entries, (out, err) = record["evaluations"], capsys.readouterr()
+    assert {(entry["experiment"], entry["iteration"]) for entry in entries} == {(3, 3)}  # of the run
+    assert entries[0]["accuracies"] == entries[1]["accuracies"] == entries[2]["accuracies"]  # one set, three files
+    assert out.count("(2 networks)") == 3 and "minus " + str(tmp_path / "mine.pt") in out
+    assert err.count("not the networks of its run evaluate it") == 1
 
 
 def measurement(name, model, epochs, digest, *accs):

@@ -34,7 +34,8 @@ class Row(NamedTuple):
             name = self.runs[0].title
         elif any(progress := [progress_text(run.record) for run in self.runs]):
             name += f", {progress[0]}" if len(set(progress)) == 1 else ", with unfinished runs"
-        return dict(zip(LABELS, (args["dataset"], str(args["ipc"]), name, self.runs[0].made_by), strict=True))
+        dataset = args["dataset"] + (" (validation split)" if args.get("eval_split") == "val" else "")
+        return dict(zip(LABELS, (dataset, str(args["ipc"]), name, self.runs[0].made_by), strict=True))
 
     @property
     def is_base(self) -> bool:
@@ -181,7 +182,7 @@ def compared(row: Row, rows: list[Row]) -> dict[str, str]:
     differences, unit = paired(bases)
     names = " and ".join(dict.fromkeys(other.name for other in rows for _, base in bases if base in other.runs))
     if not differences:
-        why = "one condensation in common, with other evaluation networks, or none"
+        why = "they have no pairs: make two condensations of each (--num_exp 2), or compare runs of equal --Iteration"
         print(f"note: no difference between {row.name} and {names}: {why}", file=sys.stderr)
         return cells
     half = interval(differences)
@@ -233,7 +234,9 @@ def comma_separated(cells: Cells) -> str:
 
 
 def latex(cells: Cells) -> str:
-    """A LaTeX table. The caption states what all rows share; the best accuracy of a data set and ipc is bold."""
+    """A LaTeX table in blocks of a data set and ipc, the best of each in bold. The caption has what all rows share."""
+    blocks = list(dict.fromkeys((row["dataset"], row["ipc"]) for row in cells))
+    cells = sorted(cells, key=lambda row: blocks.index((row["dataset"], row["ipc"])))
     names = list(cells[0])
     settings, minus = names[len(LABELS) : names.index("accuracy %")], names[-4]
     std, count = names[names.index("accuracy %") + 1 :][:2]

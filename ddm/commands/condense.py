@@ -9,7 +9,8 @@ from ddm import cli, torchrun
 from ddm.commands.settings import DDMSettings, RecipeSettings
 from ddm.data.images import ImageData
 from ddm.data.loading import short_name
-from ddm.extensions import code_text
+from ddm.errors import UserError
+from ddm.extensions import check_call, code_text
 from ddm.methods import objective, plan
 from ddm.methods.condensation import Condensation
 from ddm.methods.matching import Needs, Objective
@@ -31,6 +32,7 @@ class Recipe(NamedTuple):
 
     def settled(self, settings: RecipeSettings) -> RecipeSettings:
         """Check names and fill in settings that depend on others. Raises UserError."""
+        check_call(self.objective, "real", "syn", "settings")
         settings = plan.settle(settings)
         if settings.eval_every is None:
             settings = settings.but(eval_every=2000 if settings.eval_mode in ("S", "SS") else 0)
@@ -46,7 +48,10 @@ class Recipe(NamedTuple):
         return self.settle(settings) if self.settle else settings
 
     def needed(self, settings: RecipeSettings) -> Needs:
-        return self.needs(settings) if self.needs else Needs()
+        needs = self.needs(settings) if self.needs else Needs()
+        if not isinstance(needs, Needs):
+            raise UserError(f"the needs of {self.name} are a {type(needs).__name__}: give Needs(...), or its function")
+        return needs
 
     @property
     def code(self) -> str:

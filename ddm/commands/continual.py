@@ -96,10 +96,14 @@ def run(requested: ContinualSettings) -> None:
                 raise UserError(f"{data.name} has no test images of {names}, the first classes of order {seed}")
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
+        described = dict(earlier.get("memories", {})) if earlier else {}
         for memory in (name for name in memories if name in CONDENSED):  # before hours of work
             made = condensing(s, memory, data)
             plan.images_per_class(data, s.ipc, made.factor**2)
             plan.tapped_network(made.but(device="meta"), data, DDM.needed(made))
+            described[memory] = {name: x for name, x in made.values().items() if x != s.values()[name]}
+            if memory != "ddm":
+                print_preset(made.but(preset=memory))
         # Every step has new shapes and would be compiled again. So auto means off.
         chosen = s.but(compile="off") if s.compile == "auto" else s
         before = earlier["args"].get("precision") if earlier else None
@@ -108,7 +112,7 @@ def run(requested: ContinualSettings) -> None:
             lacks = f"earlier memories were evaluated in {before}, which this device lacks"
             print(f"warning: {lacks}: now {machine.precision}", file=sys.stderr)
         line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
-        content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs}
+        content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs, "memories": described}
         session.open(machine, requested, again=bool(accs), printed=data.warning_lines, **content)
         session.save()  # before any memory, as results.json describes the memories
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
@@ -194,9 +198,10 @@ def conclude(session: Session, settings: ContinualSettings, memories: list[str])
             pair = [f"{statistics.fmean(differences):+.2f}", "" if half is None else f"± {half:.2f}"]
             cells += ["", ""] if name == first else pair
         rows.append([name, *cells])
-    table = drawing.markdown(rows)
-    print(table)
-    files.replace(files.folder / "table.md", table + "\n")
+    print(drawing.markdown(rows))
+    caption = "Accuracy in % on the classes seen: mean ± population standard deviation over n class orders."
+    for name, text in drawing.table_files([rows], caption).items():
+        files.replace(files.folder / name, text)
     path = files.folder / "curves.png"
     with drawing.axes(7, 4.5) as (figure, axes):
         for name, accs in percent.items():

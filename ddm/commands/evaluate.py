@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddm import device, ranks
+from ddm import device, drawing, ranks
 from ddm.augment import operations_of
 from ddm.commands import evaluation_table
 from ddm.commands.evaluation_table import MANNER, PROTOCOL
@@ -50,7 +50,7 @@ class Choice(NamedTuple):
     baselines: list[str]
     lr_by: dict[str | None, float]  # by network; None: all others
     epochs_by: dict[str | None, int]
-    origin: dict[str, int]  # ORIGIN for files without these arguments
+    origin: dict[str, int]  # ORIGIN of the first file with these arguments
 
     @property
     def peers(self) -> bool:
@@ -121,7 +121,7 @@ def settle(requested: EvaluateSettings) -> Choice:
         lookup(BASELINES, name, "baseline")
     lr_by = by_network(settings.lr_net, "lr_net", models, non_negative, followed["lr_net"])
     epochs_by = by_network(settings.epochs, "epochs", models, at_least(0), followed["epochs"])
-    origin = {name: agreed(arguments, name, 0) for name in ORIGIN}
+    origin = {name: next((args[name] for args in arguments if name in args), 0) for name in ORIGIN}
     return Choice(settings, models, baselines, lr_by, epochs_by, origin)
 
 
@@ -203,27 +203,32 @@ def check_held_out(settings: EvaluateSettings, arguments: list[dict]) -> None:
 def rows_of(choice: Choice, data: ImageData, notes: list[str] | None = None) -> list[Row]:
     """All sets to evaluate, then the baselines. Raises UserError for unreadable files.
 
-    Prints notes and warnings about the files, and appends them to `notes`.
+    The networks of the first file with a record evaluate all sets of equal experiments, so that these are pairs. Prints
+    notes and warnings about the files, and appends them to `notes`.
     """
-    s, rows = choice.settings, []
+    s, rows, iteration = choice.settings, [], choice.origin["Iteration"]
     for file in s.files:
         args = sets.metadata(file).get("args", {})
         synsets, found = sets.read(file, data, s.space, s.experiments)
+        if args.get("Iteration", iteration) != iteration:
+            found.append("not the networks of its run evaluate it, but those of another file, for equal networks")
         found = [note if note.startswith("warning") else f"note: {file}: {note}" for note in found]
         for note in found:
             print(note, file=sys.stderr)
         if notes is not None:
             notes += found
-        first, iteration = (args.get(name, choice.origin[name]) for name in ORIGIN)
+        first = args.get("first_exp", choice.origin["first_exp"])
         number = 0 if s.experiments == "all" else int(s.experiments)
         rows += [Row(synset, first + number + k, iteration) for k, synset in enumerate(synsets)]
     if "random" in choice.baselines:
         held = rows[0].set.factor ** 2  # as many pixels as the stored images
         counts = [n // held for n in torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()]
         indices = initial_indices(data, counts, s.seed, 0)
-        rows.append(Row(Synset(BASELINES["random"], data.batch(indices).cpu(), data.y_train.cpu()[indices]), 0, 0))
+        synset = Synset(BASELINES["random"], data.batch(indices).cpu(), data.y_train.cpu()[indices])
+        rows.append(Row(synset, rows[0].experiment, iteration))
     if "whole" in choice.baselines:
-        rows.append(Row(Synset(BASELINES["whole"], Normalised(data, data.x_train), data.y_train), 0, 0, whole=True))
+        synset = Synset(BASELINES["whole"], Normalised(data, data.x_train), data.y_train)
+        rows.append(Row(synset, rows[0].experiment, iteration, whole=True))
     return rows
 
 
@@ -264,9 +269,10 @@ def run(requested: EvaluateSettings) -> None:
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
         for model, row, where in parts:
             score(choice, data, whole_machine if row.whole else machine, row, model, session, where, meter)
-        text = evaluation_table.markdown(evaluations)
-        print(text)
-        session.files.replace(session.files.folder / "table.md", text + "\n")
+        print(evaluation_table.markdown(evaluations))
+        caption = "Accuracy in %: mean ± population standard deviation (n networks)."
+        for name, text in drawing.table_files(evaluation_table.tables(evaluations), caption).items():
+            session.files.replace(session.files.folder / name, text)
         print(f"results {session.files.results_path}")
 
 

@@ -22,6 +22,7 @@ class Row(NamedTuple):
     """A row of the table: a set, or all sets of a file."""
 
     name: str
+    set: str  # the set, or the file of all sets, without what tells rows of one name apart
     settings: tuple[str, ...]  # those that differ in the table, and their values
     by_model: dict[str, Accuracies]
 
@@ -54,11 +55,11 @@ def rows_of(evaluations: list[dict]) -> list[Row]:
         settings = tuple(f"{name} {entry[name]}" for name in differing)
         own = own_by_set[entry["set"]]
         own = [f"{name} {entry[name][:8] if name in DIGESTS else entry[name]}" for name in own]
-        places = [(rows, ", ".join([entry["set"], *own]))]
+        places = [(rows, ", ".join([entry["set"], *own]), entry["set"])]
         if entry.get("file") and entry["file"] not in ambiguous:
-            places.append((files, f"{entry['file']}, all sets"))
-        for table, name in places:
-            row = table.setdefault((name, settings), Row(name, settings, {}))
+            places.append((files, f"{entry['file']}, all sets", entry["file"]))
+        for table, name, of in places:
+            row = table.setdefault((name, settings), Row(name, of, settings, {}))
             by_set = row.by_model.setdefault(entry["model"], {})
             by_set[entry["experiment"], entry["iteration"]] = entry["accuracies"]
     whole = [
@@ -111,25 +112,39 @@ def difference(mine: Accuracies, base: Accuracies) -> str:
     return f"{text} ({len(points)} {unit}{'s' if len(points) > 1 else ''})"
 
 
-def markdown(evaluations: list[dict]) -> str:
-    """A Markdown table in % with one column per network, and one of the differences to the first set, if there are any.
+def minus(row: Row, base: Row) -> dict[str, str]:
+    """Network -> the difference to a row with the same settings, where there are pairs."""
+    if row.settings != base.settings:
+        return {}
+    found = {m: difference(by_set, base.by_model.get(m, {})) for m, by_set in row.by_model.items()}
+    return {m: text for m, text in found.items() if text}
 
-    The first row for all sets of a file is what others of this kind are compared with.
+
+def tables(evaluations: list[dict]) -> list[list[list[str]]]:
+    """A table in % with one column per network, and one or two of the differences to the first set, if there are any.
+
+    The first row for all sets of a file is what others of this kind are compared with. If the first set has several
+    rows, it is the one with most pairs.
     """
     models = list(dict.fromkeys(entry["model"] for entry in evaluations))
     rows = rows_of(evaluations)
     first = {model: next(entry for entry in evaluations if entry["model"] == model) for model in models}
     titles = [", ".join([m, *(f"{name} {first[m][name]}" for name in of_networks(evaluations))]) for m in models]
     lines = [["set", *titles], *([row.title, *(cell(row.by_model.get(m, {})) for m in models)] for row in rows)]
-    text = drawing.markdown(lines)
+    found = [lines]
     for single in (True, False):
         kind = [row for row in rows if (row.sets == 1) == single]
-        compared = []
-        for row in kind[1:]:
-            cells = [difference(row.by_model.get(m, {}), kind[0].by_model.get(m, {})) for m in models]
-            if row.settings == kind[0].settings and any(cells):
-                compared.append([row.title, *cells])
+        compared, first = [], [row for row in kind if row.set == kind[0].set]
+        base = max(first, key=lambda one: sum(bool(minus(row, one)) for row in kind), default=None)
+        for row in kind:
+            if row is not base and minus(row, base):
+                compared.append([row.title, *(minus(row, base).get(model, "") for model in models)])
         if compared:
-            head = [f"minus {kind[0].title}, with 95 % interval", *titles]
-            text += f"\n\n{drawing.markdown([head, *compared])}"
-    return text
+            head = [f"minus {base.title}, with 95 % interval", *titles]
+            found.append([head, *compared])
+    return found
+
+
+def markdown(evaluations: list[dict]) -> str:
+    """The tables as Markdown."""
+    return "\n\n".join(map(drawing.markdown, tables(evaluations)))

@@ -106,9 +106,9 @@ class EvaluateSettings(SavedSetSettings, ScoringSettings, MachineSettings, Outpu
     FILE is a set of ddm or the folder of its run; a file of the DC/DSA/DM family ({'data': [[images, labels], ...]}); a
     pair [images, labels]; an .npz with x_train and y_train; .safetensors; or a folder of class folders with pictures.
     The command prints a table with one row per set and one column per network: mean, (population) standard deviation
-    and n. It writes table.md, results.json (all accuracies and learning curves) and training.log into --save_path, by
-    default result_evaluate. The same command resumes. Other networks, sets and settings are added to the table; nothing
-    is overwritten.
+    and n. It writes table.md, table.tex, table.csv, results.json (all accuracies and learning curves) and training.log
+    into --save_path, by default result_evaluate. The same command resumes. Other networks, sets and settings are added
+    to the table; nothing is overwritten.
 
     By default a set of ddm is evaluated with the settings of its run (network seeds, epochs, learning rate, ...). So it
     gets the same accuracies again. Explicit flags override these settings.

@@ -245,7 +245,10 @@ def split_off(listing: Listing, groups: list[tuple[str, list[Path]]]) -> None:
     generator = torch.Generator().manual_seed(0)
     for label, (name, images) in enumerate(groups):
         if len(images) < 2:
-            raise UserError(f"class {name} has one image, none is left for the test set: add images")
+            raise UserError(
+                f"class {name} has one image, and a fifth of each class becomes the test set: add images, or make the "
+                "folders train and test"
+            )
         order = torch.randperm(len(images), generator=generator).tolist()
         held = set(order[: max(1, len(images) // 5)])
         for at, path in enumerate(images):

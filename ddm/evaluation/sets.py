@@ -118,7 +118,7 @@ def read(
 
 # Arguments of a run whose values users can register: argument -> whether this process has a value, another remedy.
 REGISTERED = {
-    "dataset": (lambda name: is_path(name) or name in NAMES, "its path with --dataset"),
+    "dataset": (lambda name: name in NAMES or (is_path(name) and Path(name).exists()), "its path with --dataset"),
     "model": (lambda name: untapped(name) in ARCHITECTURES, "another --model"),
 }
 
@@ -274,7 +274,7 @@ def _contents(path: Path, data: ImageData | None) -> Contents:
     path = _set_of_run(path)
     if path.is_dir():
         return _decoded(_pictures(path, data)) if data is not None else Contents([], _recorded_arguments(path), "unit")
-    reader = {".npz": _arrays, ".safetensors": _safetensors}.get(path.suffix.lower(), _torch_file)
+    reader = READERS.get(path.suffix.lower(), _torch_file)
     try:
         contents = _decoded(reader(path))
         metadata = contents.metadata
@@ -330,7 +330,8 @@ def _torch_file(path: Path) -> Contents:
             beside = path.with_name(path.name.replace("images", "labels", 1))
             if not path.name.startswith("images") or not beside.exists():
                 raise UserError(
-                    f"{path} is one tensor: give images_*.pt, with labels_*.pt beside it, or [images, labels]"
+                    f"{path} is one tensor: give the file images_*.pt that has labels_*.pt beside it, or a file of "
+                    "[images, labels]"
                 )
             content = [content, torch.load(beside, map_location="cpu", weights_only=True)]
             if not isinstance(content[1], Tensor):
@@ -400,11 +401,16 @@ def _safetensors(path: Path) -> Contents:
     return Contents(sets, metadata, header.get("space"), decode=factor_of(metadata) if stored else 1)
 
 
+READERS = {".npz": _arrays, ".safetensors": _safetensors}  # other files are torch's
+
+
 def _pictures(path: Path, data: ImageData) -> Contents:
     """Class folders of pictures; `folder_labels` finds their classes."""
     groups = layouts.class_folders(path)
     if not groups:
-        raise UserError(f"{path} has no class folders with pictures: name a folder that has")
+        files = sorted(file.name for file in path.glob("*.pt") if not file.name.startswith("labels"))
+        hint = f"give one of its files, such as {path / files[0]}" if files else "name a folder that has"
+        raise UserError(f"{path} has no class folders with pictures: {hint}")
     labels, guess = folder_labels(path, [name for name, _ in groups], data)
     factor = factor_of(_recorded_arguments(path))
     images, of = [], []
@@ -586,7 +592,12 @@ class CondensedDataset(Dataset):
         return Normalisation.of(channels, channels, zca).pixels(self.images)
 
     def save(self, path: str | Path) -> None:
-        """Write the set in the format of a run: {'data': [[images, labels]], 'accs_all_exps', ...}."""
+        """Write the set in the format of a run: {'data': [[images, labels]], 'accs_all_exps', ...}.
+
+        Raises UserError if the file can't be written, or if its suffix is that of another format.
+        """
+        if Path(path).suffix.lower() in READERS:
+            raise UserError(f"{str(path)!r}: save writes torch files: name it *.pt, and convert it by `ddm export`")
         content = self.metadata | {"space": self.space}
         if self.space != "normalised":  # constants would mark it as normalised
             content = {key: value for key, value in content.items() if key not in ("mean", "std", "zca", "stored")}
