@@ -5,6 +5,7 @@ import contextlib
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -99,14 +100,17 @@ _numbers: Iterator[int] = count()
 _colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 SETTINGS = {name: INK for name in _colours} | {
     **{"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "legend.frameon": False},
-    **{"svg.hashsalt": "ddm", "axes.xmargin": 0.03},
+    # Text stays text: the browser has glyphs that matplotlib's font lacks, such as those of Chinese class names.
+    **{"svg.hashsalt": "ddm", "svg.fonttype": "none", "axes.xmargin": 0.03},
 }
 
 
 def _svg(figure: Any, alt: str) -> str:
     """A figure as an inline <svg>, whose ids are unique on the page."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # only measured with it
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|\n\s*", " ", buffer.getvalue(), flags=re.S)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>p{next(_numbers)}-", svg)
