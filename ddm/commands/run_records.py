@@ -226,6 +226,8 @@ def read(path: Path) -> dict:
             missing = ["valid evaluations"]
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
+    if missing and "key" in record and (path.parent / "table.md").exists():  # of evaluate or continual
+        raise UserError(f"{path}: its table is beside it, in table.md, table.tex and table.csv")
     if missing:
         raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")
     return record
