@@ -42,7 +42,7 @@ def test_the_command_and_what_it_writes(tmp_path):
     head, *_, last = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert last == f"| {' | '.join((tmp_path / 'out' / 'table.csv').read_text().splitlines()[-1].split(','))} |"
     assert "herding & " in (tmp_path / "out" / "table.tex").read_text()
-    with pytest.raises(UserError, match="its table is beside it, in table.md, table.tex"):
+    with pytest.raises(UserError, match=r"its table is beside it, in table\.md, table\.tex"):
         run_records.read(tmp_path / "out" / "results.json")
     assert "| n | minus herding | 95 % interval |" in head and last in done.stdout
     means = [100 * np.mean(results["accuracies"][name]["0"]) for name in ("herding", "ddm")]
