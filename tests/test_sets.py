@@ -433,6 +433,8 @@ def test_exports_come_back(to, made, tmp_path):
         assert (data.normalisation.pixels(found.images) - pixels).abs().max() < (
             1e-5 if to == "tensor" else 0.5 / 255 + 1e-5
         )
+    if to == "npz":
+        assert ddm.load(out).class_names == list(data.class_names)
     if to == "safetensors":  # the metadata stays
         metadata = sets.metadata(out)
         assert metadata["args"]["dataset"] == "CIFAR10" and metadata["mean"] == data.mean

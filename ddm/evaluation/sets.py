@@ -370,6 +370,7 @@ def _arrays(path: Path) -> Contents:
             )
         factor = factor_of({"factor": int(file["factor"])}) if "factor" in file else 1
         x, y = (file[name] for name in pair)
+        names = {"class_names": file["classes"].astype(str).tolist()} if "classes" in file else {}
     if x.dtype.kind in "iu" and x.size and x.min() >= 0 and x.max() < 256:
         x = x.astype(np.uint8)
     if x.dtype != np.uint8 and x.dtype.kind != "f":
@@ -381,7 +382,7 @@ def _arrays(path: Path) -> Contents:
     sets = [(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y))]
     # Decoded images are floats, from which bytes could not be guessed.
     space = "bytes" if factor > 1 and x.dtype == np.uint8 else None
-    return Contents(sets, {"factor": factor} if factor > 1 else {}, space, decode=factor)
+    return Contents(sets, names | ({"factor": factor} if factor > 1 else {}), space, decode=factor)
 
 
 def _safetensors(path: Path) -> Contents:
