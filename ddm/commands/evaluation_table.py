@@ -134,8 +134,8 @@ def tables(evaluations: list[dict]) -> list[list[list[str]]]:
     found = [lines]
     for single in (True, False):
         kind = [row for row in rows if (row.sets == 1) == single]
-        compared, first = [], [row for row in kind if row.set == kind[0].set]
-        base = max(first, key=lambda one: sum(bool(minus(row, one)) for row in kind), default=None)
+        compared, bases = [], [row for row in kind if row.set == kind[0].set]
+        base = max(bases, key=lambda one: sum(bool(minus(row, one)) for row in kind), default=None)
         for row in kind:
             if row is not base and minus(row, base):
                 compared.append([row.title, *(minus(row, base).get(model, "") for model in models)])
