@@ -370,9 +370,13 @@ def main(
         print(f"error: {f'rank {rank} of {world}: ' if world > 1 else ''}{error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.filename is None:
             raise
-        print(f"error: {str(error.filename)[:60]!r}... is too long for a file name: shorten it", file=sys.stderr)
+        name = str(error.filename)
+        text = f"{name[:200]!r} can't be used ({error.strerror}): check the path and its permissions"
+        if error.errno == errno.ENAMETOOLONG:
+            text = f"{name[:60]!r}... is too long for a file name: shorten it"
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by {stopped}; run the same command again to resume", file=sys.stderr)

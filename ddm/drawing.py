@@ -120,7 +120,7 @@ def axes(wide: float, high: float, settings: dict[str, Any] | None = None) -> It
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(settings or {}):
+    with plt.rc_context({"text.parse_math": False} | (settings or {})):  # names of classes and runs may have $
         figure, ax = plt.subplots(figsize=(wide, high), layout="constrained")
         try:
             yield figure, ax

@@ -68,8 +68,8 @@ def image(content: bytes, alt: str) -> str:
 def tiles(pixels: Tensor, alt: str, caption: str, columns: int | None = None) -> str:
     """Images [N, C, H, W] in [0, 1] as a captioned row that wraps, after at most `columns` images."""
     if max(pixels.shape[-2:]) > TILE:
-        scale = TILE / max(pixels.shape[-2:])
-        pixels = interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+        size = [max(1, side * TILE // max(pixels.shape[-2:])) for side in pixels.shape[-2:]]
+        pixels = interpolate(pixels, size, mode="bilinear", antialias=True).clamp(0, 1)
     body = "".join(image(drawing.png(tile[None], 1, padding=0), "") for tile in pixels)
     width = f' style="--columns: {columns}"' if columns else ""
     label = f'role="img" aria-label="{text(alt)}"'

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from ddm import __main__ as entry
 from ddm.commands import prepare_data
 from ddm.data import layouts, store
-from ddm.data.loading import load
+from ddm.data.loading import classes_of, load
 from ddm.errors import UserError
 from ddm.interrupt import Stopped
 
@@ -525,3 +526,77 @@ def test_a_source_without_the_data_is_not_downloaded_into(tmp_path):
     with pytest.raises(UserError, match=r"empty' has no CIFAR10: name a folder with CIFAR10\.npz"):
         prepare("CIFAR10", "--source", tmp_path / "empty", "--data_path", tmp_path / "data")
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_an_array_that_changed_is_not_resumed(tmp_path):
+    images = np.arange(6 * 12, dtype=np.uint8).reshape(6, 2, 2, 3)
+    other = images.copy()
+    other[3] += 1  # neither the first nor the last
+    labels = np.zeros(6, np.int64)
+    assert layouts.Array(images, labels).digest() != layouts.Array(other, labels).digest()
+
+
+def test_a_broken_link_is_listed_as_damaged(tmp_path, capsys):
+    pictures(tmp_path / "pets", "cats", "dogs")
+    (tmp_path / "pets" / "cats" / "gone.png").symlink_to(tmp_path / "nowhere")
+    data = load(str(tmp_path / "pets"), tmp_path / "data")
+    assert len(data.x_train) + len(data.x_test) == 10 and "gone.png" in "".join(data.warnings) + capsys.readouterr().out
+
+
+def test_a_link_to_a_folder_around_it_repeats_no_image(tmp_path):
+    pictures(tmp_path / "pets", "cats", "dogs")
+    (tmp_path / "pets" / "cats" / "again").symlink_to(tmp_path / "pets" / "cats")
+    assert len(layouts.images_in(tmp_path / "pets" / "cats")) == 5
+
+
+def test_labels_of_classes_without_training_images_are_warned_of(tmp_path):
+    pictures(tmp_path / "pets", "train/cats", "train/dogs", "val")
+    (tmp_path / "pets" / "val_annotations.txt").write_text(
+        "".join(f"{k}.png\t{'cats' if k else 'cows'}\n" for k in range(5))
+    )
+    listing = layouts.folders(tmp_path / "pets", "pets")
+    assert len(listing.splits["test"]) == 4 and "cows" in "".join(listing.warnings)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    for mode in "FI":
+        Image.new(mode, (4, 4), 1).save(tmp_path / "x.tiff")
+        assert "32 bits" in layouts.decoded(tmp_path / "x.tiff", None)
+
+
+def test_colours_become_grey_as_in_pillow():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    assert np.array_equal(layouts.grey(image.transpose(2, 0, 1))[0], np.asarray(Image.fromarray(image).convert("L")))
+    assert np.array_equal(layouts.grey(np.repeat(image[None, :, :, 0], 3, 0))[0], image[:, :, 0])
+
+
+def test_a_damaged_gz_is_one_line(tmp_path):
+    idx(tmp_path, "MNIST", 0)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(gzip.compress(path.read_bytes()))
+    content[10:40] = b"\xff" * 30
+    path.with_name(path.name + ".gz").write_bytes(content)
+    path.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        prepare("MNIST", "--source", tmp_path / "MNIST", "--data_path", tmp_path)
+
+
+def test_what_can_not_be_replaced_is_refused_before_the_work(tmp_path):
+    pictures(tmp_path / "pets", "cats", "dogs")
+    target = tmp_path / "data" / "Mine.store"
+    target.mkdir(parents=True)
+    (target / "notes").write_text("mine")
+    with pytest.raises(UserError, match="exists and is no store"):
+        prepare("Mine", "--own", "--source", tmp_path / "pets", "--data_path", tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["Mine.store"]
+
+
+def test_the_name_of_a_store_of_a_published_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match="this is the name of a store of ImageNet"):
+        prepare("ImageNet_64", "--own", "--source", tmp_path, "--data_path", tmp_path / "data")
+
+
+def test_some_classes_keep_the_warnings_of_all(tmp_path):
+    pictures(tmp_path / "pets", "a", "b", "c")
+    data = replace(load(str(tmp_path / "pets"), tmp_path / "data"), warnings=("doubtful",))
+    assert classes_of(data, "some", [2, 0]).warnings == ("doubtful",)

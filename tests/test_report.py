@@ -294,3 +294,17 @@ def test_tsne_and_other_data(folder, data_path, tmp_path):
     shown = written(tmp_path, data_path, folder, tmp_path / "digits", "--embedding", "tsne")
     assert shown.headings.count("airplane") == 1 and shown.headings.count("7") == 1
     assert sum(text.startswith("t-SNE") for text in shown.texts) == 2
+
+
+def test_copies_of_grids_odd_names_and_long_images(folder, data_path, tmp_path):
+    shutil.copytree(folder, tmp_path / "$x^$")
+    grid = next((tmp_path / "$x^$").glob("vis_*.png"))
+    shutil.copy(grid, grid.with_name(f"{grid.stem} copy.png"))
+    written(tmp_path, data_path, tmp_path / "$x^$", folder)
+    assert "<img" in page.tiles(torch.zeros(1, 3, 1, 200), "", "")
+
+
+def test_data_of_equal_file_names_are_other_data():
+    one, other = ({"dataset": f"{place}/data.npz"} for place in "ab")
+    assert report_data.whole_key(one, "ConvNet") != report_data.whole_key(other, "ConvNet")
+    assert report_data.whole_key({"dataset": "./a/data.npz"}, "ConvNet") == report_data.whole_key(one, "ConvNet")

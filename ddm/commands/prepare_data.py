@@ -91,6 +91,9 @@ def prepare(args: PrepareSettings) -> None:
         )
     if args.own and args.name in loading.NAMES:
         raise UserError(f"--own {args.name}: this is the name of a published data set; choose another")
+    base, _, number = args.name.rpartition("_")
+    if args.own and base in loading.NAMES and number.isdigit():
+        raise UserError(f"--own {args.name}: this is the name of a store of {base}; choose another")
     if args.name in DATASETS:
         size = DATASETS[args.name].shape[1]
         if args.res not in (None, size):

@@ -164,7 +164,10 @@ def evolution(run: ReportedRun, runs: Sequence[ReportedRun]) -> str:
     """The first classes and images of a run's grids; nothing for fewer than two grids."""
     stages = []
     for path in run.folder.glob("vis_*_exp*_iter*.png"):
-        experiment, iteration = map(int, re.search(r"_exp(\d+)_iter(\d+)\.png$", path.name).groups())
+        numbers = re.search(r"_exp(\d+)_iter(\d+)\.png$", path.name)
+        if numbers is None:  # such as a copy of one
+            continue
+        experiment, iteration = map(int, numbers.groups())
         if experiment == run.args.get("first_exp", 0):
             stages.append((iteration, path))
     stages = sorted(stages)

@@ -1,6 +1,7 @@
 """The runs of a report: their files, accuracies to compare them with, and statistics of their images."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -46,7 +47,7 @@ class Baseline(NamedTuple):
 def whole_key(args: dict, model: str) -> tuple:
     """The settings that determine the accuracy of the whole training set."""
     split, zca = args.get("eval_split", "test"), bool(args.get("zca"))
-    return short_name(args["dataset"]), args.get("res"), zca, split, untapped(model)
+    return os.path.normpath(args["dataset"]), args.get("res"), zca, split, untapped(model)
 
 
 class ReportedRun:

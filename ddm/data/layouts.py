@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -36,6 +37,15 @@ VAL_FIRST = ("val", "test")  # for data sets whose test/ has no labels: ImageNet
 CONSTANTS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as published
 
 
+def state(path: Path) -> str:
+    """The size and modification time of a file; empty for one that can't be read, such as a broken link."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 class Files:
     """The image files of a split, decoded when read."""
 
@@ -47,8 +57,7 @@ class Files:
 
     def digest(self) -> str:
         """A digest of names, sizes, modification times and labels. A replaced file changes it."""
-        stats = ((path, path.stat()) for path in self.paths)
-        names = "\n".join(f"{path.parent.name}/{path.name} {s.st_size} {s.st_mtime_ns}" for path, s in stats)
+        names = "\n".join(f"{path.parent.name}/{path.name} {state(path)}" for path in self.paths)
         return hashlib.blake2b(names.encode(errors="replace") + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
@@ -77,9 +86,11 @@ class Array:
         return len(self.images)
 
     def digest(self) -> str:
-        """A digest of the labels and the first and last image."""
-        ends = np.ascontiguousarray(self.images[[0, -1]]).tobytes() if len(self.images) else b""
-        return hashlib.blake2b(ends + self.labels.tobytes(), digest_size=16).hexdigest()
+        """A digest of all labels and images."""
+        hasher = hashlib.blake2b(self.labels.tobytes(), digest_size=16)
+        for start in range(0, len(self.images), PART):
+            hasher.update(np.ascontiguousarray(self.images[start : start + PART]))
+        return hasher.hexdigest()
 
     def read(self, part: slice, res: int | None, pool: ThreadPoolExecutor) -> tuple[np.ndarray, list[list]]:
         images = self.images[part].transpose(0, 3, 1, 2)
@@ -106,12 +117,15 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
 
     The image is resized (bilinear, antialiased) to a shorter side of `res` and cropped to its centre, as in
     torchvision's Resize and CenterCrop. Without `res` the size stays. Grey, palette, RGBA and CMYK images become RGB.
+    The range of 32-bit pixels is unknown.
     """
     from PIL import Image  # imported here: only the preparation of data needs it
     from torchvision.transforms.functional import center_crop, resize
 
     try:
         with Image.open(path) as file:
+            if file.mode == "F" or (file.mode == "I" and file.format != "PNG"):
+                return "its pixels have 32 bits: convert it to 8 bits"
             if file.mode.startswith("I"):  # 16 bits: convert() would clip them
                 image = Image.fromarray((np.asarray(file).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
             else:
@@ -121,6 +135,12 @@ def decoded(path: Path, res: int | None) -> np.ndarray | str:
         return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # damaged files raise many kinds of errors
         return first_line(error).replace(str(path), path.name)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """An RGB image uint8 [3, H, W] as grey [1, H, W], by the luminance of ITU-R 601 as in Pillow."""
+    weighted = image.astype(np.int64) * np.array([19595, 38470, 7471])[:, None, None]
+    return ((weighted.sum(0, keepdims=True) + 2**15) >> 16).astype(np.uint8)
 
 
 def file_name(name: str) -> str:
@@ -133,8 +153,12 @@ def file_name(name: str) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files below a folder, sorted by path."""
-    paths = []
+    paths, visited = [], set()
     for root, inner, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in visited:  # a link to a folder that contains it
+            inner.clear()
+            continue
+        visited.add(os.path.realpath(root))
         inner[:] = [name for name in inner if not name.startswith(".")]  # such as .ipynb_checkpoints
         paths += [Path(root) / name for name in names if not name.startswith(".")]
     return sorted(path for path in paths if path.suffix.lower() in EXTENSIONS)
@@ -212,8 +236,6 @@ def folders(
     if {group for group, _ in test_groups} & set(names):
         listing.splits["test"] = labelled(test_groups, names)
         other = sorted({group for group, _ in test_groups} - set(names))
-        if other and choose is None:
-            listing.warnings.append(f"{test} has classes that {train} lacks; they are left out: {listed(other)}")
     else:
         try:
             labels = labels_of(test, root, *around)
@@ -225,10 +247,13 @@ def folders(
                 f"{test} has the classes {theirs}, {train} has {listed(names)}: give them equal names"
             ) from None
         files = [(labels.get(path.stem), [path]) for path in images_in(test)]
+        other = sorted({wnid for wnid, _ in files if wnid is not None} - set(names))
         unknown = [path.name for wnid, (path,) in files if wnid is None]
         if unknown:
             raise UserError(f"{len(unknown)} images in {test} have no label: complete the labels of {unknown[0]}, ...")
         listing.splits["test"] = labelled(files, names)
+    if other and choose is None:
+        listing.warnings.append(f"{test} has classes that {train} lacks; they are left out: {listed(other)}")
     return listing
 
 
@@ -366,8 +391,10 @@ def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: lis
             raise UserError(f"{root} has {len(names)} class folders: {name} needs its 10, or all 1000 of ImageNet")
         return [names[at] for at in sorted(indices)]
 
-    kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
-    listing = folders(kaggle if kaggle.is_dir() else root, name, VAL_FIRST, choose, around=(root,))
+    kaggle = [root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC"]
+    listing = folders(
+        next((folder for folder in kaggle if folder.is_dir()), root), name, VAL_FIRST, choose, around=(root,)
+    )
     listing.wnids, listing.class_names = listing.class_names, words_of(root, listing.class_names)
     return listing
 
@@ -398,7 +425,7 @@ def idx_files(root: Path, name: str) -> Listing | None:
                     raise ValueError("wrong magic number")
                 shape = np.frombuffer(content, ">i4", dims, offset=4)
                 arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape))
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, zlib.error) as error:
                 raise UserError(f"{path} is damaged ({str(error)[:80]}): use another copy") from None
     splits = {"train": Array(arrays[0], arrays[1]), "test": Array(arrays[2], arrays[3])}
     return Listing(name, [str(label) for label in range(10)], splits)

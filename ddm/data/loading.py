@@ -141,7 +141,7 @@ def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
     digest = hashlib.blake2b(f"{data.digest()} {classes}".encode(), digest_size=16).hexdigest()
     names = [data.class_names[c] for c in classes]
     found = _image_data(name, names, data.mean, data.std, arrays, name, digest)
-    return replace(found, normalisation=data.normalisation)
+    return replace(found, normalisation=data.normalisation, warnings=data.warnings)
 
 
 def _user_data(path: Path, data_path: Path, res: int | None) -> ImageData:

@@ -107,7 +107,7 @@ def read(path: Path) -> tuple[dict, dict[str, Any]]:
             if not len(x) == len(y) == count or x.array.dtype != np.uint8 or x.array.ndim != 4:
                 raise ValueError(f"{split} has {len(x)} images and {len(y)} labels, {count} expected")
     except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not a valid store ({str(error)[:100]}): prepare it again") from None
+        raise UserError(f"{path} is not a valid store ({str(error)[:100]}): delete it and prepare it again") from None
     return metadata, arrays
 
 
@@ -134,6 +134,8 @@ class Writer:
         self.path, self.partial = path, partial(path)
         self.recipe, self.fresh = recipe, True
         self.state: dict[str, Any] = {"recipe": recipe, "splits": {}}
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):  # it could not be replaced at the end
+            raise UserError(f"{path} exists and is no store: delete it, or name another place")
         self.partial.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = disk.Lock(self.partial / "lock")
@@ -169,9 +171,10 @@ class Writer:
                 file.write(npy_header((split["rows"] + len(images), *shape)))
                 file.flush()
                 os.fsync(file.fileno())
-            channels = images.astype(np.int64).transpose(1, 0, 2, 3).reshape(shape[0], -1)
-            split["sum"] = np.add(split["sum"], channels.sum(1)).tolist()
-            split["squares"] = np.add(split["squares"], (channels**2).sum(1)).tolist()
+            # Counts of the 256 values: sums of the pixels would need them as 64-bit numbers.
+            counts = np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in range(shape[0])])
+            split["sum"] = np.add(split["sum"], counts @ np.arange(256)).tolist()
+            split["squares"] = np.add(split["squares"], counts @ np.arange(256) ** 2).tolist()
             split["digests"].append(hashlib.blake2b(images, digest_size=16).hexdigest())
         split["rows"] += len(images)
         split["damaged"] += damaged
@@ -204,7 +207,7 @@ class Writer:
             "recipe": self.recipe,
         }
         (self.partial / "store.json").write_text(json.dumps(record, indent=2) + "\n")
-        (self.partial / "state.json").unlink()
         (self.partial / "lock").unlink(missing_ok=True)  # Windows has no lock
         os.replace(self.partial, self.path)
+        (self.path / "state.json").unlink()
         return record

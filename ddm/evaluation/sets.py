@@ -420,7 +420,7 @@ def _pictures(path: Path, data: ImageData) -> Contents:
             image = layouts.decoded(file, None)
             if isinstance(image, str):
                 raise UserError(f"{file} can't be read ({image}): replace or delete it")
-            images.append(image[:1] if data.channel == 1 else image)
+            images.append(layouts.grey(image) if data.channel == 1 else image)
             of.append(label)
     if len({image.shape for image in images}) > 1:
         raise UserError(f"the pictures in {path} differ in size: resize them to one size")
