@@ -88,7 +88,7 @@ def model(o: argparse.Namespace) -> None:
     print(f"iterations per hour       {3600 / seconds:.0f}")
     print(f"images of a rank          {5 * one_set / 2**30:.2f} GiB: images, momentum, gradient and two copies")
     print(f"a pass of {o.class_chunk} class(es)      {o.class_chunk * chunk / 2**30:.2f} GiB")
-    print("bytes per iteration       20 from each rank: whether to stop or save, whether all is finite")
+    print("bytes per iteration       28 from each rank: whether to stop, save or check, whether all is finite")
     print(f"bytes per checkpoint      {2 * o.gpus * one_set / 1e6:.0f} MB to each rank: images and momentum of all")
 
 

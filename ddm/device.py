@@ -245,6 +245,17 @@ def if_memory_allows(function: Callable[[], T]) -> T | None:
     return None
 
 
+@contextlib.contextmanager
+def memory_named(advice: str) -> Iterator[None]:
+    """Raise UserError with `advice` if memory runs out inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {advice}") from None
+
+
 def release() -> None:
     """Return cached memory to the device after an out-of-memory error."""
     gc.collect()

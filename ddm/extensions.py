@@ -47,5 +47,16 @@ def check_call(function: Callable[..., object], *arguments: str) -> None:
 
 def code_text(code: CodeType) -> str:
     """The instructions, names and constants of a function; not its line numbers and comments."""
-    constants = [code_text(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    constants = [constant_text(c) for c in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+
+
+def constant_text(value: object) -> str:
+    """A constant of code as text, equal in all processes: the order in a frozenset of texts is not."""
+    if isinstance(value, CodeType):
+        return code_text(value)
+    if isinstance(value, frozenset):
+        return f"frozenset({sorted(map(repr, value))})"
+    if isinstance(value, tuple) and any(isinstance(x, frozenset | tuple) for x in value):
+        return f"({', '.join(map(constant_text, value))})"
+    return repr(value)

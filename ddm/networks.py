@@ -416,6 +416,9 @@ def get_network(model: str, channel: int, num_classes: int, im_size: tuple[int, 
     try:
         net = make(channel, num_classes, im_size=tuple(im_size))
         if make not in BUILT_IN:
+            outputs = getattr(net.classifier, "out_features", None)
+            if outputs != num_classes:
+                raise UserError(f"its classifier has {outputs} outputs: give it num_classes, here {num_classes}")
             check_initialised(net)
     except UserError as error:
         raise UserError(f"model {model}: {error}") from None

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def seed_of(seed: int, experiment: int, iteration: int, cls: int, purpose: str) -> int:
-    """Hash the coordinates of a draw into an int in [0, 2**62); cls -1 means that a draw belongs to no class."""
+    """Hash the coordinates of a draw into an int in [0, 2**62); cls -1 means that a draw belongs to no class.
+
+    torch's generators on the CPU use its lower 32 bits.
+    """
     key = repr((seed, experiment, iteration, cls, purpose)).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2
 

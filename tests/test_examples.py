@@ -87,6 +87,8 @@ def test_metrics_of_a_run_that_was_stopped_are_those_of_one_that_was_not(data_pa
     for name in ("whole", "parts"):
         run("DM_KNearest", data_path, tmp_path / name, *argv, "--num_exp", "1")
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:  # what a killed process had done after its checkpoint
+        # An accuracy of the iteration of the checkpoint: its evaluation had not been recorded.
+        file.write('{"kind": "accuracy", "experiment": 0, "iteration": 20, "ConvNetW32, condensed": 0}\n')
         file.write('{"kind": "loss", "experiment": 1, "iteration": 10, "total": 0}\n{"kind": "lo')
     for name in ("whole", "parts"):
         run("DM_KNearest", data_path, tmp_path / name, *argv, "--num_exp", "2")

@@ -144,7 +144,10 @@ def test_mistakes_are_one_line(data_path):
         ({"settings": {"ipc": 2}}, "settings are a dict: give a ddm.DDMSettings"),
         ({"network": "ConvNet"}, "network is a str"),
         ({"network": lambda c, n, s: nn.Sequential()}, "network returned a Sequential"),
-        ({"network": lambda c, n, s: ddm.networks.ConvNet(c, n + 1, im_size=s)}, "of 10 classes"),
+        (
+            {"network": lambda c, n, s: ddm.networks.ConvNet(c, n + 1, im_size=s)},
+            "has 11 outputs: give it num_classes, here 10",
+        ),
         (
             {"network": lambda c, n, s: appended(ddm.networks.ConvNet(c, n, im_size=s), Scaled())},
             r"features\.\d+\.scale",

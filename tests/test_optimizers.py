@@ -6,6 +6,7 @@ from conftest import QUICK, maker, parse, run
 
 from ddm.data.loading import load
 from ddm.errors import UserError
+from ddm.methods import step
 from ddm.methods.optimizers import OPTIMIZERS
 
 
@@ -80,3 +81,29 @@ def test_an_unset_lr_img_follows_the_optimizer():
     assert parse("DM_DDM", "--preset", "fast", "--ipc", "4").optimizer == "normalised"
     for name, lr in (("sgd", 2.0), ("adam", 0.1), ("normalised", 0.03)):
         assert parse("DM_DDM", "--preset", "fast", "--ipc", "4", "--optimizer", name).lr_img == lr
+
+
+def test_memory_that_runs_out_between_the_copies_of_a_step_changes_nothing(data_path, monkeypatch):
+    def images(fails):
+        made, calls = started(data_path, "--preset", "dm"), []
+
+        def where(*args):
+            calls.append(args)
+            if len(calls) == fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch_where(*args)
+
+        torch_where = torch.where
+        with monkeypatch.context() as patch:
+            patch.setattr(step.torch, "where", where)
+            made.step(1)
+        made.check()
+        return made.images().clone()
+
+    assert all(torch.equal(images(0), images(fails)) for fails in (1, 2))
+
+
+def test_moments_that_overflow_stop_the_run(data_path, tmp_path):
+    argv = ("--preset", "dm", "--optimizer", "adam", "--lr_img", "0.1", "--mmd_ratio", "1e25", "--num_exp", "1")
+    with pytest.raises(UserError, match="an updated pixel or moment is not finite"):
+        run("DM_DDM", data_path, tmp_path, *argv)

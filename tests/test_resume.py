@@ -25,12 +25,14 @@ from ddm import device, interrupt
 from ddm.commands import condense
 from ddm.errors import UserError
 from ddm.evaluation import protocol
+from ddm.extensions import constant_text
 from ddm.interrupt import Stopped
 from ddm.methods import condensation
 from ddm.methods.condensation import Condensation
 from ddm.ranks import Ranks
 from ddm.runs import experiments, folder, progress, resume
-from ddm.runs.results import TIMES
+from ddm.runs.progress import Progress
+from ddm.runs.results import TIMES, versions
 
 # Seconds of work: three experiments with evaluations between, a checkpoint after every step.
 DIGITS = [
@@ -330,7 +332,7 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
 
 def test_a_state_of_an_earlier_version_is_read(whole, tmp_path, monkeypatch):
     as_bytes = progress._as_bytes
-    new = {"peak_memory"}  # since 0.9.1
+    new = {"peak_memory", "metrics_bytes"}  # since 0.9.1 and 0.9.2
     monkeypatch.setattr(progress, "_as_bytes", lambda content: as_bytes({k: content[k] for k in content.keys() - new}))
     state = progress.read(whole / progress.NAME)
     progress.write(tmp_path / progress.NAME, state)
@@ -562,3 +564,31 @@ def test_a_signal_after_that_of_another_rank_is_not_the_second():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped):
             handled.check()
+
+
+def test_code_that_changed_before_the_first_step_is_the_runs(capsys):
+    settings = parsed("condense", "--preset", "dm", "--dataset", "Digits")
+    state = Progress(
+        **{"recipe": "DM_DDM", "code": "old", "requested": settings.values(), "chosen": {}, "versions": versions()},
+        **{"data": "", "counts": [1], "experiment": 0},
+    )
+    resume.accept(state, settings, "DM_DDM", "new")
+    state.iteration = 2
+    resume.accept(state, settings, "DM_DDM", "new")
+    assert capsys.readouterr().err == ""
+    resume.accept(state, settings, "DM_DDM", "old")
+    assert "the objective's code is not the code" in capsys.readouterr().err
+
+
+def test_the_text_of_code_does_not_depend_on_hashes():
+    """The order of texts in a set differs between processes."""
+    one, other = (frozenset(names) for names in (("a", "b", "c"), ("c", "b", "a")))
+    assert constant_text((1, one)) == constant_text((1, other)) == "(1, frozenset([\"'a'\", \"'b'\", \"'c'\"]))"
+    assert constant_text((1, "a")) == repr((1, "a"))  # as before: checkpoints have it
+
+
+def test_memory_that_runs_out_outside_a_step_is_one_line():
+    with pytest.raises(UserError, match="out of memory: lower"), device.memory_named("lower --ipc"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="another"), device.memory_named("lower --ipc"):
+        raise RuntimeError("another error")

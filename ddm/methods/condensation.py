@@ -155,7 +155,7 @@ class Condensation:
     def _not_finite(self, step: Step, iteration: int) -> str:
         """Describe the values that are not finite in a skipped step; raises Diverged unless --on_nonfinite is skip."""
         values = [text for text in self.plan.ranks.gather(self._nonfinite_values(step)) if text]
-        message = f"{next(iter(values), 'an updated pixel')} is not finite"
+        message = f"{next(iter(values), 'an updated pixel or moment')} is not finite"
         message += " (a larger --rr_ridge can help)" if "L_RR" in message else ""
         if self.plan.settings.on_nonfinite == "skip":
             return message

@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
     terms: Tensor  # [names, chunks], each summed over the classes of the chunk
     gradient_finite: Tensor  # boolean [N], for each synthetic image
-    finite: Tensor  # boolean scalar: terms, gradients and updated pixels are finite on all ranks
+    finite: Tensor  # boolean scalar: terms, gradients, updated pixels and moments are finite on all ranks
     names: tuple[str, ...]  # of the terms
     chunks: list[range]  # the classes of each chunk
 
@@ -69,9 +69,9 @@ def condensation_step(
 ) -> Step:
     """Take one step on a rank's synthetic pixels, without a host sync, with the iteration's Draws on the device.
 
-    If a term, gradient or updated pixel is not finite, images and momentum stay unchanged. They also stay unchanged in
-    all later steps, unless --on_nonfinite is 'skip'. If a forward or backward pass runs out of memory, raises the
-    device's error; images and momentum are unchanged.
+    If a term, gradient, updated pixel or Adam's moment is not finite, images and momentum stay unchanged. They also
+    stay unchanged in all later steps, unless --on_nonfinite is 'skip'. If memory runs out, raises the device's error;
+    images and momentum are unchanged.
     """
     terms, gradient, chunks = gradients(matcher, syn_set.images, data, augmentation, drawn, plan)
     names = tuple(terms[0])
@@ -83,14 +83,21 @@ def condensation_step(
         # 0 * x is NaN, and so is a sum with it, if x is not finite. Fewer calls than isfinite.
         gradient_zeros = (gradient * 0).flatten(1).sum(1)
         gradient_finite = gradient_zeros == 0
-        good = (gradient_zeros.sum() + (terms * 0).sum() + (images * 0).sum()) == 0
+        zeros = gradient_zeros.sum() + (terms * 0).sum() + (images * 0).sum()
+        if velocity.ndim > images.ndim:  # Adam's squares overflow before the pixels, which they divide
+            zeros = zeros + (velocity * 0).sum()
+        good = zeros == 0
         good = plan.ranks.everywhere(good)
         finite = syn_set.finite
         finite.copy_(good if plan.settings.on_nonfinite == "skip" else finite & good)
         if syn_set.bounds is not None:
             images.clamp_(*syn_set.bounds)
-        syn_set.images.copy_(torch.where(finite, images, syn_set.images))
-        syn_set.velocity.copy_(torch.where(finite, velocity, syn_set.velocity))
+        # Both before the first copy: if memory runs out here, the step is taken again from the old images.
+        images, velocity = (
+            torch.where(finite, new, old) for new, old in ((images, syn_set.images), (velocity, syn_set.velocity))
+        )
+        syn_set.images.copy_(images)
+        syn_set.velocity.copy_(velocity)
     return Step(terms, gradient_finite, finite.clone(), names, chunks)
 
 

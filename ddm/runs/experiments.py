@@ -72,6 +72,8 @@ def carry_out(
         device.keep_freed_memory()
     first = torchrun.rank_and_world()[0] == 0
     with ExitStack() as stack:
+        advice = "lower --batch_train, --batch_real or --ipc, or choose a smaller --model"
+        stack.enter_context(device.memory_named(advice))
         boards = [name for name in BOARDS if settings.values()[name]]
         place = RunFolder(settings.save_path, stem, boards) if first else NoFolder()
         files = stack.enter_context(place)
@@ -167,7 +169,7 @@ class Run:
             state.step_seconds += preparation
             state.preparation_seconds += preparation
         self.evaluator = protocol.Evaluator(maker.data, settings, self.machine)
-        files.open(state.log_bytes if state.written else None, (state.experiment, state.iteration))
+        files.open(*((state.log_bytes, state.metrics_bytes) if state.written else ()))
         if state.concluded == [settings.num_exp, settings.num_eval] and self.ranks.first:
             damaged = files.damaged(state.sets)
             print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)

@@ -47,7 +47,7 @@ class NoFolder:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def open(self, log_bytes: int | None = None, position: tuple[int, int] = (0, 0)) -> None: ...
+    def open(self, log_bytes: int | None = None, metrics_bytes: int = 0) -> None: ...
     def damaged(self, sets: list[Tensor]) -> Path | None: ...
     def log(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
@@ -91,10 +91,10 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # failed writes were reported already
                     file.close()
 
-    def open(self, log_bytes: int | None = None, position: tuple[int, int] = (0, 0)) -> None:
-        """Make the folder and open training.log, cut to `log_bytes`, as later lines will be logged again.
+    def open(self, log_bytes: int | None = None, metrics_bytes: int = 0) -> None:
+        """Make the folder and open training.log and metrics.jsonl, cut to sizes, as later lines will be logged again.
 
-        Error lines stay. metrics.jsonl is cut after `position`, an experiment and iteration.
+        Error lines stay.
         """
         with self.refused():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,20 +109,12 @@ class RunFolder:
                 errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
                 if len(kept) + sum(map(len, errors)) < len(content):
                     self.replace(log, b"".join([kept, *errors]))
-            self._open_metrics(position)
+            metrics = self.folder / "metrics.jsonl"
+            if metrics.exists():
+                self.replace(metrics, metrics.read_bytes()[:metrics_bytes])
+            self._metrics = open(metrics, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
             # Stays open during the run.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-
-    def _open_metrics(self, position: tuple[int, int]) -> None:
-        path, kept = self.folder / "metrics.jsonl", []
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed process leaves an incomplete line
-                    record = json.loads(line)
-                    if (record["experiment"], record["iteration"]) <= position:
-                        kept.append(line)
-            self.replace(path, "".join(kept))
-        self._metrics = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
 
     def _take(self) -> None:
         try:
@@ -185,7 +177,9 @@ class RunFolder:
         """Write a state in the background; its tensors must not change afterwards."""
         with self.refused():
             os.fsync(self._log.fileno())
-            state.log_bytes = os.fstat(self._log.fileno()).st_size
+            state.log_bytes, state.metrics_bytes = (
+                os.fstat(file.fileno()).st_size for file in (self._log, self._metrics)
+            )
             self._writer.submit(state)
 
     def wait(self) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Progress:
     steps: int = 0
     peak_memory: int = 0  # bytes, the largest of the processes so far
     log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
+    metrics_bytes: int = 0  # size of metrics.jsonl at this checkpoint
 
     @property
     def stepping_seconds(self) -> float:
@@ -124,7 +126,7 @@ def read(path: Path) -> Progress:
     number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
-    content = {"peak_memory": 0} | content  # states of version 0.9.0 or earlier lack it
+    content = {"peak_memory": 0, "metrics_bytes": sys.maxsize} | content  # states of earlier versions lack them
     try:
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:

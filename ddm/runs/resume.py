@@ -86,14 +86,14 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     for k in sorted(differing - {"resume", "save_path"}):
         print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
-    begun = (state.experiment, state.iteration) > (0, 0) or bool(state.sets)
+    begun = bool(state.iteration or state.sets)
     if begun and code != state.code and "python" not in changed:  # another Python compiles the same code differently
         print(
             "warning: the objective's code is not the code that the checkpoint was made with: for a new result, name "
             "another --save_path",
             file=sys.stderr,
         )
-    if "python" in changed:
+    if not begun or "python" in changed:
         state.code = code
     if changed:
         print(f"note: the versions of {', '.join(changed)} have changed: last digits may differ", file=sys.stderr)

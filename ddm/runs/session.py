@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ddm.device import Machine
+from ddm.device import Machine, memory_named
 from ddm.errors import UserError
 from ddm.interrupt import Interrupts
 from ddm.runs import progress
@@ -87,6 +87,7 @@ class Session:
 def locked_session(settings: Any, stem: str) -> Iterator[Session]:
     """Inside, the folder is locked and a signal stops the work immediately; the same command resumes it."""
     with (
+        memory_named("lower --batch_train or --ipc, or choose a smaller --model"),
         RunFolder(settings.save_path, stem) as files,
         Interrupts().installed() as interrupts,
         interrupts.immediate(),
