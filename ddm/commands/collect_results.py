@@ -120,11 +120,13 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
     """The baseline that a run is compared with; prints notes on stderr about what differs."""
     if result.is_base:
         return None
-    bases = [base for base in results if result.comparable(base)]
-    near = [base for base in results if base.is_base and base.group[:2] == result.group[:2]]
+    of_data = [base for base in results if base.args["dataset"] == result.args["dataset"]]
+    near = [base for base in of_data if base.is_base and base.args["ipc"] == result.args["ipc"]]
+    reasons = [mismatches(result, base) for base in near]
+    bases = [base for base, why in zip(near, reasons, strict=True) if not why]
     if not bases:
         if near:
-            base, why = min(((base, mismatches(result, base)) for base in near), key=lambda pair: len(pair[1]))
+            base, why = min(zip(near, reasons, strict=True), key=lambda pair: len(pair[1]))
             print(f"note: {result.name} is not compared with {base.name}: {'; '.join(why)}", file=sys.stderr)
         return None
     base = min(bases, key=lambda base: len(result.other_steps(base)))  # the first with fewest differences
@@ -135,7 +137,7 @@ def base_of(result: Result, results: list[Result]) -> Result | None:
 
 
 def mismatches(result: Result, base: Result) -> list[str]:
-    """The reasons why a run can't be compared with a baseline of the same data and ipc."""
+    """The reasons why a run can't be compared with a baseline of the same data and ipc; empty if it can."""
     of_budget = () if result.args["recipe"] == "coreset" else BUDGET
     names = [name for name in (*SHARED, *of_budget) if result.value(name) != base.value(name)]
     why = [f"--{name} is {result.value(name) or 'unset'} and {base.value(name) or 'unset'}" for name in names]

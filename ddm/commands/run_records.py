@@ -55,12 +55,6 @@ class Result(NamedTuple):
         return self.record["args"]
 
     @property
-    def group(self) -> tuple:
-        """The values that comparable runs share."""
-        a = self.args
-        return a["dataset"], a["ipc"], self.record["protocol"], a["seed"], untapped(a["model"]), a.get("res")
-
-    @property
     def settings(self) -> str:
         """All settings that change results, without switches that are off, as older files lack newer switches."""
         values = {name: value for name, value in self.args.items() if name not in ALONE and value not in (None, False)}
@@ -82,16 +76,6 @@ class Result(NamedTuple):
         if isinstance(value, bool):
             return "yes" if value else ""
         return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-    def comparable(self, base: "Result") -> bool:
-        """Whether `base` is a baseline in the same group and, unless this is a coreset, with the same budget."""
-        same_budget = all(self.args.get(name) == base.args.get(name) for name in BUDGET)
-        same_end = self.record.get("unfinished") == base.record.get("unfinished")
-        return (
-            base.is_base
-            and self.group == base.group
-            and ((same_budget and same_end) or self.args["recipe"] == "coreset")
-        )
 
     def other_steps(self, base: "Result") -> list[str]:
         """The STEPS settings that differ from those of another run; none for a coreset."""
