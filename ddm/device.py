@@ -82,7 +82,7 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
         if problem and compile == "on":
             raise UserError(f"--compile on: torch.compile does not work here ({problem}); use --compile auto")
         if problem:
-            print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
+            warn_uncompiled(problem)
         compile = "off" if problem else "on"
     if precision is None:
         precision = "bf16" if compile == "on" and fast_bf16(kind) else "tf32"
@@ -143,6 +143,11 @@ def compiler_problem(device: str) -> str | None:
     except Exception as error:  # a missing compiler, header or triton: the types differ
         return f"{first_line(error, 100)}; on a CPU it needs a C++ compiler and Python's headers"
     return None
+
+
+def warn_uncompiled(problem: str) -> None:
+    """Print a warning with the problem of the compiler."""
+    print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
 
 
 def fast_bf16(kind: str) -> bool:

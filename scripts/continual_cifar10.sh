@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The class-incremental table and plot of docs/results.md: CIFAR10 in 5 steps of 2 classes, 10 images per class.
+# A class-incremental table and plot as in docs/results.md: CIFAR10 in 5 steps of 2 classes, 10 images per class.
 #
 #   scripts/continual_cifar10.sh [OUT] [FLAGS of ddm continual]        # results/continual by default
 #

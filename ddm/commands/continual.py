@@ -3,7 +3,6 @@
 import statistics
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from ddm.methods import coreset, objective, plan
 from ddm.methods.condensation import Condensation, condensed
 from ddm.methods.settings import DM, PLAIN
 from ddm.networks import empty_network
-from ddm.runs.folder import RunFolder, set_stem
+from ddm.runs.folder import set_stem
 from ddm.runs.session import Session, locked_session
 
 SELECTED = ("random", "herding", "kmeans")
@@ -144,7 +143,7 @@ def one_order(
             part = classes_of(data, data.name, classes)
             where = f"{memory}, order {seed}, step {step}"
             try:
-                new = make_memory(part, settings, machine, memory, seed, step, partial(say, files, where)).cpu()
+                new = make_memory(part, settings, machine, memory, seed, step, files.say).cpu()
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
             files.replace(path, lambda file, content=(new, labels): torch.save(list(content), file))
@@ -162,11 +161,6 @@ def one_order(
         accs.append(statistics.fmean(by_net))
         files.say(f"{memory}, order {seed}, {len(seen)} classes: {protocol.describe(by_net)}")
         session.save()
-
-
-def say(files: RunFolder, where: str, line: str) -> None:
-    """Say a line about a memory that is being made."""
-    files.say(f"{where}: {line}")
 
 
 def saved_memory(path: Path, labels: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def settle(requested: EvaluateSettings) -> Choice:
     if requested.compile is None and values["compile"] == "on":  # the set was made on another machine, perhaps
         problem = device.compiler_problem(values["device"])
         if problem:
-            print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
+            device.warn_uncompiled(problem)
             values["compile"] = "off"
     settings = dataclasses.replace(requested, **values)
     operations_of(settings.dsa_strategy)

@@ -72,8 +72,7 @@ def carry_out(
         device.keep_freed_memory()
     first = torchrun.rank_and_world()[0] == 0
     with ExitStack() as stack:
-        advice = "lower --batch_train, --batch_real or --ipc, or choose a smaller --model"
-        stack.enter_context(device.memory_named(advice))
+        stack.enter_context(device.memory_named("lower --batch_train or --ipc, or choose a smaller --model"))
         boards = [name for name in BOARDS if settings.values()[name]]
         place = RunFolder(settings.save_path, stem, boards) if first else NoFolder()
         files = stack.enter_context(place)

@@ -87,7 +87,7 @@ class Session:
 def locked_session(settings: Any, stem: str) -> Iterator[Session]:
     """Inside, the folder is locked and a signal stops the work immediately; the same command resumes it."""
     with (
-        memory_named("lower --batch_train or --ipc, or choose a smaller --model"),
+        memory_named("choose a smaller --model or batch, or another --device"),
         RunFolder(settings.save_path, stem) as files,
         Interrupts().installed() as interrupts,
         interrupts.immediate(),
