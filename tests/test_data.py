@@ -1,5 +1,6 @@
 """Reading, normalising and sampling."""
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import tiny_arrays
 
 from ddm.compat import get_dataset
 from ddm.data import loading
-from ddm.data.catalogue import DATASETS
+from ddm.data.catalogue import DATASETS, Arrays
 from ddm.data.images import Batches
 from ddm.data.loading import load
 from ddm.errors import UserError
@@ -204,6 +205,18 @@ def test_published_constants_and_class_counts():
     assert {name: len(set(spec.class_names)) for name, spec in DATASETS.items()} == dict.fromkeys(DATASETS, 10) | {
         "CIFAR100": 100
     }
+
+
+def test_constants_of_own_images_are_their_mean_and_std_and_need_little_memory():
+    x = np.random.default_rng(0).integers(0, [256, 40, 1], (1100, 24, 20, 3), dtype=np.uint8)
+    labels = np.arange(len(x)) % 2
+    tracemalloc.start()
+    spec = loading.user_spec("own", Arrays(x, labels, x[:2], labels[:2]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert spec.shape == (3, 24, 20) and peak < 2 * x.nbytes  # NumPy's std alone needs 8 times the images
+    np.testing.assert_allclose(spec.mean, x.mean((0, 1, 2)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(spec.std, x.std((0, 1, 2)) / 255, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("existing", ["", "data", "data/kept"])

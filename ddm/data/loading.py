@@ -191,6 +191,7 @@ def from_arrays(arrays: Arrays, source: str, name: str = "data") -> ImageData:
 
 
 MOST_CLASSES = 100_000
+MEASURED = 512  # images counted at a time; NumPy's mean and std would copy all of them as 64-bit numbers
 
 
 def user_spec(path: str, arrays: Arrays) -> Spec:
@@ -211,8 +212,10 @@ def user_spec(path: str, arrays: Arrays) -> Spec:
     if x.shape[3] not in (1, 3):
         raise UserError(f"{path}: x_train is {list(x.shape)}: channels come last, [N, H, W, C] with C 1 or 3")
     names = arrays.classes or [str(label) for label in range(max(int(y.max()), int(arrays.y_test.max())) + 1)]
-    mean, std = (getattr(x, f)((0, 1, 2), dtype=np.float64) / 255 for f in ("mean", "std"))
-    return Spec((x.shape[3], *x.shape[1:3]), names, mean.tolist(), std.tolist(), None)
+    n, h, w, c = x.shape
+    parts = [x[first : first + MEASURED].transpose(0, 3, 1, 2) for first in range(0, n, MEASURED)]
+    mean, std = store.mean_and_std(*sum(map(store.pixel_sums, parts)).tolist(), n * h * w)
+    return Spec((c, h, w), names, mean, std, None)
 
 
 def _read_npz(path: Path) -> Arrays:

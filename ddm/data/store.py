@@ -13,6 +13,7 @@ import io
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def pixel_sums(images: np.ndarray) -> np.ndarray:
+    """For each channel of images uint8 [n, C, H, W], the sum of its pixels and of their squares: int64 [2, C]."""
+    # Counts of the 256 values: sums of the pixels would need them as 64-bit numbers.
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in images.swapaxes(0, 1)])
+    values = np.arange(256)
+    return np.stack([counts @ values, counts @ values**2])
+
+
+def mean_and_std(sums: Sequence[int], squares: Sequence[int], n: int) -> tuple[list[float], list[float]]:
+    """Each channel's mean and standard deviation in [0, 1], from sums over its n pixels (see `pixel_sums`)."""
+    mean = [s / (n * 255.0) for s in sums]
+    spread = [q / (n * 255.0) / 255 - m * m for q, m in zip(squares, mean, strict=True)]
+    return mean, [max(value, 0) ** 0.5 for value in spread]
+
+
 def partial(path: Path) -> Path:
     """The folder of a store that is not complete."""
     return path.with_name(path.name + ".partial")
@@ -171,10 +187,8 @@ class Writer:
                 file.write(npy_header((split["rows"] + len(images), *shape)))
                 file.flush()
                 os.fsync(file.fileno())
-            # Counts of the 256 values: sums of the pixels would need them as 64-bit numbers.
-            counts = np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in range(shape[0])])
-            split["sum"] = np.add(split["sum"], counts @ np.arange(256)).tolist()
-            split["squares"] = np.add(split["squares"], counts @ np.arange(256) ** 2).tolist()
+            sums = pixel_sums(images)
+            split["sum"], split["squares"] = np.add([split["sum"], split["squares"]], sums).tolist()
             split["digests"].append(hashlib.blake2b(images, digest_size=16).hexdigest())
         split["rows"] += len(images)
         split["damaged"] += damaged
@@ -185,10 +199,7 @@ class Writer:
         """Write labels and store.json and rename the store to `path`; return the content of store.json."""
         splits = self.state["splits"]
         sums = splits["train"]
-        pixels = sums["rows"] * int(np.prod(sums["shape"][1:])) * 255.0
-        mean = [s / pixels for s in sums["sum"]]
-        squares = [q / pixels / 255 for q in sums["squares"]]
-        std = [max(q - m * m, 0) ** 0.5 for q, m in zip(squares, mean, strict=True)]
+        mean, std = mean_and_std(sums["sum"], sums["squares"], sums["rows"] * int(np.prod(sums["shape"][1:])))
         digest = hashlib.blake2b(repr(metadata["class_names"]).encode(), digest_size=16)
         for name, y in labels.items():
             np.save(self.partial / f"y_{name}.npy", y.astype(np.int64))
