@@ -13,7 +13,7 @@ from ddm.augment import DiffAugment
 from ddm.data import loading
 from ddm.device import Machine
 from ddm.evaluation.training import train_step
-from ddm.methods import distribution, matching
+from ddm.methods import distribution, matching, sampling
 from ddm.networks import empty_network
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -34,7 +34,7 @@ BALANCED = "--weights balanced --mm_ratio 1 --cm_ratio 1 --rr_ratio 1 --icd_rati
         ("DM_DDM", EVERY_CHOICE, 5),
         ("DM_DDM", "--dsa_strategy none --preset dm", 1),
         ("DM_DDM", BALANCED, 5),
-        ("DM_DDM", "--preset fast,best --real_sampling random", 2),
+        ("DM_DDM", "--preset fast,best", 2),
         ("DM_DDM", "--preset fast,strong --real_sampling random --ipc 1", 3),
         ("DM_DDM", "--preset fast,best --networks online --real_sampling random", 2),
     ],
@@ -43,6 +43,7 @@ def test_a_condensation_step(recipe, argv, terms, data_path, monkeypatch):
     parameters = sum(p.numel() for p in empty_network("ConvNet", 3, 10, (32, 32), "meta").parameters())
     points = torch.zeros(2, 9, parameters, dtype=torch.half)
     monkeypatch.setattr(distribution, "trained_pool", lambda data, plan: points)  # training reads single values
+    monkeypatch.setattr(sampling, "class_points", lambda data, *_: [torch.zeros(len(x), 9) for x in data.indices])
     settings = parse(recipe, *QUICK, "--data_path", data_path, "--ipc", "6", "--class_chunk", "4", *argv.split())
     made = maker(recipe, settings.but(device="meta"), loading.load("CIFAR10", data_path))
     made.prepare()
@@ -79,6 +80,17 @@ def test_a_step_has_few_device_calls(classes, case, most, monkeypatch):
     assert (replayed.device.total(), replayed.copies, replayed.host) <= (4, 1, 40)
     threads = [thread for iteration, thread in threads if iteration > 0]
     assert len(threads) > 100 and threading.get_ident() not in threads  # the step's thread seeds no generator
+
+
+def test_real_images_are_selected_on_the_device_with_three_calls_each(data_path, monkeypatch):
+    monkeypatch.setattr(sampling, "class_points", lambda data, *_: [torch.zeros(len(x), 9) for x in data.indices])
+    data = loading.load("CIFAR10", data_path)  # eight images per class
+    balanced = sampling.SAMPLERS["balanced"](data.to("meta"), 6, 0, range(10))
+    drawn = torch.stack(balanced.indices(range(10), torch.Generator().manual_seed))
+    with Calls() as counted:
+        rows = balanced.selected(drawn.to("meta"))
+    assert drawn.shape == (10, 8) and rows.shape == (10, 6) and rows.device.type == "meta"
+    assert counted.device.total() <= 3 * 6 + 20
 
 
 def test_an_evaluation_step():

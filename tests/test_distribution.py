@@ -281,7 +281,7 @@ def test_cross_entropy_under_a_finished_network(networks, weights, chunk, data_p
     made.start(0, None)
     images = made.images().detach().clone().requires_grad_()
     drawn = made.draws.draw(0, 1)
-    terms, gradient, chunks = gradients(made.matcher, images, made.data, made.augmentation, drawn, made.plan)
+    terms, gradient, chunks = gradients(made.matcher, images, made.draws, drawn, made.plan)
     # By hand: the same two networks, the gradients of both terms at the pixels.
     generator = rng.generator(0, 0, 1, -1, "finished network")
     number, judge = int(torch.randint(3, (1,), generator=generator)), get_network("ConvNetW32", 3, 10)

@@ -75,6 +75,16 @@ def test_steps_with_draws_of_threads_equal_steps_with_their_own(flags, data_path
     ahead.ahead.close()
 
 
+def test_images_of_a_store_are_selected_before_they_are_read(data_path):
+    made = started(data_path, "--preset", "fast,best", "--batch_real", "3")
+    candidates = made.draws.draw(0, 1)["real"]
+    rows = made.draws.selected(candidates)
+    assert candidates.shape == (10, 8) and rows.shape == (10, 3)
+    made.draws.away = made.draws.reads = True
+    images = made.draws.draw(0, 1)["real"]
+    assert torch.equal(images, made.data.x_train[rows]) and made.draws.selected(images) is images
+
+
 def test_how_steps_are_taken_on_cuda_is_said_once(data_path):
     """The reason for eager steps; on a CPU there is nothing to say."""
     made, said = started(data_path, "--device", "cpu"), []
@@ -82,8 +92,8 @@ def test_how_steps_are_taken_on_cuda_is_said_once(data_path):
     made._step_function()
     assert not said
     made.plan = dataclasses.replace(made.plan, machine=Machine("cuda"))
-    assert isinstance(made._step_function(), Graphed) == made.augmentation.captured
-    made.augmentation.captured = True
+    assert isinstance(made._step_function(), Graphed) == made.draws.augmentation.captured
+    made.draws.augmentation.captured = True
     assert isinstance(made._step_function(), Graphed) and not made.replayed
     said.clear()
     made.matcher.needs = Needs()  # of an objective that declares nothing

@@ -67,8 +67,8 @@ class Condensation:
         settings = plan.settings
         sampler = SAMPLERS[settings.real_sampling](self.data, settings.batch_real, settings.seed, plan.classes)
         self.networks = Networks(self.data, plan, self.matcher.needs, self.matcher.net)
-        self.augmentation = Siamese(settings.dsa_strategy, self.data.im_size, plan.machine.device)
-        self.draws = Draws(self.data, plan, sampler, self.networks, self.augmentation)
+        augmentation = Siamese(settings.dsa_strategy, self.data.im_size, plan.machine.device)
+        self.draws = Draws(self.data, plan, sampler, self.networks, augmentation)
         self.ahead = Ahead(self.draws.draw, plan.machine.device, last=self.iterations)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
@@ -100,7 +100,7 @@ class Condensation:
         reasons = {
             "there are several ranks": plan.ranks.world > 1,
             "the objective does not declare Needs(captured=True)": not self.matcher.needs.captured,
-            "an augmentation is not built in": not self.augmentation.captured,
+            "an augmentation is not built in": not self.draws.augmentation.captured,
             "each step reads its real images from the store": not self.draws.on_device,
         }
         reason = next((text for text, holds in reasons.items() if holds), None)
@@ -121,7 +121,7 @@ class Condensation:
             self.say(line)
 
     def _eager(self, drawn: dict[str, Tensor]) -> Step:
-        return condensation_step(self.matcher, self.syn_set, self.data, self.augmentation, drawn, self.plan)
+        return condensation_step(self.matcher, self.syn_set, self.draws, drawn, self.plan)
 
     def step(self, iteration: int) -> None:
         """Take one step. If memory runs out, repeat it with half as many classes at a time."""

@@ -38,11 +38,13 @@ class Draws:
         # Whether real images, not only their indices, are drawn.
         self.reads = away and size <= READ_AHEAD
         self.on_device = not away or self.reads
+        self.away = away
 
     def draw(self, experiment: int, iteration: int) -> dict[str, Tensor]:
         """The draws of an iteration for the classes of this rank, on the CPU, by name.
 
-        real: indices of real images [classes, batch_real], or the images themselves [classes, batch_real, C, H, W]
+        real: indices of real images [classes, batch_real] or of candidates for `selected`, or images [classes,
+            batch_real, C, H, W]
         network, finished: parameters of networks [P], see Networks.draw
         lr, done: scalars, the learning rate and the number of completed iterations
         others: parameters of the augmentation [classes, ...], see Siamese.drawn
@@ -50,6 +52,8 @@ class Draws:
         settings, classes = self.plan.settings, self.plan.classes
         where = (settings.seed, experiment, iteration)
         rows = torch.stack(self.sampler.indices(classes, lambda c: rng.generator(*where, c, "real images")))
+        if self.away:
+            rows = self.sampler.selected(rows)
         done = iteration - 1
         lr = settings.lr_img * SCHEDULES[settings.lr_schedule](done, settings.Iteration)
         return {
@@ -60,6 +64,10 @@ class Draws:
             # The real and synthetic images of a class have the same augmentation.
             **self.augmentation.drawn([rng.seed_of(*where, c, "augmentation") for c in classes]),
         }
+
+    def selected(self, real: Tensor) -> Tensor:
+        """The indices of real images [classes, batch_real], or images, from the draw `real` on the device."""
+        return real if self.away else self.sampler.selected(real)
 
 
 class Ahead:

@@ -6,7 +6,6 @@ class mean. Matching compares means, and most noise in its gradient comes from d
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +16,7 @@ from ddm.networks import empty_network, initialise
 
 CANDIDATES = 4  # random candidates per selected image
 DIRECTIONS = 128  # principal directions of a class's embeddings, used for balancing
+PRODUCT_BYTES = 2**28  # of the inner products of candidates that are in memory at a time
 
 
 def initial_indices(data: ImageData, counts: Sequence[int], seed: int, experiment: int) -> Tensor:
@@ -39,8 +39,18 @@ class Random:
         self.data, self.n = data, n
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
-        """For each class, the indices [n] of the drawn images; `generator(c)` is the random generator of class c."""
+        """For each class, the indices of the drawn images, on the CPU; `generator(c)` is the generator of class c.
+
+        They are n images, or candidates for `selected`.
+        """
         return [self.data.draw(c, self.n, generator(c)) for c in classes]
+
+    def selected(self, drawn: Tensor) -> Tensor:
+        """Select images from those that `indices` drew, [classes, m]: indices [classes, n], without a host sync.
+
+        They are on the device of the data set's images.
+        """
+        return drawn
 
 
 class Balanced(Random):
@@ -51,50 +61,58 @@ class Balanced(Random):
 
     def __init__(self, data: ImageData, n: int, seed: int, classes: range):
         super().__init__(data, n, seed, classes)
-        self.points = class_points(data, seed, classes)
-        self.sizes = [len(indices) for indices in data.indices]
+        large = [len(indices) for indices in data.indices if len(indices) > n]  # smaller classes leave no choice
         # One number for all classes, independent of the classes in a call.
-        self.candidates = min([CANDIDATES * self.n, *(size for size in self.sizes if size > self.n)])
+        self.candidates = min(CANDIDATES * n, *large) if large else n
+        rows, where = torch.cat([data.indices[c] for c in classes]), data.x_train.device
+        position = torch.full((len(data.y_train),), -1)
+        position[rows] = torch.arange(len(rows))
+        self.position = position.to(where)  # of each image in the two tensors below
+        self.points = torch.cat(class_points(data, seed, classes)).to(where)
+        choice = torch.cat([torch.full((len(data.indices[c]), 1), len(data.indices[c]) > n) for c in classes])
+        self.choice = choice.to(where)
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
-        large = [c for c in classes if self.sizes[c] > self.n]  # smaller classes leave no choice
-        if not large:
-            return super().indices(classes, generator)
-        candidates = [torch.randperm(self.sizes[c], generator=generator(c))[: self.candidates] for c in large]
-        picks = herd(torch.stack([self.points[c][own] for c, own in zip(large, candidates, strict=True)]), self.n)
-        picked = {c: self.data.indices[c][own[pick]] for c, own, pick in zip(large, candidates, picks, strict=True)}
-        return [picked[c] if c in picked else self.data.draw(c, self.n, generator(c)) for c in classes]
+        return [self.data.draw(c, self.candidates, generator(c)) for c in classes]
+
+    def selected(self, drawn: Tensor) -> Tensor:
+        if self.candidates == self.n:
+            return drawn
+        at = self.position[drawn]
+        groups = at.split(max(1, PRODUCT_BYTES // (4 * self.candidates**2)))
+        picks = torch.cat([herd(self.points[group], self.n) for group in groups])
+        return torch.where(self.choice[at[:, 0]], drawn.gather(1, picks), drawn[:, : self.n])
 
 
 def herd(points: Tensor, n: int) -> Tensor:
     """Select n of the points [classes, m, d] whose sum stays near 0: indices [classes, n] (Welling, ICML 2009).
 
-    The points are on the CPU. The loop is numpy's, whose calls on small arrays cost less than torch's.
+    On an accelerator it does not wait for the device.
     """
-    products = (points @ points.transpose(1, 2)).numpy()
-    diagonal = np.arange(products.shape[1])
-    growth = products[:, diagonal, diagonal]  # a copy: the growth of |sum|^2 if a point is added
-    products[:, diagonal, diagonal] = np.inf  # no point is picked twice
-    classes, picks = np.arange(len(points)), np.empty((len(points), n), dtype=np.int64)
-    for k in range(n):
-        picks[:, k] = growth.argmin(1)
-        growth += 2 * products[classes, picks[:, k]]  # rows; the products are symmetric
-    return torch.from_numpy(picks)
+    products = points @ points.transpose(1, 2)
+    diagonal = products.diagonal(dim1=1, dim2=2)
+    growth = diagonal.clone()  # the growth of |sum|^2 if a point is added
+    diagonal.fill_(torch.inf)  # no point is picked twice
+    classes, picks = torch.arange(len(points), device=points.device), []
+    for _ in range(n):
+        picks.append(growth.argmin(1))
+        growth.add_(products[classes, picks[-1]], alpha=2)  # rows; the products are symmetric
+    return torch.stack(picks, dim=1)
 
 
 @torch.no_grad()
-def class_points(data: ImageData, seed: int, classes: range) -> dict[int, Tensor]:
+def class_points(data: ImageData, seed: int, classes: range) -> list[Tensor]:
     """Centred embeddings of each class's training images along their principal directions: [n, d], on the CPU."""
     net = empty_network("ConvNetW32", data.channel, data.num_classes, data.im_size, data.device)
     initialise(net, rng.generator(seed, 0, 0, -1, "sampling network"))
-    points = {}
+    points = []
     for c in classes:
         parts = data.indices[c].split(128)
         maps = torch.cat([F.adaptive_avg_pool2d(net.features(data.batch(part)), 4) for part in parts])
         embedding = maps.flatten(1)
         embedding -= embedding.mean(0)
         embedding = embedding.cpu()
-        points[c] = embedding @ torch.linalg.eigh(embedding.T @ embedding).eigenvectors[:, -DIRECTIONS:]
+        points.append(embedding @ torch.linalg.eigh(embedding.T @ embedding).eigenvectors[:, -DIRECTIONS:])
     return points
 
 

@@ -17,6 +17,7 @@ from ddm import rng
 from ddm.augment import Siamese
 from ddm.data.images import ImageData
 from ddm.data.partition import decoded, encoded
+from ddm.methods.draws import Draws
 from ddm.methods.matching import Matcher
 from ddm.methods.optimizers import OPTIMIZERS
 from ddm.methods.plan import Plan
@@ -62,18 +63,17 @@ class Step(NamedTuple):
 def condensation_step(
     matcher: Matcher,
     syn_set: Synthetic,
-    data: ImageData,
-    augmentation: Siamese,
+    draws: Draws,
     drawn: dict[str, Tensor],
     plan: Plan,
 ) -> Step:
-    """Take one step on a rank's synthetic pixels, without a host sync, with the iteration's Draws on the device.
+    """Take one step on a rank's synthetic pixels, without a host sync, with what `draws` has drawn, on the device.
 
     If a term, gradient, updated pixel or Adam's moment is not finite, images and momentum stay unchanged. They also
     stay unchanged in all later steps, unless --on_nonfinite is 'skip'. If memory runs out, raises the device's error;
     images and momentum are unchanged.
     """
-    terms, gradient, chunks = gradients(matcher, syn_set.images, data, augmentation, drawn, plan)
+    terms, gradient, chunks = gradients(matcher, syn_set.images, draws, drawn, plan)
     names = tuple(terms[0])
     terms = torch.stack([torch.stack([part[name] for part in terms]) for name in names])
     with torch.no_grad():
@@ -104,8 +104,7 @@ def condensation_step(
 def gradients(
     matcher: Matcher,
     images: Tensor,
-    data: ImageData,
-    augmentation: Siamese,
+    draws: Draws,
     drawn: dict[str, Tensor],
     plan: Plan,
 ) -> tuple[list[dict[str, Tensor]], Tensor, list[range]]:
@@ -113,6 +112,7 @@ def gradients(
     assign(matcher.net, drawn["network"])
     if matcher.finished is not None:
         assign(matcher.finished, drawn["finished"])
+    rows = draws.selected(drawn["real"])
     terms, parts, chunks, first = [], [], list(plan.chunks()), 0
     for classes in chunks:
         here = slice(classes.start - plan.classes.start, classes.stop - plan.classes.start)
@@ -121,8 +121,8 @@ def gradients(
         stored = images[first:last].detach().requires_grad_()
         first = last
         syn = decoded(stored, plan.factor).unflatten(0, (len(classes), -1))
-        real = data.drawn(drawn["real"][here])
-        real, syn = (augmentation.applied(x, of_chunk) for x in (real, syn))
+        real = draws.data.drawn(rows[here])
+        real, syn = (draws.augmentation.applied(x, of_chunk) for x in (real, syn))
         values = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)
         parts += torch.autograd.grad(sum(values.values()), [stored])
         terms.append({name: value.detach() for name, value in values.items()})
