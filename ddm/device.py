@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
 # --precision -> whether CUDA rounds the factors of float32 convolutions and matrix products to TF32. With bf16 this
 # concerns what autocast leaves in float32, such as the products of L_RR. cuSOLVER, which solves L_RR, ignores it.
 TF32 = {"fp32": False, "tf32": True, "bf16": True}
+# Controllers of a control group (none: version 2) -> where it is mounted, and its files of limit, use, and the statistic of
+# droppable pages.
+LIMITS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 OUT_OF_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "MPS backend out of")
 
 
@@ -209,15 +216,38 @@ def keep_freed_memory() -> None:
 def free_memory(device: str) -> int | None:
     """Free bytes on a device; None if unknown.
 
-    Host memory is Linux's "MemAvailable"; the limit of a container is ignored.
+    Host memory is Linux's "MemAvailable", or what a limit of Slurm or a container leaves, if that is less.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+    return min(available, *left_by_limits())
+
+
+def left_by_limits(root: Path = Path("/")) -> Iterator[int]:
+    """The bytes that each memory limit of this process leaves; its control groups and their parents have limits.
+
+    Both versions of control groups are read, below `root`. Pages of files that the system can drop count as free.
+    """
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in LIMITS:
+                continue
+            mounted, limit, used, droppable = LIMITS[controllers]
+            top = root / mounted
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):  # no such file, or the limit "max"
+                    rest = int((folder / limit).read_text()) - int((folder / used).read_text())
+                    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(rest + int(statistics.get(droppable, 0)), 0)
+                if folder == top:
+                    break
 
 
 def memory_budget(device: str) -> int | None:

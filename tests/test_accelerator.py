@@ -296,6 +296,36 @@ def test_small_changes_of_free_memory_do_not_matter(monkeypatch):
     assert device.memory_budget("cpu") is None
 
 
+@pytest.mark.parametrize(
+    ("line", "mounted", "limit", "used", "droppable"),
+    [
+        ("0::", "", "memory.max", "memory.current", "inactive_file"),
+        ("4:memory:", "memory/", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_limits_of_slurm_and_containers_count(line, mounted, limit, used, droppable, tmp_path):
+    """Each group on the way up may have a limit; version 2 says "max" where there is none."""
+
+    def group(path, **values):
+        folder = tmp_path / "sys/fs/cgroup" / mounted / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in values.items():
+            (folder / {"limit": limit, "used": used, "stat": "memory.stat"}[name]).write_text(f"{value}\n")
+
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"1:cpu:/other\n{line}/slurm/job/step\n")
+    assert not list(device.left_by_limits(tmp_path))
+    group("slurm/job/step", limit="max", used=70, stat="anon 60")
+    group("slurm/job", limit=100, used=80, stat=f"anon 70\n{droppable} 5")
+    group("slurm", limit=50, used=80, stat="anon 80")
+    assert list(device.left_by_limits(tmp_path)) == [25, 0]
+
+
+def test_free_memory_is_what_the_least_limit_leaves(monkeypatch):
+    monkeypatch.setattr(device, "left_by_limits", lambda: iter([2**62, 12345]))
+    assert device.free_memory("cpu") == 12345
+
+
 def test_the_record_of_chunks():
     start = (0, 1)
     chunks = Chunks.of(10)
