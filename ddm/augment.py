@@ -130,7 +130,7 @@ OPERATIONS: dict[str, Operation] = {
     "scale": Operation(lambda size, param, uniform, integers: (uniform(), uniform()), _scale),
     "rotate": Operation(lambda size, param, uniform, integers: (uniform(),), _rotate),
 }
-NAMES = tuple(OPERATIONS)
+BUILT_IN = dict(OPERATIONS)  # a program may change OPERATIONS
 
 
 def numbers_of_images(
@@ -277,7 +277,7 @@ class Parameters(NamedTuple):
 def draw_images(
     strategy: str, n: int, size: tuple[int, int], generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """The draws of `DiffAugment` for n images of size (H, W): operation [n], an index of NAMES, and numbers [n, DRAWS].
+    """The draws of `DiffAugment` for n images of size (H, W): indices in BUILT_IN [n], numbers [n, DRAWS].
 
     One operation is drawn for all of them. `generator` is left as DiffAugment leaves it. Raises UserError for an
     unknown strategy. The strategy must have an operation.
@@ -305,9 +305,6 @@ def _row(operation: Operation, n: int, drawn: tuple[Tensor, ...]) -> tuple[Tenso
     return torch.full((n,), list(BUILT_IN.values()).index(operation)), numbers
 
 
-BUILT_IN = dict(OPERATIONS)  # a program may change OPERATIONS
-
-
 def drawn_ahead(strategy: str) -> bool:
     """Whether `parameters` and `applied` have all operations of a strategy, which are then those of this module.
 
@@ -323,7 +320,7 @@ def parameters(operation: Tensor, numbers: Tensor, size: tuple[int, int]) -> Ten
     """
     param, (H, W) = ParamDiffAug(), size
     first, second, third = numbers.unbind(-1)
-    of = {name: operation == k for k, name in enumerate(NAMES)}
+    of = {name: operation == k for k, name in enumerate(BUILT_IN)}
 
     def chosen(default: float, **values: Tensor | float) -> Tensor:
         out = torch.full_like(first, default)

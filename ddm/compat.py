@@ -106,19 +106,16 @@ def epoch(
     criterion: nn.Module,
     args: Namespace,
     aug: bool,
-    generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
     """One pass in mode 'train' or 'test': mean loss and accuracy in [0, 1].
 
     Reads args.device. If `aug`, it also reads args.dsa with args.dsa_strategy and args.dsa_param, or args.dc_aug_param.
-    DSA is drawn from `generator` (on the CPU; None: torch's global generator, as published).
+    DSA is drawn from torch's global generator, as published.
     """
     net.train(mode == "train")
     machine, augmentation = Machine(str(args.device)), _augmentation(args) if aug else None
     optimizer = optimizer if mode == "train" else None
-    loss, accuracy = training.means(
-        *training.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation, generator)
-    )
+    loss, accuracy = training.means(*training.one_epoch(net, dataloader, optimizer, criterion, machine, augmentation))
     return loss, accuracy
 
 
@@ -131,21 +128,17 @@ def evaluate_synset(
     args: Namespace,
     seed: int | None = None,
     log: Callable[[str], None] = print,
-    curve: list[list[float]] | None = None,
 ) -> tuple[nn.Module, float, float]:
     """Train `net` on images [N, C, H, W] (normalised) and labels [N] and test it: net, last train and test accuracy.
 
     Reads args.device, lr_net, epoch_eval_train, batch_train and the arguments that `epoch` reads. `seed` determines
-    batch order and augmentation; None: torch's global generator does, as published. Each epoch's training loss and
-    accuracy are added to `curve`.
+    batch order and augmentation; None: torch's global generator does, as published.
     """
     generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     machine, E = Machine(str(args.device)), int(args.epoch_eval_train)
     settings = ProtocolSettings(epoch_eval_train=E, lr_net=float(args.lr_net), batch_train=int(args.batch_train))
     net, start = net.to(args.device), time.perf_counter()
     points = training.train(net, images_train, labels_train, settings, machine, _augmentation(args), generator)
-    if curve is not None:
-        curve += points
     loss, acc_train = points[-1]
     seconds = time.perf_counter() - start
     acc_test = training.test(net, testloader, machine)

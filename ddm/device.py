@@ -29,8 +29,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt (malloc.h)
 # --precision -> whether CUDA rounds the factors of float32 convolutions and matrix products to TF32. With bf16 this
 # concerns what autocast leaves in float32, such as the products of L_RR. cuSOLVER, which solves L_RR, ignores it.
 TF32 = {"fp32": False, "tf32": True, "bf16": True}
-# Controllers of a control group (none: version 2) -> where it is mounted, and its files of limit, use, and the statistic of
-# droppable pages.
+# Controllers of a control group (none: version 2) -> where it is mounted, its files of limit and use, and the statistic
+# of droppable pages.
 LIMITS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

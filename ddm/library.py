@@ -60,7 +60,7 @@ def condense(
     settings = with_presets(DDMSettings() if settings is None else settings, changes)
     recipe = DDM
     if objective is not None:
-        recipe = Recipe("library", objective, needs if callable(needs) else lambda _: needs or Needs())
+        recipe = Recipe("library", objective, needs)
     with registered(network) as model, device.restored():
         if model:
             settings = settings.but(model=model)

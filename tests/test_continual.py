@@ -16,6 +16,7 @@ from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.methods.plan import Plan
 from ddm.ranks import Ranks
+from ddm.runs import session
 
 SMALL = "--dataset Digits --steps 2 --ipc 3 --batch_real 8 --Iteration 2 --epoch_eval_train 40 --model ConvNetW32"
 LINE = [*SMALL.split(), "--proxy_epochs", "1", "--preset", "dm", "--lr_img", "1"]
@@ -94,18 +95,27 @@ def test_presets_are_memories(tmp_path, capsys):
     assert torch.equal(torch.load(tmp_path / "alone" / "memory" / "ddm_seed0_step0.pt")[0], sets["best"])
 
 
+def test_the_command_keeps_freed_memory_as_a_run_does(tmp_path, monkeypatch):
+    """On a CPU it takes a third of an eager step to give it back and to get it again."""
+    calls = []
+    monkeypatch.setattr(session, "keep_freed_memory", lambda: calls.append(1))
+    continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
+    assert calls == [1]
+
+
 def test_flags_that_no_memory_uses_are_not_checked(tmp_path):
     continual.run(parse(tmp_path, "--memory", "random,best", "--weights", "balanced", "--k", "5", "--seeds", "1"))
 
 
-def test_the_first_classes_of_every_order_have_test_images(tmp_path):
-    data, few = load("Digits", tmp_path), class_steps(10, 5, 3)[0]
+@pytest.mark.parametrize("step", [0, 2])
+def test_the_classes_of_every_step_have_test_images(step, tmp_path):
+    data, few = load("Digits", tmp_path), class_steps(10, 5, 3)[step]
     shown = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test, "y_test": data.y_test}
     kept = ~torch.isin(data.y_test, torch.tensor(few))
     shown |= {"x_test": data.x_test[kept], "y_test": data.y_test[kept]}
     np.savez(tmp_path / "part.npz", **{name: x.squeeze().numpy() for name, x in shown.items()})
     argv = ("--dataset", str(tmp_path / "part.npz"), "--memory", "random", "--steps", "5", "--seeds", "4")
-    with pytest.raises(UserError, match=r"no test images of .*, the first classes of order 3"):
+    with pytest.raises(UserError, match=rf"no test images of .*: order 3, step {step}"):
         continual.run(parse(tmp_path, *argv))
     assert not (tmp_path / "out").exists()
 

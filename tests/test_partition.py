@@ -147,7 +147,7 @@ def test_random_baseline_of_evaluate_has_as_many_pixels(made, tmp_path):
         tmp_path,
     )
     command("evaluate", made[0] / "out", *argv)
-    rows = evaluate.rows_of(
+    rows, _ = evaluate.rows_of(
         evaluate.settle(parsed("evaluate", made[0] / "out", *argv)), loading.load("CIFAR10", made[0])
     )
     assert [len(row.set.images) for row in rows] == [40, 40, 10]

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import signal
 import sys
 import zipfile
 from dataclasses import replace
@@ -121,7 +122,7 @@ def test_validation_split_of_a_store(tmp_path):
     assert torch.equal(whole.batch(rows), mapped.batch(rows)) and torch.equal(whole.x_test[4], mapped.x_test[4])
     # Cached networks are named by the digest: those of another split have seen the images that this one holds out.
     data = load("CIFAR10", tmp_path / "stores")
-    digests = {data.digest(), mapped.digest(), data.with_validation(4).digest(), data.with_validation(3).digest()}
+    digests = {data.digest, mapped.digest, data.with_validation(4).digest, data.with_validation(3).digest}
     assert len(digests) == 3
 
 
@@ -311,14 +312,14 @@ def test_an_interrupted_preparation_resumes(mixed, tmp_path, monkeypatch):
         if len(calls) == 3:
             with open(self.partial / "x_train.npy", "ab") as file:
                 file.write(b"half a part")
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)  # as Slurm does
         append(self, *what)
 
     monkeypatch.setattr(store.Writer, "append", interrupted)
     line = ("Insects", "--own", "--source", mixed, "--res", "16", "--data_path", tmp_path / "parts")
     with pytest.raises(Stopped) as stopped:
         prepare(*line)
-    assert stopped.value.status == 130
+    assert stopped.value.status == 143
     assert not (tmp_path / "parts" / "Insects_16.store").exists()
     consumed = sum(part[2] for part in calls[:2])
     prepare(*line)
@@ -338,6 +339,11 @@ def test_a_mapped_array_gives_its_memory_back(tmp_path, monkeypatch):
     for rows in torch.randperm(500).split(50):
         assert np.array_equal(mapped[rows].numpy(), x[rows.numpy()])
     assert mapped._unreleased <= 1000
+    for images, array in ((mapped, x), (mapped.subset(torch.arange(0, 500, 7)), x[::7])):
+        for key in (slice(3, 9), slice(None, None, 5), slice(-4, None), slice(9, 3), 2, -1):
+            assert np.array_equal(images[key].numpy(), array[key])
+        with pytest.raises(IndexError):
+            images[len(array)]
 
 
 ERRORS = {

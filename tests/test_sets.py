@@ -19,11 +19,18 @@ from conftest import command, command_line, parse, parsed, run, tiny_arrays
 
 import ddm
 from ddm import __main__ as entry
+from ddm import drawing
 from ddm.commands import evaluate, evaluation_table, export
 from ddm.data.loading import load
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import protocol, sets
+from ddm.methods.sampling import real_images
+
+
+def shown(evaluations):
+    """The tables of measurements as Markdown."""
+    return drawing.table_files(evaluation_table.tables(evaluations), "")["table.md"].rstrip()
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +286,7 @@ def test_paired_differences_to_the_first_set():
 
     three = [entries(f"a.pt[{k}]", k, 9, 0.5 + k / 10, 0.7 + k / 10) for k in range(3)]
     other = [entries(f"b.pt[{k}]", k, 7, 0.6 + k / 10, 0.8 + k * k / 10) for k in range(3)]
-    text = evaluation_table.markdown([entry for one in three + other for entry in one])
+    text = shown([entry for one in three + other for entry in one])
     points = [100 * (k * k / 10 - k / 10) / 2 + 10 for k in range(3)]
     half = protocol.interval(points)
     accs = [100 * acc for (entry,) in other for acc in entry["accuracies"]]
@@ -289,7 +296,7 @@ def test_paired_differences_to_the_first_set():
     assert "minus a.pt[0]" not in text  # other networks: their iteration differs
     single = entries("a.pt", 0, 9, 0.5, 0.7, 0.6) + entries("c", 0, 9, 0.6, 0.7) + entries("d", 0, 0, 0.1, 0.2)
     single += entries("peers", 0, 9, 0.1, 0.2, eval_protocol="peers")
-    _, _, minus = evaluation_table.markdown(single).partition("minus a.pt")
+    _, _, minus = shown(single).partition("minus a.pt")
     assert "| c, eval_protocol last | +5.00 ± 63.53 (2 networks) |" in minus and "| d" not in minus
     assert "peers" not in minus.replace("eval_protocol last", "")
 
@@ -317,7 +324,7 @@ def measurement(name, model, epochs, digest, *accs):
 
 def test_networks_with_other_epochs_share_rows_and_have_differences():
     epochs = {"ConvNet": 300, "MLP": 100}
-    text = evaluation_table.markdown([measurement(name, m, epochs[m], name, 0.5, 0.7) for name in "ab" for m in epochs])
+    text = shown([measurement(name, m, epochs[m], name, 0.5, 0.7) for name in "ab" for m in epochs])
     assert text.startswith("| set | ConvNet, epoch_eval_train 300 | MLP, epoch_eval_train 100 |")
     cells = "60.00 ± 10.00 (n 2) | 60.00 ± 10.00 (n 2) |"
     assert text.splitlines()[2:4] == [f"| a | {cells}", f"| b | {cells}"]
@@ -326,8 +333,8 @@ def test_networks_with_other_epochs_share_rows_and_have_differences():
 
 def test_a_file_whose_sets_were_replaced_has_no_row_for_all_sets():
     two = [measurement(f"a.pt[{k}]", "ConvNet", 1, f"new {k}", 0.5) for k in range(3)]
-    assert "a.pt, all sets" in evaluation_table.markdown(two)
-    assert "all sets" not in evaluation_table.markdown([measurement("a.pt[0]", "ConvNet", 1, "old", 0.9), *two])
+    assert "a.pt, all sets" in shown(two)
+    assert "all sets" not in shown([measurement("a.pt[0]", "ConvNet", 1, "old", 0.9), *two])
 
 
 def test_a_set_compiled_elsewhere_is_evaluated_uncompiled(made, tmp_path, monkeypatch, capsys):
@@ -533,8 +540,16 @@ def test_an_export_is_scored_by_the_networks_of_the_set_beside_it(made, tmp_path
     out = tmp_path / "set.npz"
     export_set(made[1], "--to", "npz", "--out", out)
     choice = settle(made[1], out, "--data_path", made[0], "--experiments", "0")
-    mine, other = evaluate.rows_of(choice, data)
+    (mine, other), _ = evaluate.rows_of(choice, data)
     assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) and mine.iteration > 0
+
+
+def test_the_random_baseline_has_the_images_of_the_runs_own(made):
+    """Those of its experiment, here 3: before, they were always of experiment 0."""
+    data, *_ = contents(made)
+    choice = settle(made[1], "--data_path", made[0], "--baselines", "random", "--experiments", "0")
+    (_, random), _ = evaluate.rows_of(choice, data)
+    assert torch.equal(random.set.images, real_images(data, [2] * 10, 0, 3))
 
 
 def test_the_card(made, tmp_path):
@@ -828,7 +843,7 @@ def test_the_data_set_of_a_foreign_set_survives_safetensors(made, tmp_path):
 def test_measurements_of_another_precision_are_other_rows(made):
     choice = settle(made[1], "--data_path", made[0])
     data, *_ = contents(made)
-    (row, *_) = evaluate.rows_of(choice, data)
+    (row, *_), _ = evaluate.rows_of(choice, data)
     keys = [evaluate.key(choice, "digest", row, "ConvNet", Machine("cpu", name)) for name in ("fp32", "bf16")]
     assert keys[0] != keys[1] and [key["precision"] for key in keys] == ["fp32", "bf16"]
 
@@ -881,7 +896,7 @@ def test_an_export_of_a_foreign_set_has_the_networks_of_the_set_beside_it(made, 
     line = ("--dataset", "CIFAR10", "--data_path", made[0])
     for to, out in (("png", "png"), ("safetensors", "s.safetensors")):
         command("export", tmp_path / "foreign.pt", *line, "--to", to, "--out", tmp_path / out)
-        mine, _, other = evaluate.rows_of(settle(made[1], tmp_path / out, *line), data)
+        (mine, _, other), _ = evaluate.rows_of(settle(made[1], tmp_path / out, *line), data)
         assert (mine.experiment, mine.iteration) == (other.experiment, other.iteration) == (3, 3)
 
 

@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
 
     name: str  # in results.json
     objective: Objective
-    needs: Callable[[Any], Needs] | None = None  # default: only embeddings
+    needs: Needs | Callable[[Any], Needs] | None = None  # default: only embeddings
     settle: Callable[[Any], Any] | None = None  # fills in settings that depend on others; may raise UserError
 
     def settled(self, settings: RecipeSettings) -> RecipeSettings:
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
         return self.settle(settings) if self.settle else settings
 
     def needed(self, settings: RecipeSettings) -> Needs:
-        needs = self.needs(settings) if self.needs else Needs()
+        needs = self.needs(settings) if callable(self.needs) else self.needs or Needs()
         if not isinstance(needs, Needs):
             raise UserError(f"the needs of {self.name} are a {type(needs).__name__}: give Needs(...), or its function")
         return needs

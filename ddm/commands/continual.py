@@ -78,7 +78,7 @@ def run(requested: ContinualSettings) -> None:
     stem = set_stem("continual", short_name(settings.dataset), settings.model, settings.ipc)
     with locked_session(settings, stem) as session:
         s = settings
-        data, digest = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+        data, digest = load_split(s)
         earlier = session.earlier(data=digest)
         if earlier is None and (session.files.folder / "memory").exists():
             raise UserError(
@@ -89,10 +89,10 @@ def run(requested: ContinualSettings) -> None:
             raise UserError(f"--steps {s.steps}: {data.name} has {data.num_classes} classes, at least two per step")
         tested = set(data.y_test.tolist())
         for seed in range(s.seeds):
-            first = class_steps(data.num_classes, s.steps, seed)[0]
-            if not tested.intersection(first):
-                names = listed([data.class_names[c] for c in first])
-                raise UserError(f"{data.name} has no test images of {names}, the first classes of order {seed}")
+            for step, classes in enumerate(class_steps(data.num_classes, s.steps, seed)):
+                if not tested.intersection(classes):
+                    names = listed([data.class_names[c] for c in classes])
+                    raise UserError(f"{data.name} has no test images of {names}: order {seed}, step {step}")
         plan.images_per_class(data, s.ipc)
         empty_network(s.model, data.channel, data.num_classes, data.im_size, "meta")
         described = dict(earlier.get("memories", {})) if earlier else {}
@@ -112,7 +112,7 @@ def run(requested: ContinualSettings) -> None:
             print(f"warning: {lacks}: now {machine.precision}", file=sys.stderr)
         line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
         content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs, "memories": described}
-        session.open(machine, requested, again=bool(accs), printed=data.warning_lines, **content)
+        session.open(machine, requested, printed=data.warning_lines, **content)
         session.save()  # before any memory, as results.json describes the memories
         session.files.say(f"{data.name}: {data.num_classes} classes in {s.steps} steps; {s.seeds} order(s)")
         for memory in memories:
@@ -192,10 +192,9 @@ def conclude(session: Session, settings: ContinualSettings, memories: list[str])
             pair = [f"{statistics.fmean(differences):+.2f}", "" if half is None else f"± {half:.2f}"]
             cells += ["", ""] if name == first else pair
         rows.append([name, *cells])
-    print(drawing.markdown(rows))
-    caption = "Accuracy in % on the classes seen: mean ± population standard deviation over n class orders."
-    for name, text in drawing.table_files([rows], caption).items():
-        files.replace(files.folder / name, text)
+    session.save_tables(
+        [rows], "Accuracy in % on the classes seen: mean ± population standard deviation over n class orders."
+    )
     path = files.folder / "curves.png"
     with drawing.axes(7, 4.5) as (figure, axes):
         for name, accs in percent.items():

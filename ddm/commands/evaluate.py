@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddm import device, drawing, ranks
+from ddm import device, ranks
 from ddm.augment import operations_of
 from ddm.commands import evaluation_table
 from ddm.commands.evaluation_table import MANNER, PROTOCOL
@@ -200,36 +200,36 @@ def check_held_out(settings: EvaluateSettings, arguments: list[dict]) -> None:
             )
 
 
-def rows_of(choice: Choice, data: ImageData, notes: list[str] | None = None) -> list[Row]:
-    """All sets to evaluate, then the baselines. Raises UserError for unreadable files.
+def rows_of(choice: Choice, data: ImageData) -> tuple[list[Row], list[str]]:
+    """All sets to evaluate, then the baselines; and the notes and warnings about the files, which are printed.
 
-    The networks of the first file with a record evaluate all sets of equal experiments, so that these are pairs. Prints
-    notes and warnings about the files, and appends them to `notes`.
+    The networks of the first file with a record evaluate all sets of equal experiments, so that these are pairs. Raises
+    UserError for unreadable files.
     """
-    s, rows, iteration = choice.settings, [], choice.origin["Iteration"]
+    s, rows, notes, iteration = choice.settings, [], [], choice.origin["Iteration"]
     for file in s.files:
         args = sets.metadata(file).get("args", {})
         synsets, found = sets.read(file, data, s.space, s.experiments)
         if args.get("Iteration", iteration) != iteration:
-            found.append("not the networks of its run evaluate it, but those of another file, for equal networks")
-        found = [note if note.startswith("warning") else f"note: {file}: {note}" for note in found]
-        for note in found:
-            print(note, file=sys.stderr)
-        if notes is not None:
-            notes += found
+            found.append(
+                f"note: {file}: not the networks of its run evaluate it, but those of another file, for equal networks"
+            )
+        notes += found
         first = args.get("first_exp", choice.origin["first_exp"])
         number = 0 if s.experiments == "all" else int(s.experiments)
         rows += [Row(synset, first + number + k, iteration) for k, synset in enumerate(synsets)]
     if "random" in choice.baselines:
         held = rows[0].set.factor ** 2  # as many pixels as the stored images
         counts = [n // held for n in torch.bincount(rows[0].set.labels, minlength=data.num_classes).tolist()]
-        indices = initial_indices(data, counts, s.seed, 0)
+        indices = initial_indices(data, counts, s.seed, rows[0].experiment)
         synset = Synset(BASELINES["random"], data.batch(indices).cpu(), data.y_train.cpu()[indices])
         rows.append(Row(synset, rows[0].experiment, iteration))
     if "whole" in choice.baselines:
         synset = Synset(BASELINES["whole"], Normalised(data, data.x_train), data.y_train)
         rows.append(Row(synset, rows[0].experiment, iteration, whole=True))
-    return rows
+    for note in notes:
+        print(note, file=sys.stderr)
+    return rows, notes
 
 
 def run(requested: EvaluateSettings) -> None:
@@ -239,12 +239,11 @@ def run(requested: EvaluateSettings) -> None:
     stem = set_stem("evaluate", short_name(settings.dataset), models[0], 0, settings.zca)
     with locked_session(settings, stem) as session:
         s = settings
-        data, digest = load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
+        data, digest = load_split(s)
         data = data.to(settings.device)
         for model in models:
             empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
-        notes = data.warning_lines
-        rows = rows_of(choice, data, notes)
+        rows, notes = rows_of(choice, data)
         earlier = session.record_of(EVALUATION)
         evaluations = earlier.get("evaluations", []) if earlier else []
         for entry in evaluations:
@@ -259,7 +258,7 @@ def run(requested: EvaluateSettings) -> None:
             same = settings.but(precision=machine.precision)
             whole_machine = device.choose(same, s.device, pixels * len(data.x_train))
         lines = {model: protocol.protocol(choice.protocol(model), machine, data, choice.peers) for model in models}
-        session.open(machine, requested, again=bool(evaluations), printed=notes, evaluations=evaluations)
+        session.open(machine, requested, printed=data.warning_lines + notes, evaluations=evaluations)
         for line in dict.fromkeys(lines.values()):
             of = [model for model in models if lines[model] == line]
             which = f" on {', '.join(of)}" if len(of) < len(models) else ""
@@ -269,10 +268,8 @@ def run(requested: EvaluateSettings) -> None:
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
         for model, row, where in parts:
             score(choice, data, whole_machine if row.whole else machine, row, model, session, where, meter)
-        print(evaluation_table.markdown(evaluations))
         caption = "Accuracy in %: mean ± population standard deviation (n networks)."
-        for name, text in drawing.table_files(evaluation_table.tables(evaluations), caption).items():
-            session.files.replace(session.files.folder / name, text)
+        session.save_tables(evaluation_table.tables(evaluations), caption)
         print(f"results {session.files.results_path}")
 
 
@@ -282,7 +279,7 @@ def key(choice: Choice, data_digest: str, row: Row, model: str, machine: Machine
     where = {"set": row.set.name, "experiment": row.experiment, "iteration": row.iteration, "model": model}
     where |= {name: value for name, value in settings.values().items() if name in PROTOCOL}
     where |= {name: value for name, value in s.values().items() if name in MANNER} | {"precision": machine.precision}
-    digest = data_digest if row.whole else sets.digest(row.set)
+    digest = data_digest if row.whole else sets.digest(row.set.images, row.set.labels)
     return where | {"dataset": s.dataset, "data": data_digest, "digest": digest}
 
 

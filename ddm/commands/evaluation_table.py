@@ -143,8 +143,3 @@ def tables(evaluations: list[dict]) -> list[list[list[str]]]:
             head = [f"minus {base.title}, with 95 % interval", *titles]
             found.append([head, *compared])
     return found
-
-
-def markdown(evaluations: list[dict]) -> str:
-    """The tables as Markdown."""
-    return "\n\n".join(map(drawing.markdown, tables(evaluations)))

@@ -92,7 +92,7 @@ def load_set(settings: ExportSettings) -> Set:
     data = data.whitened() if s.zca else data
     (synset,), notes = sets.read(s.file, data, s.space, str(s.experiment))
     for note in notes:
-        print(note if note.startswith("warning") else f"note: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     return Set(
         images=synset.images,
         pixels=data.normalisation.pixels(synset.images),

@@ -1,7 +1,6 @@
 """`ddm prepare`: converts a data set into a store."""
 
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ddm.data.catalogue import DATASETS
 from ddm.data.images import ImageData
 from ddm.data.layouts import Array, Listing
 from ddm.errors import UserError, nearest
-from ddm.interrupt import Stopped
+from ddm.interrupt import Interrupts
 
 
 def find(args: PrepareSettings, source: Path, work: Path) -> Listing:
@@ -69,11 +68,9 @@ def check(args: PrepareSettings, listing: Listing) -> list[str]:
 
 
 def run(args: PrepareSettings) -> None:
-    """Make the store. Raises UserError for invalid settings, data or files."""
-    try:
+    """Make the store. Raises UserError for invalid settings, data or files, and Stopped after a signal."""
+    with Interrupts().installed() as interrupts, interrupts.immediate():
         prepare(args)
-    except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT) from None
 
 
 def prepare(args: PrepareSettings) -> None:

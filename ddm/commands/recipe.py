@@ -14,15 +14,16 @@ def recipe(
     name: str,
     cls: type[S],
     objective: Callable[[Any, Any, S], dict] | None = None,
-    needs: Callable[[S], Any] | None = None,
+    needs: Any = None,
     settle: Callable[[S], S] | None = None,
     argv: list[str] | None = None,
 ) -> None:
     """Run a recipe from the command line; the DM_*.py scripts are examples.
 
     `name` is recorded in results.json. `cls` declares the flags. `objective(real, syn, settings)` returns the weighted
-    terms by name, each [classes]; None is the complete objective of DDM. `needs(settings)` describes the feature maps
-    that it reads (methods.matching.Needs; default: none). `settle(settings)` fills in values that depend on others.
+    terms by name, each [classes]; None is the complete objective of DDM. `needs` describes the feature maps that it
+    reads: methods.matching.Needs, or a function of the settings that returns it (default: none). `settle(settings)`
+    fills in values that depend on others.
     """
 
     def run(settings: S) -> None:

@@ -22,7 +22,6 @@ from ddm.data.store import Mapped
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import sets
-from ddm.evaluation.sets import Synset
 from ddm.runs.folder import set_stem
 from ddm.runs.session import locked_session
 
@@ -93,7 +92,7 @@ def sorted_set(settings: ScoreSettings, data: ImageData) -> tuple[Tensor, Tensor
     file = settings.file
     (synset,), notes = sets.read(file, data, settings.space, str(settings.experiment))
     for note in notes:
-        print(note if note.startswith("warning") else f"note: {file}: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     if synset.factor > 1:
         n = synset.factor**2
         print(
@@ -198,11 +197,11 @@ def run(requested: ScoreSettings) -> None:
     with locked_session(settings, set_stem("ddranking", short_name(settings.dataset), settings.model, 0)) as session:
         data = load(settings.dataset, settings.data_path, settings.res)
         images, labels = sorted_set(settings, data)
-        earlier = session.earlier(data=data.digest(), set=sets.digest(Synset(settings.file, images, labels)))
+        earlier = session.earlier(data=data.digest, set=sets.digest(images, labels))
         runs = [Run(**entry) for entry in earlier["evaluations"]] if earlier else []
         ipc = len(labels) // data.num_classes
         score = make_scorer(settings, data, ipc) if len(runs) < settings.num_eval else None
-        session.open(machine, requested, again=bool(runs), printed=data.warning_lines, ddranking=VERSION)
+        session.open(machine, requested, printed=data.warning_lines, ddranking=VERSION)
 
         def save_scores() -> None:
             session.record["evaluations"] = [each._asdict() for each in runs]

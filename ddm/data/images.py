@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ class ImageData:
             images = to_device(images, self.device)
         return images if self.normalisation.whitened else self.normalisation.normalise(images.float() / 255)
 
+    @cached_property
     def digest(self) -> str:
         """A digest of all images, labels and class names."""
         if self.known_digest is not None:
@@ -239,6 +241,14 @@ class Normalised:
     def device(self) -> torch.device:
         """The device of the stored images: keys are needed there. Normalised images may be on another device."""
         return self.images.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.images.shape
+
+    def to(self, device: str | torch.device) -> "Normalised":
+        """This object: its images are normalised on the device of the data set."""
+        return self
 
     def __getitem__(self, key: slice | Tensor) -> Tensor:
         if isinstance(key, Tensor):

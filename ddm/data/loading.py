@@ -12,6 +12,7 @@ import sys
 from collections import ChainMap
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,17 +47,15 @@ def check_name(name: str) -> None:
         lookup(NAMES, name, "dataset")
 
 
-def load_split(
-    name: str, data_path: str | Path, res: int | None, eval_split: str, zca: bool, seed: int
-) -> tuple[ImageData, str]:
+def load_split(settings: Any) -> tuple[ImageData, str]:
     """Load the data set of a run, on the CPU, and the digest of its files.
 
-    With eval_split 'val' the test images are a seeded tenth of the training images. With `zca` all images are whitened.
+    `settings` inherit DataSettings, HeldOutSettings and SeedSettings. With --eval_split val the test images are a
+    seeded tenth of the training images. With --zca all images are whitened.
     Raises UserError as `load`, `ImageData.with_validation` and `ImageData.whitened` do.
     """
-    data = load(name, data_path, res)
-    digest = data.digest()
-    return split(data, eval_split, zca, seed), digest
+    data = load(settings.dataset, settings.data_path, settings.res)
+    return split(data, settings.eval_split, settings.zca, settings.seed), data.digest
 
 
 def split(data: ImageData, eval_split: str, zca: bool, seed: int) -> ImageData:
@@ -138,7 +137,7 @@ def classes_of(data: ImageData, name: str, classes: list[int]) -> ImageData:
         y = label[getattr(data, f"y_{split}")]
         rows = torch.nonzero(y >= 0).flatten()
         arrays |= {f"x_{split}": subset(getattr(data, f"x_{split}"), rows), f"y_{split}": y[rows]}
-    digest = hashlib.blake2b(f"{data.digest()} {classes}".encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{data.digest} {classes}".encode(), digest_size=16).hexdigest()
     names = [data.class_names[c] for c in classes]
     found = _image_data(name, names, data.mean, data.std, arrays, name, digest)
     return replace(found, normalisation=data.normalisation, warnings=data.warnings)

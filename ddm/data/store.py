@@ -60,10 +60,12 @@ class Mapped:
         return Mapped(self.path, self.array, rows if self.rows is None else self.rows[rows])
 
     def __getitem__(self, key: int | slice | Tensor) -> Tensor:
-        if isinstance(key, slice | int):
-            rows = torch.arange(len(self))[key] if self.rows is None else self.rows[key]
-        else:
-            rows = key if self.rows is None else self.rows[key]
+        if isinstance(key, slice):
+            first, last, step = key.indices(len(self))
+            key = torch.arange(first, max(first, last), step)
+        elif isinstance(key, int):
+            key = torch.tensor(range(len(self))[key])  # raises IndexError, which ends a loop
+        rows = key if self.rows is None else self.rows[key]
         images = torch.from_numpy(np.ascontiguousarray(self.array[rows.flatten().numpy()]))
         self._release(images.nbytes)
         return images.view(*rows.shape, *self.array.shape[1:])

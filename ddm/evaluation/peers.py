@@ -39,8 +39,7 @@ def best_epoch(
     """
     from torchvision.transforms.v2 import CutMix  # imported here: it takes a second, and only this protocol needs it
 
-    E, labels = settings.epoch_eval_train, labels.to(machine.device)
-    images = images.to(machine.device) if isinstance(images, Tensor) else images
+    E, images, labels = settings.epoch_eval_train, images.to(machine.device), labels.to(machine.device)
     cut = CutMix(num_classes=net.classifier.out_features)
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr_net, weight_decay=WEIGHT_DECAY)
     milestones = [max(1, k * E // 5) for k in range(1, 5)]

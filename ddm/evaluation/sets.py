@@ -83,8 +83,9 @@ def count(path: str | Path) -> int:
 def read(
     path: str | Path, data: ImageData, space: str = "auto", experiments: str = "all"
 ) -> tuple[list[Synset], list[str]]:
-    """Read the sets in a file or folder of pictures, normalised for `data`, and notes on how they were interpreted.
+    """Read the sets in a file or folder of pictures, normalised for `data`, and lines on how they were interpreted.
 
+    The lines are 'note: <path>: ...' and 'warning: <set>: ...'.
     `space` is the space of the pixels for files that do not record it; 'auto' guesses it. `experiments` is 'all' or the
     number of one set. Raises UserError for unreadable files and sets that do not fit the data set.
     """
@@ -113,7 +114,7 @@ def read(
             notes.append(f"warning: {name}: {warning}")
         file = str(path) if len(contents.sets) > 1 else ""
         synsets.append(Synset(name, normalised, labels.long().flatten(), factor, file))
-    return synsets, notes
+    return synsets, [note if note.startswith("warning") else f"note: {path}: {note}" for note in notes]
 
 
 # Arguments of a run whose values users can register: argument -> whether this process has a value, another remedy.
@@ -166,10 +167,10 @@ def weights_text(args: dict) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in args.items() if name.endswith("_ratio") and value)
 
 
-def digest(synset: Synset) -> str:
-    """A digest of the images and labels of a set."""
+def digest(images: Tensor, labels: Tensor) -> str:
+    """A digest of the images and labels of a set, on the CPU."""
     hasher = hashlib.blake2b(digest_size=16)
-    for tensor in (synset.images, synset.labels):
+    for tensor in (images, labels):
         hasher.update(tensor.contiguous().numpy())
     return hasher.hexdigest()
 

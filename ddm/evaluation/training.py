@@ -107,9 +107,7 @@ def train(
     Batch order and augmentation are drawn from `generator` (on the CPU; None: torch's global generator, as published).
     `watch` shows the progress over epochs. Waits for the device at the end.
     """
-    labels = labels.to(machine.device)
-    if isinstance(images, Tensor):
-        images = images.to(machine.device)
+    images, labels = images.to(machine.device), labels.to(machine.device)
     batches = Batches(images, labels, settings.batch_train, shuffle=True, generator=generator)
     criterion = nn.CrossEntropyLoss().to(machine.device)
     net.train()
@@ -168,15 +166,14 @@ def epochs_together(
     where: str,
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For each epoch its augmented batches, one for every generator: maps [n, K * C, H, W] and labels [K, n]."""
-    labels, images = labels.to(where), images.to(where) if isinstance(images, Tensor) else images
-    source = images if isinstance(images, Tensor) else images.images
-    n, size = len(labels), tuple(source.shape[-2:])
+    images, labels = images.to(where), labels.to(where)
+    n, size = len(labels), tuple(images.shape[-2:])
 
     def batches(host_order: Tensor, order: Tensor, parameters: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, n, batch):
             part = (slice(None), slice(first, min(first + batch, n)))
             # images of a store are read at indices of the host
-            keys = (host_order if source.device.type == "cpu" else order)[part]
+            keys = (host_order if images.device.type == "cpu" else order)[part]
             img = images[keys.flatten()].unflatten(0, keys.shape)
             yield maps_of(img if parameters is None else applied(img, parameters[part])), labels[order[part]]
 

@@ -45,7 +45,7 @@ def proxy(data: ImageData, settings: ProxySettings, machine: Machine, method: st
     s, model = settings, untapped(settings.model)
     net = empty_network(model, data.channel, data.num_classes, data.im_size, machine.device)
     net.tap("none")
-    parts = (data.digest(), data.mean, data.std, model, s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net)
+    parts = (data.digest, data.mean, data.std, model, s.proxy_epochs, s.seed, s.eval_split, s.dsa_strategy, s.lr_net)
     parts += (machine.precision, machine.compile, s.zca, cache.architecture(net))
     path = cache.cache_folder(s) / f"proxy_{data.name}_{model}_{s.proxy_epochs}epochs_{cache.key(*parts)}.pt"
     trained: list[Proxy] = []

@@ -55,7 +55,7 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
 def pool_paths(blank: Network, data: ImageData, plan: Plan) -> list[Path]:
     """The file of each network of a pool; all that determines a network is in their name."""
     s, machine, model = plan.settings, plan.machine, untapped(plan.settings.model)
-    parts = (data.digest(), model, s.pool_epochs, s.pool_lr, s.seed, s.eval_split, s.zca, s.dsa_strategy)
+    parts = (data.digest, model, s.pool_epochs, s.pool_lr, s.seed, s.eval_split, s.zca, s.dsa_strategy)
     parts += (machine.precision, machine.compile, data.class_names, data.mean, data.std, *cache.architecture(blank))
     name = f"pool_{data.name}_{model}_{s.pool_epochs}epochs_{cache.key(*parts)}"
     return [cache.cache_folder(s) / name / f"network_{number:03}.pt" for number in range(s.pool)]

@@ -87,12 +87,9 @@ def carry_out(
                 conclude(settings, files, state.evaluations, size, print)
             return
         with interrupts.immediate():
-            s = settings
             # One rank of each host goes first: it may download data or make a store.
-            data, digest = group.first_of_host(
-                lambda: loading.load_split(s.dataset, s.data_path, s.res, s.eval_split, s.zca, s.seed)
-            )
-            maker = make(data, resume.with_chosen(settings, state), group, lambda line: files.say(line))
+            data, digest = group.first_of_host(lambda: loading.load_split(settings))
+            maker = make(data, resume.with_chosen(settings, state), group, files.say)
             resume.check_data(state, digest, data, maker.plan.counts)
         if state is not None:
             # num_exp and num_eval may have grown, and must not shrink again.
@@ -298,7 +295,7 @@ class Run:
         settings, state, maker = self.settings, self.state, self.maker
         if self.ranks.world > 1 and maker.iterations and not (self.step_times or state.steps):
             return  # ranks step together, so that one of them can't make a trial: wait for the first steps
-        left = settings.num_exp * maker.iterations - len(state.sets) * maker.iterations - state.iteration
+        left = (settings.num_exp - len(state.sets)) * maker.iterations - state.iteration
         if left and self.machine.compile == "on" and 0 < len(self.step_times) <= self.slow_steps:
             return  # a step that compiles says nothing about the others
         self.cost_printed = True

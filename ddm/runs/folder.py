@@ -47,7 +47,7 @@ class NoFolder:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def open(self, log_bytes: int | None = None, metrics_bytes: int = 0) -> None: ...
+    def open(self, log_bytes: int = 0, metrics_bytes: int | None = 0) -> None: ...
     def damaged(self, sets: list[Tensor]) -> Path | None: ...
     def log(self, line: str) -> None: ...
     def say(self, line: str) -> None: ...
@@ -91,10 +91,10 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # failed writes were reported already
                     file.close()
 
-    def open(self, log_bytes: int | None = None, metrics_bytes: int = 0) -> None:
+    def open(self, log_bytes: int = 0, metrics_bytes: int | None = 0) -> None:
         """Make the folder and open training.log and metrics.jsonl, cut to sizes, as later lines will be logged again.
 
-        Error lines stay.
+        Error lines stay. With metrics_bytes None there is no metrics.jsonl.
         """
         with self.refused():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,14 +105,15 @@ class RunFolder:
             log = self.folder / "training.log"
             if log.exists():
                 content = log.read_bytes()
-                kept, again = content[: log_bytes or 0], content[log_bytes or 0 :].splitlines(keepends=True)
+                kept, again = content[:log_bytes], content[log_bytes:].splitlines(keepends=True)
                 errors = [line for line in again if b"] error: " in line and line.endswith(b"\n")]
                 if len(kept) + sum(map(len, errors)) < len(content):
                     self.replace(log, b"".join([kept, *errors]))
-            metrics = self.folder / "metrics.jsonl"
-            if metrics.exists():
-                self.replace(metrics, metrics.read_bytes()[:metrics_bytes])
-            self._metrics = open(metrics, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
+            if metrics_bytes is not None:
+                metrics = self.folder / "metrics.jsonl"
+                if metrics.exists():
+                    os.truncate(metrics, min(metrics_bytes, metrics.stat().st_size))
+                self._metrics = open(metrics, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as the log
             # Stays open during the run.
             self._log = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 

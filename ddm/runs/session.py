@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ddm.device import Machine, memory_named
+from ddm import drawing
+from ddm.device import Machine, keep_freed_memory, memory_named
 from ddm.errors import UserError
 from ddm.interrupt import Interrupts
 from ddm.runs import progress
@@ -22,6 +23,7 @@ class Session:
     def __init__(self, files: RunFolder, settings: Any):
         self.files, self.settings = files, settings
         self.record: dict[str, Any] = {}
+        self.resumed = False  # whether there is the record of an earlier session
 
     def earlier(self, **more: Any) -> dict[str, Any] | None:
         """The record of an earlier session with the same settings that change the result, and the same `more`."""
@@ -54,12 +56,11 @@ class Session:
             shown += filter(None, [changes([k for k in differing if k in defaults], theirs, key)])
             shown = ", ".join(shown) or "of another version"
             raise UserError(f"{path} is of other arguments ({shown}): repeat them, or name another --save_path")
+        self.resumed = True
         return record
 
-    def open(
-        self, machine: Machine, requested: Settings, again: bool, printed: Sequence[str] = (), **content: Any
-    ) -> None:
-        """Open the folder. If `again`, the session resumes and its log continues.
+    def open(self, machine: Machine, requested: Settings, printed: Sequence[str] = (), **content: Any) -> None:
+        """Open the folder; if it has the record of an earlier session, its log continues.
 
         The lines `printed` before are logged. Raises UserError if the folder has the checkpoint of a run, whose log
         would be lost.
@@ -68,8 +69,8 @@ class Session:
             if (self.files.folder / progress.NAME).exists():
                 raise UserError(f"--save_path {self.files.shown} has the run of a recipe or coreset: name another")
             log = self.files.folder / "training.log"
-            size = log.stat().st_size if again and log.exists() else None
-        self.files.open(size)
+            size = log.stat().st_size if self.resumed and log.exists() else 0
+        self.files.open(size, metrics_bytes=None)
         self.files.log(f"command: {shlex.join(command_line())}")
         for line in printed:
             self.files.log(line)
@@ -82,10 +83,19 @@ class Session:
         """Write results.json."""
         self.files.save_results(self.record)
 
+    def save_tables(self, tables: Sequence[Sequence[Sequence[str]]], caption: str) -> None:
+        """Print tables, and write them as table.md, table.tex and table.csv (see drawing.table_files)."""
+        files = drawing.table_files(tables, caption)
+        print(files["table.md"], end="")
+        for name, text in files.items():
+            self.files.replace(self.files.folder / name, text)
+
 
 @contextlib.contextmanager
 def locked_session(settings: Any, stem: str) -> Iterator[Session]:
     """Inside, the folder is locked and a signal stops the work immediately; the same command resumes it."""
+    if settings.device == "cpu":
+        keep_freed_memory()
     with (
         memory_named("choose a smaller --model or batch, or another --device"),
         RunFolder(settings.save_path, stem) as files,
