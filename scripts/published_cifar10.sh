@@ -4,7 +4,7 @@
 #   scripts/published_cifar10.sh [--ipc 10] [--out results/published] [--rows "dm gram"] [-- FLAGS]
 #
 # One condensation of 20,000 iterations of 256 real images per row, and 5 networks of 1,001 epochs every 2,000 iterations.
-# An H100 would take 3 minutes for a row, a CPU core 7 to 11 hours. FLAGS are added to every row. The same command
+# An H100 would take 3 minutes for a row, a CPU core 5 to 14 hours. FLAGS are added to every row. The same command
 # resumes after a stop.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)

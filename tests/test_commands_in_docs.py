@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import RECIPES, ROOT, parsed, recipe_of, tiny_arrays
 
 from ddm import __main__ as entry
@@ -142,6 +143,28 @@ def test_the_python_of_readme(page_folder, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.S | re.M)
     exec(code, {})
     assert "torch.Size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/sets.md", "sets/README.md"])
+def test_the_python_of_a_page_about_sets(page, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(ROOT)
+    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M):
+        found = {}
+        exec(code.replace("range(1001)", "range(1)"), found)
+        assert found["train"] if "train" in found else found["images"].shape == (100, 3, 32, 32) and found["std"]
+
+
+def test_another_set_is_compared_as_docs_say(page_folder, capsys):
+    pytest.importorskip("safetensors")
+    (line,) = re.findall(r"^    (ddm evaluate mine\.pt .*)$", (ROOT / "docs" / "sets.md").read_text(), re.M)
+    arrays = tiny_arrays()
+    images = torch.from_numpy(arrays["x_train"][:20]).permute(0, 3, 1, 2) / 255
+    torch.save([images, torch.arange(20) % 10], "mine.pt")
+    (page_folder / "sets").symlink_to(ROOT / "sets")
+    run_line(line)
+    out = capsys.readouterr().out
+    assert "minus mine.pt" in out and "random" in out
 
 
 def test_every_link_of_the_documentation_exists():

@@ -42,6 +42,18 @@ def test_the_blocks_of_the_library(tmp_path):
     assert accuracy > 0.3 and (tmp_path / "digits_2ipc.pt").exists()
 
 
+def test_a_network_from_the_command_line(tmp_path):
+    (code,) = (block for block in BLOCKS if "def two_layers" in block)
+    function = code[code.index("def two_layers") :].split("\n\n\n")[0]
+    line = 'ddm.networks.ARCHITECTURES["two_layers"] = two_layers'
+    assert line in TEXT
+    (tmp_path / "mynet.py").write_text(f"import torch\n\nimport ddm\n\n\n{function}\n\n\n{line}\n")
+    (command,) = re.findall(r"^    ddm (condense --import mynet.py .*)$", TEXT, re.M)
+    tiny = "--dataset Digits --Iteration 2 --num_exp 1 --num_eval 1 --epoch_eval_train 1 --eval_every 0"
+    start(tmp_path, "-m", "ddm", *command.split(), *tiny.split())
+    assert (tmp_path / "result_net" / "res_DM_Digits_two_layers_1ipc.pt").exists()
+
+
 def test_the_recipe_and_its_commands(tmp_path):
     (code,) = (block for block in BLOCKS if block.startswith("# my_recipe.py"))
     (tmp_path / "my_recipe.py").write_text(code)
