@@ -225,7 +225,7 @@ def free_memory(device: str) -> int | None:
             available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
-    return min(available, *left_by_limits())
+    return min([available, *left_by_limits()])
 
 
 def left_by_limits(root: Path = Path("/")) -> Iterator[int]:
@@ -244,8 +244,8 @@ def left_by_limits(root: Path = Path("/")) -> Iterator[int]:
             for folder in (group, *group.parents):
                 with contextlib.suppress(OSError, ValueError):  # no such file, or the limit "max"
                     rest = int((folder / limit).read_text()) - int((folder / used).read_text())
-                    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    yield max(rest + int(statistics.get(droppable, 0)), 0)
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(rest + int(stat.get(droppable, 0)), 0)
                 if folder == top:
                     break
 

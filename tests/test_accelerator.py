@@ -324,6 +324,8 @@ def test_limits_of_slurm_and_containers_count(line, mounted, limit, used, droppa
 def test_free_memory_is_what_the_least_limit_leaves(monkeypatch):
     monkeypatch.setattr(device, "left_by_limits", lambda: iter([2**62, 12345]))
     assert device.free_memory("cpu") == 12345
+    monkeypatch.setattr(device, "left_by_limits", lambda: iter([]))
+    assert device.free_memory("cpu") > 2**20
 
 
 def test_the_record_of_chunks():
