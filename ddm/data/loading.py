@@ -51,8 +51,8 @@ def load_split(settings: Any) -> tuple[ImageData, str]:
     """Load the data set of a run, on the CPU, and the digest of its files.
 
     `settings` inherit DataSettings, HeldOutSettings and SeedSettings. With --eval_split val the test images are a
-    seeded tenth of the training images. With --zca all images are whitened.
-    Raises UserError as `load`, `ImageData.with_validation` and `ImageData.whitened` do.
+    seeded tenth of the training images. With --zca all images are whitened. Raises UserError as `load`,
+    `ImageData.with_validation` and `ImageData.whitened` do.
     """
     data = load(settings.dataset, settings.data_path, settings.res)
     return split(data, settings.eval_split, settings.zca, settings.seed), data.digest

@@ -85,8 +85,9 @@ def read(
 ) -> tuple[list[Synset], list[str]]:
     """Read the sets in a file or folder of pictures, normalised for `data`, and lines on how they were interpreted.
 
-    The lines are 'note: <path>: ...' and 'warning: <set>: ...'. `space` is the space of the pixels for files that do not record it; 'auto' guesses it. `experiments` is 'all' or the
-    number of one set. Raises UserError for unreadable files and sets that do not fit the data set.
+    The lines are 'note: <path>: ...' and 'warning: <set>: ...'. `space` is the space of the pixels for files that do
+    not record it; 'auto' guesses it. `experiments` is 'all' or the number of one set. Raises UserError for unreadable
+    files and sets that do not fit the data set.
     """
     path = Path(path)
     contents = _contents(path, data)
