@@ -1,5 +1,7 @@
 """DSA against the published operations, and the properties that condensation needs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ddm.augment import (
     augment_classes,
     draw_classes,
     draw_images,
+    numbers_of_class,
     parameters,
 )
 from ddm.compat import augment, get_daparam
@@ -93,11 +96,13 @@ def test_gradient_equals_the_numerical_one():
         assert torch.autograd.gradcheck(lambda x, name=name: DiffAugment(x, name, seed=2), x)
 
 
-def test_mode_m_applies_every_operation():
-    x = torch.randn(3, 3, 16, 16)
-    both = DiffAugment(x, "crop_color", seed=5, param=ParamDiffAug(aug_mode="M"))
-    only = DiffAugment(x, "crop", seed=5, param=ParamDiffAug(aug_mode="M"))
-    assert not torch.equal(both, only) and not torch.equal(only, x)
+def test_mode_m_applies_every_operation_in_order():
+    x, param = torch.randn(3, 3, 16, 16), ParamDiffAug(aug_mode="M")
+    expected, seeds = x, itertools.count(6)
+    for name in ("color", "crop", "cutout"):
+        operation = OPERATIONS[name]
+        expected = operation.apply(expected, param, *numbers_of_class(operation, seeds, (16, 16), param))
+    assert torch.equal(DiffAugment(x, "color_crop_cutout", seed=5, param=param), expected)
 
 
 @pytest.mark.parametrize("strategy", ["", "none", "None"])

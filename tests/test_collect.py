@@ -474,3 +474,24 @@ def test_parts_of_a_run_are_marked_by_the_sum_of_their_experiments(tmp_path):
         path.write_text(json.dumps(record | {"asked": record["args"] | {"num_exp": total}}))
     (row,) = rows_of(tmp_path)
     assert row == "a, 3 of 4 experiments"
+
+
+def test_other_protocols_are_not_compared(tmp_path, capsys):
+    write_results(tmp_path / "dm", [[0.40], [0.44]], **ZERO)
+    write_results(tmp_path / "mine", [[0.50], [0.52]], **ZERO | {"mm_ratio": 1})
+    path = tmp_path / "mine" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": "another"}))
+    assert rows_of(tmp_path)["mine"]["minus DM"] == ""
+    assert "mine is not compared with dm: the protocols of evaluation differ" in capsys.readouterr().err
+
+
+def test_groups_keep_methods_data_sets_and_sizes_apart(tmp_path, capsys):
+    for k, (dataset, ipc, method) in enumerate(
+        [("CIFAR10", 10, "herding"), ("CIFAR10", 10, "kcenter"), ("CIFAR10", 1, "herding"), ("SVHN", 10, "herding")]
+    ):
+        for seed in (0, 1):
+            line = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+            write_results(tmp_path / f"{k}_{seed}", [[0.1 * (k + 1)]], "coreset", **line)
+    command("collect", tmp_path, "--group_by", "model")
+    rows = columns_of(capsys.readouterr().out)
+    assert [(row["accuracy %"], row["seeds"]) for row in rows] == [(f"{10 * k}.00", "2") for k in (1, 2, 3, 4)]

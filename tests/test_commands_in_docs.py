@@ -22,11 +22,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TINY = "--num_eval 1 --epoch_eval_train 1 --num_exp 1 --compile off"
 BUDGETS = {  # command -> flags of a tiny budget
     "recipe": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0",
-    "condense": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0 --model ConvNetW32",
+    "condense": f"{TINY} --Iteration 2 --batch_real 4 --eval_every 0 --model ConvNetW32 --ipc 2",
     "coreset": f"{TINY} --proxy_epochs 1 --model ConvNetW32",
     "continual": "--num_eval 1 --epoch_eval_train 1 --Iteration 1 --batch_real 4 --proxy_epochs 1 --seeds 1 --ipc 1"
     " --steps 2 --model ConvNetW32",
-    "evaluate": "--num_eval 1 --epochs 1 --compile off",
+    "evaluate": "--num_eval 1 --epochs 0 --compile off",
 }
 # First words of commands that other tests or .ci/run execute, or that leave this machine.
 ELSEWHERE = {
@@ -79,8 +79,6 @@ def run_line(line: str) -> str:
     script = words[0].removesuffix(".py")
     name, rest = ("recipe", words[1:]) if script in RECIPES else (words[1], words[2:])
     flags = [] if "--print_config" in rest else BUDGETS.get(name, "").split()
-    if "--factor" in rest:
-        flags += ["--ipc", "2"]  # the tiny classes have 12 images
     out = sys.stdout
     if redirected:
         sys.stdout = open(redirected, "w")  # noqa: SIM115 - closed below
@@ -102,7 +100,7 @@ def run_line(line: str) -> str:
 def page_folder(tmp_path, monkeypatch):
     """A folder with tiny data sets, as a clone's root with its data."""
     (tmp_path / "data").mkdir()
-    arrays = tiny_arrays(train=12)
+    arrays = tiny_arrays(train=12, test=1)
     np.savez(tmp_path / "data" / "CIFAR10.npz", **arrays)
     hundred = {}
     for split in ("train", "test"):  # the same images ten times, as 100 classes
@@ -125,7 +123,7 @@ def test_the_commands_of_a_page(page, page_folder, capsys):
         if not elsewhere(line):
             run_line(line)
             ran += 1
-    assert ran or all(elsewhere(line) for block in blocks(page) for line in commands(block))
+    assert ran or page.stem in {"speed", "scaling"}, "no command ran"
 
 
 def test_the_commands_of_tables_are_valid(monkeypatch):

@@ -1,6 +1,8 @@
 """Class-incremental learning: the real command on Digits, its memories, and that it resumes."""
 
+import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,10 +13,11 @@ from conftest import command, command_line, parsed
 from ddm import device
 from ddm.commands import continual, run_records
 from ddm.commands.continual import class_steps
-from ddm.data.loading import load
+from ddm.data.loading import classes_of, load
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.methods.plan import Plan
+from ddm.methods.sampling import initial_indices
 from ddm.ranks import Ranks
 from ddm.runs import session
 
@@ -71,11 +74,14 @@ def test_the_command_and_what_it_writes(tmp_path):
 
 def test_the_memory_dm_is_plain_dm_under_every_preset(data_path, tmp_path):
     line = "--preset fast,strong --factor 2 --pool 1 --pool_epochs 1 --dataset CIFAR10 --ipc 1"
-    line = arguments(tmp_path, *line.split(), "--memory", "random,dm,ddm,strong", "--data_path", data_path)
+    few = ("--memory", "random,dm,ddm,strong", "--data_path", data_path, "--epoch_eval_train", "1")
+    line = arguments(tmp_path, *line.split(), *few)
     continual.run(parsed("continual", *line, "--seeds", "1"))
     for name, each in (("random", 1), ("dm", 1), ("ddm", 4), ("strong", 4)):
         images, labels = torch.load(tmp_path / "out" / "memory" / f"{name}_seed0_step0.pt")
         assert len(images) == len(labels) == 5 * each and torch.bincount(labels).max() == each
+    dm = json.loads((tmp_path / "out" / "results.json").read_text())["memories"]["dm"]
+    assert (dm["networks"], dm["factor"], dm["rr_ratio"], dm["ce_ratio"]) == ("random", 1, 0, 0)
     continual.run(parsed("continual", *line, "--seeds", "2"))  # reads these files
 
 
@@ -216,3 +222,21 @@ def test_too_little_memory_halves_the_classes_of_a_pass(data_path):
     settings = parsed("continual", "--dataset", "CIFAR10", "--data_path", data_path, "--class_chunk", "4")
     plan = Plan(settings=settings, counts=(1,) * 4, machine=Machine(), ranks=Ranks(), chunk=4)
     assert plan.halved(0, 1).chunk == 2 and plan.halved(0, 1).settings.class_chunk == 2
+
+
+def test_accuracies_orders_and_the_table_by_hand(tmp_path):
+    line = ("--memory", "random", "--seeds", "2", "--num_eval", "2", "--epoch_eval_train", "3")
+    continual.run(parse(tmp_path, *line))
+    out = tmp_path / "out"
+    accs = json.loads((out / "results.json").read_text())["accuracies"]["random"]
+    single = [float(acc) for acc in re.findall(r"test acc ([\d.]+)", (out / "training.log").read_text())]
+    means = np.reshape(single, (2, 2, 2)).mean(2)  # orders, steps, networks
+    np.testing.assert_allclose([accs["0"], accs["1"]], means, atol=1e-4)
+    orders = 100 * np.array([accs["0"], accs["1"]])
+    cells = [f"{x.mean():.2f} ± {x.std():.2f}" for x in (*orders.T, orders.mean(1))]
+    assert (out / "table.md").read_text().splitlines()[-1] == f"| random | {' | '.join(cells)} | 2 |"
+    data = load("Digits", tmp_path)
+    for seed, step in itertools.product((0, 1), repeat=2):
+        part = classes_of(data, "Digits", class_steps(10, 2, seed)[step])
+        images, _ = torch.load(out / "memory" / f"random_seed{seed}_step{step}.pt")
+        assert torch.equal(images, part.batch(initial_indices(part, (3,) * 5, seed, step)))

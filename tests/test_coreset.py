@@ -1,14 +1,17 @@
 """`ddm coreset`: every method, what it picks, its cache."""
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import command, command_line, parsed
 
-from ddm import device
+from ddm import device, rng
+from ddm.augment import DiffAugment
 from ddm.data.images import Normalisation
 from ddm.data.loading import load
 from ddm.device import Machine
@@ -16,7 +19,7 @@ from ddm.errors import UserError
 from ddm.methods import cache, coreset
 from ddm.methods.plan import images_per_class
 from ddm.methods.sampling import real_images
-from ddm.networks import ARCHITECTURES, ConvNet
+from ddm.networks import ARCHITECTURES, ConvNet, empty_network, get_network, initialise
 
 COMMON = ["--model", "ConvNetW32", "--ipc", "2", "--num_exp", "2", "--num_eval", "2", "--epoch_eval_train", "2"]
 COMMON += ["--proxy_epochs", "2"]
@@ -156,7 +159,7 @@ def test_scores_keep_the_hardest_or_the_easiest(data_path):
 
 
 def test_scores_of_a_known_network(data_path):
-    """EL2N and GraNd against autograd, image by image."""
+    """EL2N, GraNd and uncertainty against autograd, image by image."""
     data = load("CIFAR10", data_path)
     net = coreset.empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
     coreset.initialise(net, torch.Generator().manual_seed(0))
@@ -170,6 +173,7 @@ def test_scores_of_a_known_network(data_path):
         assert found.scores["grand"][i].item() == pytest.approx(norm.item(), rel=1e-4)
         error = logits.softmax(1)[0] - torch.eye(10)[data.y_train[i]]
         assert found.scores["el2n"][i].item() == pytest.approx(error.norm().item(), rel=1e-4)
+        assert found.scores["uncertainty"][i].item() == pytest.approx(1 - logits.softmax(1).max().item(), rel=1e-4)
 
 
 def test_networks_of_one_name_share_no_proxy(data_path, tmp_path, monkeypatch):
@@ -198,3 +202,32 @@ def test_large_data_train_one_proxy_for_all_ipc(data_path, monkeypatch):
         )
         plans.append(coreset.coreset_plan(settings.but(device="cpu"), data))
     assert plans[0].machine == plans[1].machine and plans[0].machine.compile == "on"
+
+
+def test_forgetting_equals_a_plain_loop(data_path):
+    data = load("CIFAR10", data_path)
+    settings = parsed("coreset", *COMMON, "--proxy_epochs", "8", "--lr_net", "0.05")
+    net = empty_network("ConvNetW32", 3, 10, (32, 32), "cpu")
+    found = coreset.train_proxy(net, data, settings, Machine())
+    plain = initialise(get_network("ConvNetW32", 3, 10), rng.generator(0, 0, 0, -1, "proxy network"))
+    generator = rng.generator(0, 0, 0, -1, "proxy training")
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    history = []
+    for _ in range(8):
+        rows = torch.randperm(80, generator=generator)
+        out = plain(DiffAugment(data.batch(rows), settings.dsa_strategy, generator=generator))
+        optimizer.zero_grad()
+        F.cross_entropy(out, data.y_train[rows]).backward()
+        optimizer.step()
+        right = torch.zeros(80, dtype=torch.bool)
+        right[rows] = out.argmax(1) == data.y_train[rows]
+        history.append(right.tolist())
+    each = zip(*history, strict=True)
+    expected = [sum(a and not b for a, b in itertools.pairwise(x)) if any(x) else 9 for x in each]
+    assert found.tolist() == expected and {0, 1, 2, 9} <= set(expected)
+    torch.testing.assert_close(net.classifier.weight, plain.classifier.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_k_center_starts_at_the_mean():
+    points = torch.tensor([[0.0], [1.0], [4.0], [8.5], [10.0]])  # mean 4.7
+    assert coreset.kcenter(points, 4, torch.Generator()).tolist() == [2, 4, 0, 3]

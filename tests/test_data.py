@@ -271,3 +271,9 @@ def test_a_registered_reader_that_fails_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(loading.DATASETS, "Mine", spec._replace(read=failing))
         with pytest.raises(UserError, match=text):
             load("Mine", tmp_path)
+
+
+def test_class_names_have_the_order_of_the_published_labels():
+    names = "airplane automobile bird cat deer dog frog horse ship truck"  # the order of the published labels
+    assert DATASETS["CIFAR10"].class_names == names.split()
+    assert DATASETS["CIFAR100"].class_names == sorted(DATASETS["CIFAR100"].class_names)

@@ -175,3 +175,11 @@ def test_a_failed_capture_is_one_warning_and_the_steps_go_on(monkeypatch):
         "warning: steps run eagerly, as the capture of a CUDA graph failed: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def test_the_cosine_schedule_falls_over_all_iterations(data_path):
+    line = [*QUICK, "--model", "ConvNetW32", "--lr_img", "0.1", "--lr_schedule", "cosine", "--Iteration", "4"]
+    made = maker("DM_DDM", parse("DM_DDM", *line), load("CIFAR10", data_path))
+    made.prepare()
+    rates = [made.draws.draw(0, iteration)["lr"].item() for iteration in (1, 2, 3, 4)]
+    assert rates == pytest.approx([0.1, 0.085355, 0.05, 0.014645], abs=1e-5)

@@ -1,5 +1,7 @@
 """Optimizers of the pixels: their steps by formula, and that a resumed experiment ends with the same images."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import QUICK, maker, parse, run
@@ -107,3 +109,20 @@ def test_moments_that_overflow_stop_the_run(data_path, tmp_path):
     argv = ("--preset", "dm", "--optimizer", "adam", "--lr_img", "0.1", "--mmd_ratio", "1e25", "--num_exp", "1")
     with pytest.raises(UserError, match="an updated pixel or moment is not finite"):
         run("DM_DDM", data_path, tmp_path, *argv)
+
+
+def test_steps_equal_those_of_torch():
+    generator, settings = torch.Generator().manual_seed(0), parse("DM_DDM")
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.5)
+    for name, theirs in {"sgd": sgd, "normalised": sgd, "adam": partial(torch.optim.Adam, lr=0.1)}.items():
+        x = torch.randn(2, 3, 4, 4, generator=generator)
+        expected, buffers = x.clone().requires_grad_(), OPTIMIZERS[name].empty(x)
+        optimizer = theirs([expected])
+        for done in range(4):
+            gradient = torch.randn(x.shape, generator=generator)
+            rms = gradient.square().mean((1, 2, 3), keepdim=True).sqrt() if name == "normalised" else 1
+            expected.grad = gradient / rms
+            optimizer.step()
+            rate, count = torch.tensor(0.1), torch.tensor(float(done))
+            x, buffers = OPTIMIZERS[name].update(x, gradient, buffers, rate, count, settings)
+        torch.testing.assert_close(x, expected.detach(), msg=name)

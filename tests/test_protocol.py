@@ -174,3 +174,14 @@ def test_the_protocol_line(data_path):
     line = protocol.protocol(settings(epoch_eval_train=1000), Machine(), data)
     assert "1001 epochs" in line and "a tenth after epoch 501" in line and "all 30 test images" in line
     assert "a tenth" not in protocol.protocol(settings(epoch_eval_train=0), Machine(), data)
+
+
+def test_networks_are_tested_on_all_test_images_normalised(tmp_path, monkeypatch):
+    data, seen = load("Digits", tmp_path), []  # 360 test images: two batches
+    monkeypatch.setattr(protocol, "test", lambda net, loader, machine: seen.extend(loader) or 0.5)
+    own = ProtocolSettings(model="ConvNetW32", num_eval=1, epoch_eval_train=0)
+    evaluator = Evaluator(data, own, Machine())
+    evaluator(data.normalise(data.x_train[:20]), data.y_train[:20], 0, 0, lambda line: None)
+    images, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert len(seen) == 2 and torch.equal(labels, data.y_test)
+    assert torch.equal(images, data.normalise(data.x_test))

@@ -163,10 +163,11 @@ def test_what_follows_ipc_is_printed_kept_and_followed_by_another_ipc(data_path,
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--preset", "dm,fast", "--Iteration", "1"]
     argv += ["--optimizer", "sgd"]
     for ipc, lr_img in (("2", 1.0), (str(tmp_path / "ipc.json"), 0.6)):
-        done = command_line("DM_DDM", *argv, "--ipc", ipc, "--save_path", str(tmp_path / f"{lr_img}"))
-        assert done.returncode == 0, done.stderr
+        condense.run_recipe(
+            recipe_of("DM_DDM"), parsed("DM_DDM", *argv, "--ipc", ipc, "--save_path", str(tmp_path / f"{lr_img}"))
+        )
         assert json.loads((tmp_path / f"{lr_img}" / "results.json").read_text())["args"]["lr_img"] == lr_img
-        assert ("--lr_img 1.0" in done.stdout) == (ipc == "2")
+        assert ("--lr_img 1.0" in capsys.readouterr().out) == (ipc == "2")
     like = ["--like", str(tmp_path / "1.0" / "results.json"), "--ipc", "4"]
     assert parse("DM_DDM", *like).lr_img == 2.0
 
@@ -196,8 +197,8 @@ def test_presets_join_and_later_ones_and_explicit_flags_override():
 def test_like_repeats_a_run_from_either_of_its_files(data_path, tmp_path, capsys, monkeypatch):
     argv = [*QUICK, "--model", "ConvNetW32", "--data_path", str(data_path), "--icd_form", "spread", "--seed", "5"]
     argv += ["--ipc", "1"]  # where k, which follows ipc, is 0
-    first = command_line("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
-    assert first.returncode == 0, first.stderr
+    first = parsed("DM_DDM", *argv, "--preset", "style", "--cm_ratio", "1", "--save_path", str(tmp_path / "a"))
+    condense.run_recipe(recipe_of("DM_DDM"), first)
     stem = "res_DM_CIFAR10_ConvNetW32_1ipc.pt"
     for name in ("results.json", stem):
         again = ["--like", str(tmp_path / "a" / name), "--data_path", str(data_path), "--save_path"]
@@ -266,3 +267,17 @@ def test_like_refuses_what_is_not_a_result(content, tmp_path, capsys):
         parsed("DM_DDM", "--like", tmp_path / "results.json")
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count("\n") == 1 and "--like" in err
+
+
+PRESETS = {
+    "style": {"mm_ratio": 180, "cm_ratio": 700, "icd_ratio": 0, "style_tap": "conv", "style_scale": "relative"},
+    "best": {"rr_ratio": 3, "rr_ridge": 0.1, "clip_pixels": True, "optimizer": "normalised", "weights": "balanced"},
+    "strong": {"rr_ratio": 0.3, "ce_ratio": 3, "networks": "mixed", "factor": None, "weights": "balanced"},
+    "fast": {"Iteration": 1000, "batch_real": 32, "real_sampling": "balanced", "lr_schedule": "cosine"},
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_values_that_docs_and_results_name(preset):
+    values = parsed("DM_DDM", "--preset", preset).values()
+    assert {name: values[name] for name in PRESETS[preset]} == PRESETS[preset]

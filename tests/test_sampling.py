@@ -69,3 +69,7 @@ def test_herding_picks_what_a_plain_loop_picks():
             assert pick == best
             left.remove(best)
             total = total + own[best]
+
+
+def test_there_are_four_candidates_for_each_image(digits):
+    assert SAMPLERS["balanced"](digits, 16, seed=0, classes=range(2)).candidates == 4 * 16

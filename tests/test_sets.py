@@ -789,12 +789,23 @@ def test_the_accuracies_of_a_run_that_goes_on_belong_to_their_sets(made, tmp_pat
 
 
 def test_the_pictures_of_a_whitened_set_are_pixels(tmp_path):
-    few = ("--dataset", "Digits", "--eval_every", "0", "--num_eval", "1")  # the transform of 3x32x32 takes ten seconds
-    run("DM_KNearest", tmp_path, tmp_path / "run", *few, "--zca")
+    # A transform of 3x32x32 would take ten seconds.
+    few = ("--dataset", "Digits", "--eval_every", "0", "--num_eval", "1", "--epoch_eval_train", "0")
+    run("DM_KNearest", tmp_path, tmp_path / "run", *few, "--zca", "--lr_img", "0")
     command("export", tmp_path / "run", "--to", "png", "--out", tmp_path / "png")
-    line = ("--num_eval", "1", "--data_path", tmp_path, "--save_path", tmp_path / "scores")
-    command("evaluate", tmp_path / "png", *line)
-    assert "whitened" not in (tmp_path / "scores" / "table.md").read_text()
+    data = load("Digits", tmp_path)
+    (found,), _ = sets.read(tmp_path / "png", data)
+    expected = ddm.load(tmp_path / "run").pixels()
+    assert (data.normalisation.pixels(found.images) - expected).abs().max() < 0.51 / 255
+    line = ("--num_eval", "1", "--epochs", "1", "--data_path", tmp_path, "--save_path", tmp_path / "scores")
+    command("evaluate", tmp_path / "png", "--dataset", "Digits", *line)  # needs no --zca
+
+
+def test_training_settings_of_the_command_line_reach_the_networks(tmp_path):
+    torch.save([torch.rand(4, 3, 32, 32), torch.arange(4)], tmp_path / "x.pt")
+    line = ("--dataset", "CIFAR10", "--dsa_strategy", "flip", "--batch_train", "7", "--seed", "3", "--num_eval", "2")
+    own = evaluate.settle(parsed("evaluate", tmp_path / "x.pt", *line)).protocol("LeNet")
+    assert (own.dsa_strategy, own.batch_train, own.seed, own.num_eval) == ("flip", 7, 3, 2)
 
 
 def test_the_card_of_arrays_names_no_data_set(tmp_path):

@@ -9,8 +9,9 @@ from torch import nn
 from ddm import rng
 from ddm.data import loading
 from ddm.errors import UserError
+from ddm.losses import intra_class_diversity
 from ddm.methods import objective
-from ddm.methods.matching import accumulator_weights, check_terms
+from ddm.methods.matching import Features, accumulator_weights, check_terms
 from ddm.networks import empty_network, get_network, initialise
 
 TINY = [*QUICK, "--model", "ConvNetW32", "--compile", "off", "--class_chunk", "4"]
@@ -132,3 +133,10 @@ def test_an_objective_returns_one_value_per_class(returned, text):
     with pytest.raises(UserError, match=text):
         check_terms(returned, 3)
     check_terms({"L_MMD": torch.zeros(3)}, 3)
+
+
+def test_k_follows_the_images_of_a_class_if_it_is_unset():
+    syn = torch.randn(2, 10, 6, generator=torch.Generator().manual_seed(0))
+    settings = parse("DM_DDM", "--ipc", "10").but(k=None)  # as ipc from a file leaves it
+    found = objective.diversity(Features(syn, {}), Features(syn, {}), settings)
+    assert torch.equal(found, intra_class_diversity(syn, 2))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddm import rng
 from ddm.commands.run_records import BASELINES, EVALUATION, made_by, short_names
-from ddm.data.loading import load_split, short_name
+from ddm.data import loading
 from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.errors import UserError
@@ -63,8 +63,9 @@ class ReportedRun:
         if not files:
             raise UserError(f"{folder} has no res_*.pt: name the --save_path of a run")
         sets.check_registered(folder, a, "dataset", "model")
-        split, zca = a.get("eval_split", "test"), bool(a.get("zca"))  # the data as in the run
-        self.data, _ = load_split(a["dataset"], data_path, res or a.get("res"), split, zca, a.get("seed", 0))
+        loaded = loading.load(a["dataset"], data_path, res or a.get("res"))
+        # As in the run.
+        self.data = loading.split(loaded, a.get("eval_split", "test"), bool(a.get("zca")), a.get("seed", 0))
         (found,), _ = sets.read(files[0], self.data, experiments="0")
         self.images, self.labels, self.factor = found.images, found.labels, found.factor
         self.metrics = []
@@ -86,7 +87,7 @@ class ReportedRun:
 
     @property
     def title(self) -> str:
-        return f"{self.made_by}, {short_name(self.args['dataset'])}, {set_size(self.args['ipc'])}"
+        return f"{self.made_by}, {loading.short_name(self.args['dataset'])}, {set_size(self.args['ipc'])}"
 
     @property
     def model(self) -> str:
