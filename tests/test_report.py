@@ -283,8 +283,18 @@ def test_what_is_no_run(tmp_path, data_path):
     with pytest.raises(UserError, match="no results"):
         report_data.ReportedRun(tmp_path, str(data_path), None)
     (tmp_path / "results.json").write_text('{"args": {"dataset": "CIFAR10"}}')  # of another command
-    with pytest.raises(UserError, match="not of a recipe or coreset"):
+    with pytest.raises(UserError, match="not the results.json of a recipe or coreset"):
         report_data.ReportedRun(tmp_path, str(data_path), None)
+
+
+def test_damaged_evaluations_are_one_line(folder, data_path, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    record = json.loads(path.read_text())
+    del record["evaluations"][0]["images"]  # before, a KeyError while it was plotted
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="it has no valid evaluations: name the --save_path"):
+        written(tmp_path, data_path, tmp_path / "run")
 
 
 def test_tsne_and_other_data(folder, data_path, tmp_path):

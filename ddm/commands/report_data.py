@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ddm import rng
-from ddm.commands.run_records import BASELINES, EVALUATION, made_by, short_names
+from ddm.commands.run_records import BASELINES, EVALUATION, Result, read, short_names
 from ddm.data import loading
 from ddm.data.partition import decoded
 from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import sets
-from ddm.evaluation.protocol import headline_model
 from ddm.losses import gram_distance, image_moments, mean_gram, moments_distance
 from ddm.methods.matching import features
 from ddm.methods.step import first_images
@@ -55,10 +54,9 @@ class ReportedRun:
 
     def __init__(self, folder: Path, data_path: str, res: int | None, name: str = ""):
         self.folder, self.name = folder, name or folder.resolve().name
-        self.results = read_results(folder)
-        if not {"mean", "std", "n", "protocol", "seed"} <= self.results.keys() | self.results["args"].keys():
-            raise UserError(f"{folder}/results.json is not of a recipe or coreset: name the --save_path of a run")
-        self.args = a = self.results["args"]
+        record = Result(self.name, read(folder / "results.json"))
+        self.results, self.args, self.made_by, self.model = record.record, record.args, record.made_by, record.model
+        a = self.args
         files = sorted(folder.glob("res_*.pt"))
         if not files:
             raise UserError(f"{folder} has no res_*.pt: name the --save_path of a run")
@@ -82,17 +80,8 @@ class ReportedRun:
         return self.args.get("method") or "condensed"
 
     @property
-    def made_by(self) -> str:
-        return made_by(self.args)
-
-    @property
     def title(self) -> str:
         return f"{self.made_by}, {loading.short_name(self.args['dataset'])}, {set_size(self.args['ipc'])}"
-
-    @property
-    def model(self) -> str:
-        """The network of the accuracy: the one that made the set, or the first of a pool without it."""
-        return headline_model(self.args["model"], self.results.get("models") or ())
 
     @property
     def data_key(self) -> tuple:

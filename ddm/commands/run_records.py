@@ -106,7 +106,8 @@ class Result(NamedTuple):
 
     @property
     def made_by(self) -> str:
-        return made_by(self.args)
+        """The coreset's method or the recipe."""
+        return self.args.get("method") or self.args["recipe"]
 
     def curve(self, model: str) -> dict[int, dict[int, list[float]]]:
         """Iteration -> experiment -> accuracies in [0, 1] of one architecture, without baselines."""
@@ -162,11 +163,6 @@ def truncated(results: list[Result], iteration: int) -> list[Result]:
     return [result for result in earlier if result]
 
 
-def made_by(args: dict) -> str:
-    """The coreset's method or the recipe of a run, from its arguments."""
-    return args.get("method") or args["recipe"]
-
-
 def load(folders: Iterable[str], iteration: int | None = None) -> list[Result]:
     """All results below some folders, in path order; runs that differ only in their experiments are merged.
 
@@ -201,6 +197,7 @@ def numeric(path: Path) -> list[str | float]:
 
 def read(path: Path) -> dict:
     """The record in a results.json; raises UserError if it is not from a recipe or coreset."""
+    other = f"{path}: not the results.json of a recipe or coreset"
     try:
         record = json.loads(path.read_text())
         places = {name: record if name in OF_RECORD else dict(record["args"]) for name in NEEDED}
@@ -208,12 +205,14 @@ def read(path: Path) -> dict:
         entries = record.get("evaluations")
         if not missing and not all(isinstance(e.get(name), kind) for e in entries for name, kind in ENTRY.items()):
             missing = ["valid evaluations"]
+    except FileNotFoundError:
+        raise UserError(f"no results.json in {path.parent}: name the --save_path of a run") from None
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: not the results.json of a recipe ({type(error).__name__})") from None
+        raise UserError(f"{other} ({type(error).__name__}): name the --save_path of a run") from None
     if missing and "key" in record and (path.parent / "table.md").exists():  # of evaluate or continual
         raise UserError(f"{path}: its table is beside it, in table.md, table.tex and table.csv")
     if missing:
-        raise UserError(f"{path}: not the results.json of a recipe, it has no {', '.join(missing)}")
+        raise UserError(f"{other}, it has no {', '.join(missing)}: name the --save_path of a run")
     return record
 
 
