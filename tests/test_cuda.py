@@ -19,6 +19,7 @@ pytestmark = [
 CASES = {
     "paper": ("--preset", "paper", "--lr_img", "0.001"),
     "best": ("--preset", "fast,best"),
+    "balanced": ("--preset", "fast,best", "--real_sampling", "balanced"),
     "strong": ("--preset", "fast,strong", "--pool", "2", "--pool_epochs", "1"),
     "online": ("--preset", "fast,best", "--networks", "online", "--pool", "2"),
     "adam": ("--preset", "dm", "--optimizer", "adam", "--lr_img", "0.1", "--lr_schedule", "cosine"),
