@@ -233,21 +233,22 @@ def left_by_limits(root: Path = Path("/")) -> Iterator[int]:
 
     Both versions of control groups are read, below `root`. Pages of files that the system can drop count as free.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers not in LIMITS:
-                continue
-            mounted, limit, used, droppable = LIMITS[controllers]
-            top = root / mounted
-            group = top / path.lstrip("/")
-            for folder in (group, *group.parents):
-                with contextlib.suppress(OSError, ValueError):  # no such file, or the limit "max"
-                    rest = int((folder / limit).read_text()) - int((folder / used).read_text())
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    yield max(rest + int(stat.get(droppable, 0)), 0)
-                if folder == top:
-                    break
+            for controller in controllers.split(","):  # '' in version 2
+                if controller not in LIMITS:
+                    continue
+                mounted, limit, used, droppable = LIMITS[controller]
+                top = root / mounted
+                group = top / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or the limit "max"
+                        rest = int((folder / limit).read_text()) - int((folder / used).read_text())
+                        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                        yield max(rest + int(stat.get(droppable, 0)), 0)
+                    if folder == top:
+                        break
 
 
 def memory_budget(device: str) -> int | None:

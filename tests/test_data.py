@@ -216,7 +216,9 @@ def test_constants_of_own_images_are_their_mean_and_std_and_need_little_memory()
     tracemalloc.stop()
     assert spec.shape == (3, 24, 20) and peak < 2 * x.nbytes  # NumPy's std alone needs 8 times the images
     np.testing.assert_allclose(spec.mean, x.mean((0, 1, 2)) / 255, rtol=1e-12)
-    np.testing.assert_allclose(spec.std, x.std((0, 1, 2)) / 255, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(spec.std, x.std((0, 1, 2)) / 255, rtol=1e-12)
+    with pytest.raises(UserError, match=r"x_train is uint8 \[1100, 0, 20, 3\]"):
+        loading.user_spec("own", Arrays(x[:, :0], labels, x[:2], labels[:2]))
 
 
 @pytest.mark.parametrize("existing", ["", "data", "data/kept"])

@@ -10,6 +10,7 @@ import ddm
 from ddm.data.loading import load
 from ddm.errors import UserError
 from ddm.evaluation import sets
+from ddm.methods.matching import Needs
 
 TINY = tuple(tiny_arrays()[name] for name in ("x_train", "y_train", "x_test", "y_test"))
 SMALL = {"ipc": 2, "batch_real": 6, "Iteration": 3, "num_eval": 2, "epoch_eval_train": 2, "model": "ConvNetW32"}
@@ -190,6 +191,12 @@ def test_a_maker_is_driven_by_anyone(data_path):
     own.start(0, half)
     own.step(3)
     assert torch.equal(own.images(), whole)
+
+
+@pytest.mark.parametrize("needs", [Needs, 5, lambda settings: Needs])
+def test_needs_of_another_kind_are_one_line(needs, tmp_path):
+    with pytest.raises(UserError, match=r"the needs of library are a .*: give Needs\(\.\.\.\)"):
+        ddm.condense(dataset="Digits", ipc=1, Iteration=1, objective=lambda real, syn, settings: {}, needs=needs)
 
 
 def test_one_of_several_sets_saves_as_itself(data_path, tmp_path):

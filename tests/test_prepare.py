@@ -344,6 +344,8 @@ def test_a_mapped_array_gives_its_memory_back(tmp_path, monkeypatch):
             assert np.array_equal(images[key].numpy(), array[key])
         with pytest.raises(IndexError):
             images[len(array)]
+        with pytest.raises(ValueError, match="greater than 0"):
+            images[::-1]
 
 
 ERRORS = {

@@ -283,7 +283,7 @@ def test_what_is_no_run(tmp_path, data_path):
     with pytest.raises(UserError, match="no results"):
         report_data.ReportedRun(tmp_path, str(data_path), None)
     (tmp_path / "results.json").write_text('{"args": {"dataset": "CIFAR10"}}')  # of another command
-    with pytest.raises(UserError, match="not the results.json of a recipe or coreset"):
+    with pytest.raises(UserError, match=r"not the results\.json of a recipe or coreset"):
         report_data.ReportedRun(tmp_path, str(data_path), None)
 
 

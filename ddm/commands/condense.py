@@ -48,9 +48,12 @@ class Recipe(NamedTuple):
         return self.settle(settings) if self.settle else settings
 
     def needed(self, settings: RecipeSettings) -> Needs:
-        needs = self.needs(settings) if callable(self.needs) else self.needs or Needs()
+        needs = Needs() if self.needs is None else self.needs
+        if callable(needs) and not isinstance(needs, type):
+            needs = needs(settings)
         if not isinstance(needs, Needs):
-            raise UserError(f"the needs of {self.name} are a {type(needs).__name__}: give Needs(...), or its function")
+            given = needs.__name__ if isinstance(needs, type) else type(needs).__name__
+            raise UserError(f"the needs of {self.name} are a {given}: give Needs(...), or its function")
         return needs
 
     @property

@@ -205,7 +205,7 @@ def user_spec(path: str, arrays: Arrays) -> Spec:
         )
         if not good:
             raise UserError(f"{path}: labels must be integers from 0, one for each image, fewer than {MOST_CLASSES}")
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not len(x):
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
         raise UserError(f"{path}: x_train is {x.dtype} {list(x.shape)}: uint8 images are needed, [N, H, W, C]")
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[3] not in (1, 3):

@@ -62,6 +62,8 @@ class Mapped:
     def __getitem__(self, key: int | slice | Tensor) -> Tensor:
         if isinstance(key, slice):
             first, last, step = key.indices(len(self))
+            if step < 0:
+                raise ValueError("the step of a slice must be greater than 0")  # as for a tensor
             key = torch.arange(first, max(first, last), step)
         elif isinstance(key, int):
             key = torch.tensor(range(len(self))[key])  # raises IndexError, which ends a loop
@@ -131,9 +133,9 @@ def pixel_sums(images: np.ndarray) -> np.ndarray:
 
 def mean_and_std(sums: Sequence[int], squares: Sequence[int], n: int) -> tuple[list[float], list[float]]:
     """Each channel's mean and standard deviation in [0, 1], from sums over its n pixels (see `pixel_sums`)."""
-    mean = [s / (n * 255.0) for s in sums]
-    spread = [q / (n * 255.0) / 255 - m * m for q, m in zip(squares, mean, strict=True)]
-    return mean, [max(value, 0) ** 0.5 for value in spread]
+    mean = [s / (n * 255) for s in sums]
+    spread = [q * n - s * s for s, q in zip(sums, squares, strict=True)]  # exact: Python's integers do not overflow
+    return mean, [value**0.5 / (n * 255) for value in spread]
 
 
 def partial(path: Path) -> Path:
