@@ -304,6 +304,7 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(capsys):
         "ablation/ipc1",
         "ablation/ipc10",
         "ablation/ipc50",
+        "best/CIFAR10/ipc1",
         "best/CIFAR100/ipc1",
         "best/CIFAR100/ipc10",
         "terms/ipc10",
