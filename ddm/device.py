@@ -231,24 +231,28 @@ def free_memory(device: str) -> int | None:
 def left_by_limits(root: Path = Path("/")) -> Iterator[int]:
     """The bytes that each memory limit of this process leaves; its control groups and their parents have limits.
 
-    Both versions of control groups are read, below `root`. Pages of files that the system can drop count as free.
+    Both versions of control groups are read, below `root`.
     """
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for controller in controllers.split(","):  # '' in version 2
-                if controller not in LIMITS:
-                    continue
-                mounted, limit, used, droppable = LIMITS[controller]
-                top = root / mounted
-                group = top / path.lstrip("/")
-                for folder in (group, *group.parents):
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:  # number:controllers:path
+        _, controllers, path = line.split(":", 2)
+        for controller in LIMITS.keys() & set(controllers.split(",")):
+            mounted, *files = LIMITS[controller]
+            group = root / mounted / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root / mounted):
                     with contextlib.suppress(OSError, ValueError):  # no such file, or the limit "max"
-                        rest = int((folder / limit).read_text()) - int((folder / used).read_text())
-                        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                        yield max(rest + int(stat.get(droppable, 0)), 0)
-                    if folder == top:
-                        break
+                        yield left_by_limit(folder, *files)
+
+
+def left_by_limit(group: Path, limit: str, used: str, droppable: str) -> int:
+    """The bytes that the limit of a control group leaves; pages of files that the system can drop count as free."""
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    rest = int((group / limit).read_text()) - int((group / used).read_text())
+    return max(rest + int(statistics.get(droppable, 0)), 0)
 
 
 def memory_budget(device: str) -> int | None:

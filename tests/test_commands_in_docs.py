@@ -123,7 +123,7 @@ def test_the_commands_of_a_page(page, page_folder, capsys):
         if not elsewhere(line):
             run_line(line)
             ran += 1
-    assert ran or page.stem in {"speed", "scaling"}, "no command ran"
+    assert ran or page.stem == "speed", "no command ran"
 
 
 def test_the_commands_of_tables_are_valid(monkeypatch):
@@ -150,7 +150,7 @@ def test_the_python_of_a_page_about_sets(page, monkeypatch, capsys):
     for code in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M):
         found = {}
         exec(code.replace("range(1001)", "range(1)"), found)
-        assert found["train"] if "train" in found else found["images"].shape == (100, 3, 32, 32) and found["std"]
+        assert len(found["train"]) >= 100 if "train" in found else found["images"].shape == (100, 3, 32, 32)
 
 
 def test_another_set_is_compared_as_docs_say(page_folder, capsys):

@@ -71,8 +71,8 @@ class ContinualSettings(CompleteSettings, ProxySettings, OutputSettings, LikeSet
     kmeans are real images. ddm is condensed with the objective's flags. dm, published, paper, style, best and strong
     are condensed with the preset of that name, which overrides the flags. A fresh network is trained on all memories
     so far (GDumb, Prabhu et al., ECCV 2020) and tested on the test images of all classes so far. The class order is
-    numpy's RandomState(seed).permutation. The command writes results.json, curves.png and all memories into
-    --save_path. The same command resumes.
+    numpy's RandomState(seed).permutation. The command writes table.md, table.tex, table.csv, curves.png, results.json
+    and all memories into --save_path. The same command resumes.
     """
 
     COMMAND: ClassVar = "ddm continual"

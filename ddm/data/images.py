@@ -244,6 +244,7 @@ class Normalised:
 
     @property
     def shape(self) -> torch.Size:
+        """[N, C, H, W]."""
         return self.images.shape
 
     def to(self, device: str | torch.device) -> "Normalised":

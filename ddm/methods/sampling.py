@@ -64,13 +64,15 @@ class Balanced(Random):
         large = [len(indices) for indices in data.indices if len(indices) > n]  # smaller classes leave no choice
         # One number for all classes, independent of the classes in a call.
         self.candidates = min(CANDIDATES * n, *large) if large else n
-        rows, where = torch.cat([data.indices[c] for c in classes]), data.x_train.device
+        own, where = [data.indices[c] for c in classes], data.x_train.device
+        rows = torch.cat(own)
         position = torch.full((len(data.y_train),), -1)
         position[rows] = torch.arange(len(rows))
-        self.position = position.to(where)  # of each image in the two tensors below
-        self.points = torch.cat(class_points(data, seed, classes)).to(where)
-        choice = torch.cat([torch.full((len(data.indices[c]), 1), len(data.indices[c]) > n) for c in classes])
-        self.choice = choice.to(where)
+        # The position [N] of each training image in the next two tensors, -1 for images of other classes.
+        self.position = position.to(where)
+        self.points = torch.cat(class_points(data, seed, classes)).to(where)  # [len(rows), d]
+        choice = torch.cat([torch.full((len(indices), 1), len(indices) > n) for indices in own])
+        self.choice = choice.to(where)  # boolean [len(rows), 1]: the class has more than n images
 
     def indices(self, classes: range, generator: Callable[[int], torch.Generator]) -> list[Tensor]:
         return [self.data.draw(c, self.candidates, generator(c)) for c in classes]

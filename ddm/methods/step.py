@@ -112,7 +112,7 @@ def gradients(
     assign(matcher.net, drawn["network"])
     if matcher.finished is not None:
         assign(matcher.finished, drawn["finished"])
-    rows = draws.selected(drawn["real"])
+    selected = draws.selected(drawn["real"])
     terms, parts, chunks, first = [], [], list(plan.chunks()), 0
     for classes in chunks:
         here = slice(classes.start - plan.classes.start, classes.stop - plan.classes.start)
@@ -121,7 +121,7 @@ def gradients(
         stored = images[first:last].detach().requires_grad_()
         first = last
         syn = decoded(stored, plan.factor).unflatten(0, (len(classes), -1))
-        real = draws.data.drawn(rows[here])
+        real = draws.data.drawn(selected[here])
         real, syn = (draws.augmentation.applied(x, of_chunk) for x in (real, syn))
         values = matcher.terms(plan.machine.laid_out(real), plan.machine.laid_out(syn), classes)
         parts += torch.autograd.grad(sum(values.values()), [stored])
