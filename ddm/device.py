@@ -79,7 +79,8 @@ class Machine:
 def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
     """Choose precision and compilation for experiments that condense with `pixels` pixels, and set the precision.
 
-    If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr.
+    If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr. So does
+    bf16 where it is slow.
     """
     kind, compile, precision = torch.device(device).type, settings.compile, settings.precision
     if compile == "auto" and pixels < REPAYS.get(kind, float("inf")):
@@ -93,6 +94,8 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
         compile = "off" if problem else "on"
     if precision is None:
         precision = "bf16" if compile == "on" and fast_bf16(kind) else "tf32"
+    elif precision == "bf16" and not fast_bf16(kind):  # often not the user's choice, but a file's or a checkpoint's
+        print(f"warning: this {kind} emulates bf16, many times slower than --precision fp32", file=sys.stderr)
     if precision == "tf32" and not has_tf32(kind):
         precision = "fp32"  # recorded as it is computed
     set_precision(kind, precision)

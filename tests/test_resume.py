@@ -23,6 +23,7 @@ from conftest import QUICK, ROOT, command, command_line, parse, parsed, recipe_o
 import ddm
 from ddm import device, interrupt
 from ddm.commands import condense
+from ddm.device import Machine
 from ddm.errors import UserError
 from ddm.evaluation import protocol
 from ddm.extensions import constant_text
@@ -529,6 +530,20 @@ def test_a_compiled_run_resumes_where_torch_compile_does_not_work(whole, monkeyp
     assert resume.with_chosen(settings, state).compile == "on"
     monkeypatch.setattr(device, "compiler_problem", lambda where: "no compiler")
     assert resume.with_chosen(settings, state).compile == "auto"
+
+
+def test_a_run_that_began_in_bf16_resumes_in_it_or_in_fp32(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "fast_bf16", lambda kind: True)
+        patch.setattr(device, "choose", lambda settings, where, pixels: Machine(where, "bf16"))
+        interrupted(tmp_path, monkeypatch, ("step", 5))
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: False)
+    with killed_at(5, monkeypatch):
+        run(tmp_path)
+    assert "warning: this cpu emulates bf16, many times slower than --precision fp32" in capsys.readouterr().err
+    run(tmp_path, "--precision", "fp32")
+    assert capsys.readouterr().err == "note: --precision was None, is fp32; rounding differs from here on\n"
+    assert json.loads((tmp_path / "results.json").read_text())["args"]["precision"] == "fp32"
 
 
 def test_a_signal_that_comes_while_ranks_compare_is_not_lost(tmp_path, monkeypatch):

@@ -98,6 +98,14 @@ def chosen(pixels, **settings):
     return machine.compile, machine.precision
 
 
+def test_slow_bf16_is_computed_with_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: True)
+    assert chosen(1, precision="bf16") == ("off", "bf16") and not capsys.readouterr().err
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: False)
+    assert chosen(1, precision="bf16") == ("off", "bf16")
+    assert capsys.readouterr().err == "warning: this cpu emulates bf16, many times slower than --precision fp32\n"
+
+
 def test_auto_compiles_long_runs_only(monkeypatch):
     monkeypatch.setattr(device, "compiler_problem", lambda device: None)
     monkeypatch.setattr(device, "fast_bf16", lambda kind: True)

@@ -67,13 +67,14 @@ def with_chosen(settings: S, state: Progress | None) -> S:
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
     """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes.
 
-    `code` replaces the checkpoint's if another Python made that.
+    The precision may differ, since not every machine computes bf16 fast. `code` replaces the checkpoint's if another
+    Python made that.
     """
     if state.recipe != recipe:
         raise UserError(f"the checkpoint was written by {state.recipe}, this is {recipe}: name another --save_path")
     before, requested = state.requested, settings.values()
     roles = {name: setting.role for name, setting in declarations(type(settings)).items()}
-    free = {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
+    free = {"precision"} | {name for name, role in roles.items() if role in (Role.MANNER, Role.PLACE)}
     differing = {k for k in before.keys() | requested.keys() if before.get(k) != requested.get(k)}
     # A setting that is newer than the checkpoint changes nothing at its default.
     defaults = type(settings).__dataclass_fields__
@@ -84,7 +85,8 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
         shown = changes(refused, before, requested)
         raise UserError(f"the checkpoint is of other arguments ({shown}): repeat them, or name another --save_path")
     for k in sorted(differing - {"resume", "save_path"}):
-        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
+        effect = "rounding differs from here on" if k == "precision" else "results stay comparable"
+        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; {effect}", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
     begun = bool(state.iteration or state.sets)
     if begun and code != state.code and "python" not in changed:  # another Python compiles the same code differently
