@@ -94,7 +94,7 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
         compile = "off" if problem else "on"
     if precision is None:
         precision = "bf16" if compile == "on" and fast_bf16(kind) else "tf32"
-    elif precision == "bf16" and not fast_bf16(kind):  # often not the user's choice, but a file's or a checkpoint's
+    elif precision == "bf16" and not fast_bf16(kind):
         print(f"warning: this {kind} emulates bf16, many times slower than --precision fp32", file=sys.stderr)
     if precision == "tf32" and not has_tf32(kind):
         precision = "fp32"  # recorded as it is computed
@@ -167,6 +167,20 @@ def fast_bf16(kind: str) -> bool:
     # "Supported" is not enough on a CPU: emulated bfloat16 is several times slower than float32.
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return kind == "cpu" and torch.backends.mkldnn.is_available() and native
+
+
+def repeated(precision: str | None, device: str) -> str | None:
+    """The precision that a file records; the next lower one, and a warning line, if `device` has no fast one."""
+    kind = torch.device(device).type
+    fast = {"bf16": fast_bf16, "tf32": has_tf32}.get(precision)
+    if fast is None or fast(kind):
+        return precision
+    now = "tf32" if has_tf32(kind) else "fp32"
+    print(
+        f"warning: this {kind} has no fast {precision}, the precision so far: now {now}, which rounds differently",
+        file=sys.stderr,
+    )
+    return now
 
 
 def has_tf32(kind: str) -> bool:

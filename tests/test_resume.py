@@ -532,18 +532,19 @@ def test_a_compiled_run_resumes_where_torch_compile_does_not_work(whole, monkeyp
     assert resume.with_chosen(settings, state).compile == "auto"
 
 
-def test_a_run_that_began_in_bf16_resumes_in_it_or_in_fp32(tmp_path, monkeypatch, capsys):
+def test_a_run_that_began_in_bf16_resumes_in_fp32_where_bf16_is_emulated(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(device, "fast_bf16", lambda kind: True)
         patch.setattr(device, "choose", lambda settings, where, pixels: Machine(where, "bf16"))
         interrupted(tmp_path, monkeypatch, ("step", 5))
     monkeypatch.setattr(device, "fast_bf16", lambda kind: False)
-    with killed_at(5, monkeypatch):
+    with killed_at(6, monkeypatch):
         run(tmp_path)
-    assert "warning: this cpu emulates bf16, many times slower than --precision fp32" in capsys.readouterr().err
-    run(tmp_path, "--precision", "fp32")
-    assert capsys.readouterr().err == "note: --precision was None, is fp32; rounding differs from here on\n"
-    assert json.loads((tmp_path / "results.json").read_text())["args"]["precision"] == "fp32"
+    assert "warning: this cpu has no fast bf16, the precision so far: now fp32" in capsys.readouterr().err
+    run(tmp_path, "--precision", "bf16")
+    warned = capsys.readouterr().err
+    assert "note: --precision was None, is bf16; rounding differs" in warned and "this cpu emulates bf16" in warned
+    assert json.loads((tmp_path / "results.json").read_text())["args"]["precision"] == "bf16"
 
 
 def test_a_signal_that_comes_while_ranks_compare_is_not_lost(tmp_path, monkeypatch):

@@ -161,6 +161,16 @@ def test_a_set_is_not_scored_on_what_it_was_made_from(made, tmp_path, capsys):
     assert "does not say whether it was made without" in capsys.readouterr().err
 
 
+def test_sets_are_evaluated_in_their_precision_where_it_is_fast(made, tmp_path, monkeypatch):
+    saved = torch.load(made[1])
+    saved["args"]["precision"] = "bf16"
+    torch.save(saved, tmp_path / "set.pt")
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(evaluate.device, "fast_bf16", lambda kind, fast=fast: fast)
+        assert settle(tmp_path / "set.pt", "--device", "cpu").settings.precision == precision
+        assert settle(tmp_path / "set.pt", "--device", "cpu", "--precision", "bf16").settings.precision == "bf16"
+
+
 def test_settings_by_network_and_baselines(made, tmp_path):
     argv = ("--model", "ConvNetW32,LeNet", "--lr_net", "0.01,LeNet=0", "--baselines", "random,whole")
     record = score(

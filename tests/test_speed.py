@@ -106,6 +106,26 @@ def test_slow_bf16_is_computed_with_a_warning(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: this cpu emulates bf16, many times slower than --precision fp32\n"
 
 
+@pytest.mark.parametrize(
+    ("before", "fast", "tf32", "now"),
+    [
+        ("bf16", True, False, "bf16"),
+        ("bf16", False, True, "tf32"),
+        ("bf16", False, False, "fp32"),
+        ("tf32", True, False, "fp32"),
+        ("tf32", False, True, "tf32"),
+        ("fp32", True, True, "fp32"),
+        (None, True, True, None),
+    ],
+)
+def test_a_recorded_precision_is_repeated_where_it_is_fast(before, fast, tf32, now, monkeypatch, capsys):
+    monkeypatch.setattr(device, "fast_bf16", lambda kind: fast)
+    monkeypatch.setattr(device, "has_tf32", lambda kind: tf32)
+    assert device.repeated(before, "cuda:1") == now
+    warning = f"warning: this cuda has no fast {before}, the precision so far: now {now}, which rounds differently\n"
+    assert capsys.readouterr().err == ("" if now == before else warning)
+
+
 def test_auto_compiles_long_runs_only(monkeypatch):
     monkeypatch.setattr(device, "compiler_problem", lambda device: None)
     monkeypatch.setattr(device, "fast_bf16", lambda kind: True)

@@ -111,6 +111,8 @@ def settle(requested: EvaluateSettings) -> Choice:
         if problem:
             device.warn_uncompiled(problem)
             values["compile"] = "off"
+    if requested.precision is None:
+        values["precision"] = device.repeated(values["precision"], values["device"])
     settings = dataclasses.replace(requested, **values)
     operations_of(settings.dsa_strategy)
     if settings.eval_split == "val":

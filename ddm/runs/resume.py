@@ -61,6 +61,8 @@ def with_chosen(settings: S, state: Progress | None) -> S:
     chosen = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
     if chosen.get("compile") == "on" and device.compiler_problem(settings.device):
         del chosen["compile"]  # another machine: a warning says that the run goes on uncompiled
+    if "precision" in chosen:
+        chosen["precision"] = device.repeated(chosen["precision"], settings.device)
     return replace(settings, **chosen)
 
 
