@@ -60,20 +60,25 @@ def with_signs(text: str) -> str:
     return re.sub(r"^([+-][\d.]+)", r"$\1$", escaped(text).replace("±", r"$\pm$"))
 
 
+def comma_separated(rows: Sequence[Iterable[object]]) -> str:
+    """A table as CSV; the first row is the header."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
 def table_files(tables: Sequence[Sequence[Sequence[str]]], caption: str) -> dict[str, str]:
     """File name -> content: the tables of accuracies as Markdown and LaTeX, and the first one as CSV.
 
     The first row of a table is its header, the first column its names. `caption` is text.
     """
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(tables[0])
     columns = []
     for table in tables:
         cells = [[with_signs(cell) for cell in row] for row in table]
         columns.append(latex(cells, [0] * (len(cells) - 1), 1, with_signs(caption)))
     return {
         "table.md": "\n\n".join(map(markdown, tables)) + "\n",
-        "table.csv": buffer.getvalue(),
+        "table.csv": comma_separated(tables[0]),
         "table.tex": "\n\n".join(columns) + "\n",
     }
 

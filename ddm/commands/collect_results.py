@@ -1,7 +1,5 @@
 """`ddm collect`: tables and plots of results.json files."""
 
-import csv
-import io
 import statistics
 import sys
 from pathlib import Path
@@ -228,11 +226,7 @@ def markdown(cells: Cells) -> str:
 
 
 def comma_separated(cells: Cells) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(cells[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells)
-    return buffer.getvalue().rstrip("\n")
+    return drawing.comma_separated([cells[0], *(row.values() for row in cells)]).rstrip("\n")
 
 
 def latex(cells: Cells) -> str:

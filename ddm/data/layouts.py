@@ -13,10 +13,9 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -369,21 +368,21 @@ def published_tensors(path: Path, name: str) -> Listing:
     return listing
 
 
-def imagenet(root: Path, name: str, indices: list[int] | None = None, wnids: list[str] | None = None) -> Listing:
+def imagenet(root: Path, name: str) -> Listing:
     """List ILSVRC's train/<wnid> and val, or an archive with the ten classes of a subset.
 
-    `indices` are the classes of a subset among the 1,000 sorted wnids; `wnids` are their ids, if known. Raises
-    UserError for other classes.
+    Raises UserError for other classes than those of PREPARED.
     """
+    indices, wnids = PREPARED[name].indices, PREPARED[name].wnids
 
     def choose(names: list[str]) -> list[str]:
         if not all(re.fullmatch(r"n\d{8}", folder) for folder in names):
             raise UserError(f"{root}: name the class folders of {name} by WordNet id, such as n01440764")
         for other in (NETTE_WNIDS, WOOF_WNIDS):
-            if wnids is None and names == other:
+            if not wnids and names == other:
                 raise UserError(f"{root} has other classes than {name}: check NAME and --source")
-        if indices is None or len(names) == len(indices):
-            if wnids is not None and names != sorted(wnids):
+        if not indices or len(names) == len(indices):
+            if wnids and names != sorted(wnids):
                 differing = ", ".join(sorted(set(names) ^ set(wnids))[:4])
                 raise UserError(f"{root} has other classes than {name} ({differing}): check NAME and --source")
             return names
@@ -542,6 +541,7 @@ class Prepared:
     counts: tuple[int, int]  # training and test images of a complete copy
     find: Callable[[Path, str], Listing]
     indices: tuple[int, ...] = ()  # for a subset: its classes among ImageNet's 1,000 sorted wnids
+    wnids: Sequence[str] = ()  # their ids, if known
 
 
 NETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
@@ -558,8 +558,8 @@ WOOF_WNIDS = ["n02086240", "n02087394", "n02088364", "n02089973", "n02093754",
 # fmt: on
 
 
-def _subset(indices: tuple[int, ...], counts: tuple[int, int], wnids: list[str] | None = None) -> Prepared:
-    return Prepared(10, 128, counts, partial(imagenet, indices=indices, wnids=wnids), indices)
+def _subset(indices: tuple[int, ...], counts: tuple[int, int], wnids: Sequence[str] = ()) -> Prepared:
+    return Prepared(10, 128, counts, imagenet, indices, wnids)
 
 
 PREPARED: dict[str, Prepared] = {

@@ -187,10 +187,13 @@ def _check_labels(path: Path, images: Tensor, labels: Tensor) -> None:
 def _check(path: Path, images: Tensor, labels: Tensor, data: ImageData) -> None:
     shape = (data.channel, *data.im_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise UserError(f"{path} has images {list(images.shape)}, {data.name} needs [N, {', '.join(map(str, shape))}]")
+        raise UserError(
+            f"{path} has images {list(images.shape)}, {data.name} needs [N, {', '.join(map(str, shape))}]: "
+            "give the --dataset that the set is of"
+        )
     if labels.min() < 0 or labels.max() >= data.num_classes:
-        span = f"{int(labels.min())} to {int(labels.max())}"
-        raise UserError(f"{path} has labels {span}, {data.name} has 0 to {data.num_classes - 1}")
+        span, most = f"{int(labels.min())} to {int(labels.max())}", data.num_classes - 1
+        raise UserError(f"{path} has labels {span}, {data.name} has 0 to {most}: give the --dataset that the set is of")
     if images.is_floating_point() and not images.isfinite().all():
         raise UserError(f"{path} has pixels that are not finite: use another file")
 
@@ -414,7 +417,6 @@ def _pictures(path: Path, data: ImageData) -> Contents:
         hint = f"give one of its files, such as {path / files[0]}" if files else "name a folder that has"
         raise UserError(f"{path} has no class folders with pictures: {hint}")
     labels, guess = folder_labels(path, [name for name, _ in groups], data)
-    factor = factor_of(_recorded_arguments(path))
     images, of = [], []
     for label, (_, files) in zip(labels, groups, strict=True):
         for file in files:
@@ -429,8 +431,10 @@ def _pictures(path: Path, data: ImageData) -> Contents:
     absent = [name for label, name in enumerate(data.class_names) if label not in of]
     if absent:
         notes.append(f"warning: {path} has no pictures of {listed(absent)}")
-    metadata = {"factor": factor} if factor > 1 else {}
-    return Contents([(torch.from_numpy(np.stack(images)), torch.tensor(of))], metadata, "bytes", tuple(notes), factor)
+    metadata = _recorded_arguments(path)
+    return Contents(
+        [(torch.from_numpy(np.stack(images)), torch.tensor(of))], metadata, "bytes", tuple(notes), factor_of(metadata)
+    )
 
 
 def folder_labels(path: Path, folders: list[str], data: ImageData) -> tuple[list[int], str | None]:

@@ -245,16 +245,18 @@ class Coreset:
         plan = self.plan
         self.data = self.data.to(plan.machine.device)
         self.labels = plan.labels()
-        if remaining and needs_proxy(self.kind):
-            self.proxy = plan.ranks.first_of_host(lambda: proxy(self.data, plan.settings, plan.machine, self.kind))
+        if remaining and needs_proxy(self.kind) and plan.ranks.first:  # which selects for all ranks
+            self.proxy = proxy(self.data, plan.settings, plan.machine, self.kind)
 
     def start(self, experiment: int, saved: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
-        data, settings = self.data, self.plan.settings
+        data, plan, indices = self.data, self.plan, None
         if self.kind == "full":  # too large for the set's file, which has no images
             self._images = torch.empty(0, *data.shape)
             return
-        indices = select(data, self.kind, self.plan.counts, settings.seed, experiment, self.proxy, settings.order)
-        self._images = data.batch(self.plan.ranks.from_first(indices))
+        if plan.ranks.first:
+            s = plan.settings
+            indices = select(data, self.kind, plan.counts, s.seed, experiment, self.proxy, s.order)
+        self._images = data.batch(plan.ranks.from_first(indices))
 
     def step(self, iteration: int) -> None:
         raise AssertionError("a coreset takes no steps")

@@ -179,7 +179,7 @@ def check_whole(settings: CondensingSettings, net: Network, needs: Needs, counts
 def chunks_of(
     settings: CondensingSettings, data: ImageData, counts: Sequence[int], group: Ranks, whole: bool
 ) -> Chunks:
-    """The classes per pass, as far as this rank has as many."""
+    """The classes per pass, at most those of this rank."""
     if whole:
         chosen: int | str = data.num_classes
     else:

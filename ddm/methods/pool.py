@@ -39,12 +39,9 @@ def trained_pool(data: ImageData, plan: Plan) -> Tensor:
     group, model = plan.ranks, untapped(plan.settings.model)
     blank = empty_network(model, data.channel, data.num_classes, data.im_size, "meta")
     paths = pool_paths(blank, data, plan)
-    cached = {number: cache.read(path) for number, path in enumerate(paths)}
-    points = {number: content for number, content in cached.items() if content is not None}
-    # One list for all ranks: the first may have trained a network before another looks.
-    missing = group.from_first([number for number in cached if number not in points])
-    points |= completed(blank, data, plan, {number: paths[number] for number in missing[group.rank :: group.world]})
-    for part in group.gather(points):
+    mine = dict(list(enumerate(paths))[group.rank :: group.world])
+    points: dict[int, Tensor] = {}
+    for part in group.gather(completed(blank, data, plan, mine)):
         points |= part
     shape = (1 + SNAPSHOTS, sum(p.numel() for p in blank.parameters()))
     for number, path in enumerate(paths):

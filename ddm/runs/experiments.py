@@ -81,29 +81,22 @@ def carry_out(
             group = stack.enter_context(ranks.joined(settings.device))
             state = group.from_first(resume.find(settings, recipe, code) if first else None)
         finished = state is not None and state.concluded == [settings.num_exp, settings.num_eval]
-        if group.from_first(finished and files.damaged(state.sets) is None):
+        damaged = group.from_first(files.damaged(state.sets) if finished else None)
+        if finished and damaged is None:
             if first:
                 print(f"{settings.save_path} is finished; nothing to do")
                 conclude(settings, files, state.evaluations, size, print)
             return
+        if damaged and first:
+            print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)
         with interrupts.immediate():
             # One rank of each host goes first: it may download data or make a store.
             data, digest = group.first_of_host(lambda: loading.load_split(settings))
             maker = make(data, resume.with_chosen(settings, state), group, files.say)
             resume.check_data(state, digest, data, maker.plan.counts)
-        if state is not None:
-            # num_exp and num_eval may have grown, and must not shrink again.
-            state.requested = plain(settings.values())
-        state = state or Progress(
-            recipe=recipe,
-            code=code,
-            requested=plain(settings.values()),
-            chosen={},
-            versions={},
-            data=digest,
-            counts=list(maker.plan.counts),
-            experiment=settings.first_exp,
-        )
+        counts, first_exp = list(maker.plan.counts), settings.first_exp
+        state = state or Progress(recipe=recipe, code=code, data=digest, counts=counts, experiment=first_exp)
+        state.requested = plain(settings.values())  # num_exp and num_eval may have grown, and must not shrink again
         try:
             Run(requested, settings, maker, files, interrupts, state).all_experiments(size)
         except Stopped:
@@ -165,10 +158,7 @@ class Run:
             state.step_seconds += preparation
             state.preparation_seconds += preparation
         self.evaluator = protocol.Evaluator(maker.data, settings, self.machine)
-        files.open(*((state.log_bytes, state.metrics_bytes) if state.written else ()))
-        if state.concluded == [settings.num_exp, settings.num_eval] and self.ranks.first:
-            damaged = files.damaged(state.sets)
-            print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)
+        files.open(state.log_bytes, state.metrics_bytes)
         if state.written:
             files.say(f"resuming from the checkpoint of experiment {state.experiment}, iteration {state.iteration}")
         else:
@@ -229,7 +219,7 @@ class Run:
         maker.start(experiment, saved)
         self.in_progress = True
         if saved is None:
-            self.save_grid(0)
+            self.save_grid(maker.images(), 0)
         self.evaluate_baseline(experiment)
         self.evaluate_if_due()
         with bar(
@@ -423,7 +413,7 @@ class Run:
         if self.evaluation_is_due():
             images = maker.images()
             if state.iteration:
-                self.save_grid(state.iteration)
+                self.save_grid(images, state.iteration)
             self.evaluate(images, maker.kind, state.experiment, state.iteration)
             if not state.sets and state.iteration < maker.iterations:
                 self.save_results()  # usable while the first experiment goes on
@@ -432,10 +422,9 @@ class Run:
         if self.eval_every:
             self.evaluate(self.maker.baseline(experiment), "random real", experiment, 0)
 
-    def save_grid(self, iteration: int) -> None:
-        images = self.maker.images()
+    def save_grid(self, images: Tensor, iteration: int) -> None:
         if len(images):
-            pixels = self.maker.data.normalisation.pixels(images.detach())
+            pixels = self.maker.data.normalisation.pixels(images)
             self.files.save_grid(pixels, self.maker.plan.counts, self.state.experiment, iteration)
 
     def evaluate(self, images: Tensor, kind: str, experiment: int, iteration: int) -> None:

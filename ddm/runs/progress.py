@@ -32,9 +32,9 @@ class Progress:
 
     code: str  # digest of the objective's code
     recipe: str  # the name of the recipe or command
-    requested: dict  # the settings before values were chosen
-    chosen: dict  # the chosen values of settings left at their defaults
-    versions: dict
+    requested: dict = field(default_factory=dict)  # the settings before values were chosen
+    chosen: dict = field(default_factory=dict)  # the chosen values of settings left at their defaults
+    versions: dict = field(default_factory=dict)
     data: str  # digest of all images and labels
     counts: list  # images of each class
     experiment: int  # the current experiment
@@ -51,7 +51,7 @@ class Progress:
     preparation_seconds: float = 0.0  # that part of them before the first step, such as the training of a pool
     steps: int = 0
     peak_memory: int = 0  # bytes, the largest of the processes so far
-    log_bytes: int = -1  # size of training.log at this checkpoint; -1: no checkpoint yet
+    log_bytes: int = 0  # size of training.log at this checkpoint; 0: no checkpoint yet
     metrics_bytes: int = 0  # size of metrics.jsonl at this checkpoint
 
     @property
@@ -61,7 +61,7 @@ class Progress:
 
     @property
     def written(self) -> bool:
-        return self.log_bytes >= 0
+        return self.log_bytes > 0
 
     def problem(self) -> str | None:
         """The reason why the state is inconsistent; None if it is consistent."""

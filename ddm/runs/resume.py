@@ -69,8 +69,8 @@ def with_chosen(settings: S, state: Progress | None) -> S:
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
     """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes.
 
-    The precision may differ, since not every machine computes bf16 fast. `code` replaces the checkpoint's if another
-    Python made that.
+    The precision may differ, since not every machine computes bf16 fast. `code` replaces the checkpoint's before the
+    first step, and after a change of Python.
     """
     if state.recipe != recipe:
         raise UserError(f"the checkpoint was written by {state.recipe}, this is {recipe}: name another --save_path")
