@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -268,8 +269,11 @@ def run(requested: EvaluateSettings) -> None:
         parts = [(model, row, key(choice, digest, row, model, machine)) for model in models for row in rows]
         done = [len((find(evaluations, where) or {"accuracies": ()})["accuracies"]) for *_, where in parts]
         meter = cost.Meter(sum(max(0, s.num_eval - n) for n in done), "networks")
-        for model, row, where in parts:
-            score(choice, data, whole_machine if row.whole else machine, row, model, session, where, meter)
+        for (model, whole), group in groupby(parts, lambda part: (part[0], part[1].whole)):
+            chosen = whole_machine if whole else machine
+            evaluator = protocol.Evaluator(data, choice.protocol(model, whole), chosen, choice.peers)
+            for _, row, where in group:
+                score(evaluator, row, model, session, where, meter)
         caption = "Accuracy in %: mean ± population standard deviation (n networks)."
         session.save_tables(evaluation_table.tables(evaluations), caption)
         print(f"results {session.files.results_path}")
@@ -291,28 +295,19 @@ def find(evaluations: list[dict], where: dict) -> dict | None:
 
 
 def score(
-    choice: Choice,
-    data: ImageData,
-    machine: Machine,
-    row: Row,
-    model: str,
-    session: Session,
-    where: dict,
-    meter: cost.Meter,
+    evaluator: protocol.Evaluator, row: Row, model: str, session: Session, where: dict, meter: cost.Meter
 ) -> None:
     """Train and test the remaining networks of one architecture on a set; save after those trained together.
 
     An earlier measurement with the key `where` is extended.
     """
-    settings, evaluations = choice.protocol(model, row.whole), session.record["evaluations"]
+    evaluations, data = session.record["evaluations"], evaluator.data
     entry = find(evaluations, where)
     if entry is None:
-        line = protocol.protocol(settings, machine, data, choice.peers)
+        line = protocol.protocol(evaluator.settings, evaluator.machine, data, evaluator.peers)
         entry = {**where, "file": row.set.file, "protocol": line, "accuracies": [], "curves": []}
         evaluations.append(entry)
-    evaluator = None
-    while left := range(len(entry["accuracies"]), choice.settings.num_eval):
-        evaluator = evaluator or protocol.Evaluator(data, settings, machine, choice.peers)
+    while left := range(len(entry["accuracies"]), evaluator.settings.num_eval):
         training_set = protocol.TrainingSet(row.set.images, row.set.labels, row.experiment, row.iteration)
         numbers = left[: evaluator.at_once(model, len(training_set.labels), len(left))]
         trained = evaluator.trained(model, training_set, numbers, session.files.log)
