@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ddm import torchrun
 from ddm.errors import UserError, first_line
 from ddm.settings import MachineSettings
 
@@ -95,7 +96,7 @@ def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
     if precision is None:
         precision = "bf16" if compile == "on" and fast_bf16(kind) else "tf32"
     elif precision == "bf16" and not fast_bf16(kind):
-        print(f"warning: this {kind} emulates bf16, many times slower than --precision fp32", file=sys.stderr)
+        warn(f"this {kind} emulates bf16, many times slower than --precision fp32")
     if precision == "tf32" and not has_tf32(kind):
         precision = "fp32"  # recorded as it is computed
     set_precision(kind, precision)
@@ -157,7 +158,13 @@ def compiler_problem(device: str) -> str | None:
 
 def warn_uncompiled(problem: str) -> None:
     """Print a warning with the problem of the compiler."""
-    print(f"warning: running uncompiled: torch.compile does not work here ({problem})", file=sys.stderr)
+    warn(f"running uncompiled: torch.compile does not work here ({problem})")
+
+
+def warn(text: str) -> None:
+    """Print a warning line on stderr, on the first rank."""
+    if torchrun.rank_and_world()[0] == 0:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def fast_bf16(kind: str) -> bool:
@@ -170,16 +177,13 @@ def fast_bf16(kind: str) -> bool:
 
 
 def repeated(precision: str | None, device: str) -> str | None:
-    """The precision that a file records; the next lower one, and a warning line, if `device` has no fast one."""
+    """The precision that a set's file records; another one, and a warning line, if it is not fast on `device`."""
     kind = torch.device(device).type
     fast = {"bf16": fast_bf16, "tf32": has_tf32}.get(precision)
     if fast is None or fast(kind):
         return precision
     now = "tf32" if has_tf32(kind) else "fp32"
-    print(
-        f"warning: this {kind} has no fast {precision}, the precision so far: now {now}, which rounds differently",
-        file=sys.stderr,
-    )
+    warn(f"this {kind} has no fast {precision}, in which the set was made: using {now}, which rounds differently")
     return now
 
 

@@ -58,9 +58,11 @@ def condense(
     Raises UserError as the command does.
     """
     settings = with_presets(DDMSettings() if settings is None else settings, changes)
-    recipe = DDM
-    if objective is not None:
-        recipe = Recipe("library", objective, needs)
+    if log is not None and not callable(log):
+        raise UserError(f"log is a {type(log).__name__}: give a function that takes a line, such as print")
+    if needs is not None and objective is None:
+        raise UserError("needs is of an objective of yours, which is missing: give objective, too")
+    recipe = DDM if objective is None else Recipe("library", objective, needs)
     with registered(network) as model, device.restored():
         if model:
             settings = settings.but(model=model)

@@ -37,11 +37,11 @@ def test_settings_of_a_recipe_explicit_values_override_presets(data_path):
     assert (args["rr_ratio"], args["lr_img"], args["real_sampling"], args["Iteration"]) == (0.0, 0.5, "balanced", 3)
 
 
-@pytest.mark.parametrize("name", ["set.npz", "set.safetensors"])
+@pytest.mark.parametrize("name", ["set.npz", "set.safetensors", None])
 def test_a_set_is_not_saved_under_the_suffix_of_another_format(name, data_path, tmp_path):
     found = ddm.CondensedDataset.from_tensors(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), {})
     with pytest.raises(UserError, match=r"name it \*\.pt"):
-        found.save(tmp_path / name)
+        found.save(name and tmp_path / name)
 
 
 def test_skipped_steps_are_logged():
@@ -191,6 +191,14 @@ def test_a_maker_is_driven_by_anyone(data_path):
     own.start(0, half)
     own.step(3)
     assert torch.equal(own.images(), whole)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"), [({"log": "train.log"}, "log is a str"), ({"needs": Needs()}, "needs is")]
+)
+def test_arguments_without_use_are_refused_before_the_work(argument, says):
+    with pytest.raises(UserError, match=says):
+        ddm.condense(dataset="Digits", ipc=1, Iteration=1, **argument)
 
 
 @pytest.mark.parametrize("needs", [Needs, 5, lambda settings: Needs])

@@ -333,7 +333,7 @@ def test_arguments_that_change_nothing_are_accepted(whole, tmp_path, monkeypatch
 
 def test_a_state_of_an_earlier_version_is_read(whole, tmp_path, monkeypatch):
     as_bytes = progress._as_bytes
-    new = {"peak_memory", "metrics_bytes"}  # since 0.9.1 and 0.9.2
+    new = {"peak_memory", "metrics_bytes", "earlier_precisions"}  # since 0.9.1, 0.9.2 and 0.11.0
     monkeypatch.setattr(progress, "_as_bytes", lambda content: as_bytes({k: content[k] for k in content.keys() - new}))
     state = progress.read(whole / progress.NAME)
     progress.write(tmp_path / progress.NAME, state)
@@ -532,7 +532,7 @@ def test_a_compiled_run_resumes_where_torch_compile_does_not_work(whole, monkeyp
     assert resume.with_chosen(settings, state).compile == "auto"
 
 
-def test_a_run_that_began_in_bf16_resumes_in_fp32_where_bf16_is_emulated(tmp_path, monkeypatch, capsys):
+def test_a_run_that_began_in_bf16_resumes_in_it_or_in_fp32(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(device, "fast_bf16", lambda kind: True)
         patch.setattr(device, "choose", lambda settings, where, pixels: Machine(where, "bf16"))
@@ -540,11 +540,19 @@ def test_a_run_that_began_in_bf16_resumes_in_fp32_where_bf16_is_emulated(tmp_pat
     monkeypatch.setattr(device, "fast_bf16", lambda kind: False)
     with killed_at(6, monkeypatch):
         run(tmp_path)
-    assert "warning: this cpu has no fast bf16, the precision so far: now fp32" in capsys.readouterr().err
-    run(tmp_path, "--precision", "bf16")
-    warned = capsys.readouterr().err
-    assert "note: --precision was None, is bf16; rounding differs" in warned and "this cpu emulates bf16" in warned
-    assert json.loads((tmp_path / "results.json").read_text())["args"]["precision"] == "bf16"
+    printed = capsys.readouterr()
+    assert "warning: this cpu emulates bf16, many times slower than --precision fp32" in printed.err
+    assert "rounding" not in printed.out
+    run(tmp_path, "--precision", "fp32")
+    printed = capsys.readouterr()
+    assert "--precision was bf16, is fp32: rounding differs from here on" in printed.out and not printed.err
+    record = json.loads((tmp_path / "results.json").read_text())
+    until = {"precision": "bf16", "experiment": 0, "iteration": 5}
+    assert record["args"]["precision"] == "fp32" and record["earlier_precisions"] == [until]
+    (tmp_path / "results.json").unlink()
+    run(tmp_path)  # finished: the file is written again, with what was computed
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["args"]["precision"] == "fp32" and again["earlier_precisions"] == [until]
 
 
 def test_a_signal_that_comes_while_ranks_compare_is_not_lost(tmp_path, monkeypatch):

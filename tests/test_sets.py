@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import command, command_line, parse, parsed, run, tiny_arrays
+from conftest import ROOT, command, command_line, parse, parsed, run, tiny_arrays
 
 import ddm
 from ddm import __main__ as entry
@@ -441,7 +441,7 @@ def test_exports_come_back(to, made, tmp_path):
     line = (made[1], "--to", to, "--out", out)
     export_set(*line)
     if to == "dcbench":
-        out = out / "DM" / "CIFAR10" / "IPC2" / "res_DM_CIFAR10_ConvNet_2ipc.pt"
+        assert (out / "DM" / "CIFAR10" / "IPC2" / "res_DM_CIFAR10_ConvNet_2ipc.pt").exists()
     (found,), _ = sets.read(out, data)
     assert torch.equal(found.labels, labels)
     if to in ("safetensors", "dcbench"):
@@ -673,6 +673,8 @@ def test_what_a_dataset_refuses(made, tmp_path):
     torch.save([images, torch.eye(10).repeat(2, 1)], tmp_path / "soft.pt")
     for argv, says in (
         ((made[1], 5), "no number 5"),
+        ((made[1], "0"), "no number '0'"),
+        ((ROOT / "docs" / "results" / "short" / "best_150",), "no res_.*name a folder or file with a set"),
         ((tmp_path / "soft.pt",), "soft labels"),
         ((tmp_path / "plain.pt", 0, True), "does not say how its images were normalised"),
     ):

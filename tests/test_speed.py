@@ -122,8 +122,8 @@ def test_a_recorded_precision_is_repeated_where_it_is_fast(before, fast, tf32, n
     monkeypatch.setattr(device, "fast_bf16", lambda kind: fast)
     monkeypatch.setattr(device, "has_tf32", lambda kind: tf32)
     assert device.repeated(before, "cuda:1") == now
-    warning = f"warning: this cuda has no fast {before}, the precision so far: now {now}, which rounds differently\n"
-    assert capsys.readouterr().err == ("" if now == before else warning)
+    warning = f"this cuda has no fast {before}, in which the set was made: using {now}, which rounds differently"
+    assert capsys.readouterr().err == ("" if now == before else f"warning: {warning}\n")
 
 
 def test_auto_compiles_long_runs_only(monkeypatch):

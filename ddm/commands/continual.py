@@ -1,6 +1,7 @@
 """`ddm continual`: class-incremental learning from a condensed memory."""
 
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,10 @@ def run(requested: ContinualSettings) -> None:
         # Every step has new shapes and would be compiled again. So auto means off.
         chosen = s.but(compile="off") if s.compile == "auto" else s
         before = earlier["args"].get("precision") if earlier else None
-        machine = device.choose(chosen.but(precision=s.precision or device.repeated(before, s.device)), s.device, 0)
+        machine = device.choose(chosen.but(precision=s.precision or before), s.device, 0)
+        if before and machine.precision != before:
+            lacks = f"earlier memories were evaluated in {before}, which this device lacks"
+            print(f"warning: {lacks}: now {machine.precision}", file=sys.stderr)
         line = f"{protocol.protocol(s, machine, data)}, of the classes seen"
         content = {"protocol": line, "num_classes": data.num_classes, "accuracies": accs, "memories": described}
         session.open(machine, requested, printed=data.warning_lines, **content)

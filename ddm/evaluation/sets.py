@@ -6,6 +6,7 @@ If a file does not record the space of its pixels, `read` guesses it from their 
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -313,12 +314,13 @@ def _decoded(contents: Contents) -> Contents:
 def _set_of_run(path: Path) -> Path:
     """The res_*.pt of a run's folder or results.json; any other path as it is. Raises UserError for several."""
     folder = path.parent if path.name == "results.json" else path
-    files = sorted(folder.glob("res_*.pt")) if folder.is_dir() else []
+    patterns = ("res_*.pt", "DM/*/*/res_*.pt")  # of a run, of an export to dcbench
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))] if folder.is_dir() else []
     if len(files) > 1:
         raise UserError(f"{folder} has {len(files)} sets, {files[0].name} and others: give one of the files")
-    if not files and (folder / "training.log").exists():
+    if not files and ((folder / "training.log").exists() or (folder / "results.json").exists()):
         left = next(iter(sorted(folder.glob("last_finite_*.pt"))), None)
-        hint = f"it diverged, and its last images are in {left.name}" if left else "it has not saved a set yet"
+        hint = f"it diverged, and its last images are in {left.name}" if left else "name a folder or file with a set"
         raise UserError(f"{folder} has no res_*.pt of a run: {hint}")
     return files[0] if files else path
 
@@ -544,8 +546,8 @@ class CondensedDataset(Dataset):
         contents = _contents(Path(path), None)
         if not contents.sets:
             raise UserError(f"{path}: a folder of pictures has no tensors: read it with torchvision's ImageFolder")
-        if not 0 <= experiment < len(contents.sets):
-            raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment}")
+        if not isinstance(experiment, int) or not 0 <= experiment < len(contents.sets):
+            raise UserError(f"{path} has {len(contents.sets)} set(s), from 0, and no number {experiment!r}")
         images, labels = contents.sets[experiment]
         _check_labels(Path(path), images, labels)
         whitened = contents.metadata.get("zca") is not None
@@ -602,7 +604,7 @@ class CondensedDataset(Dataset):
 
         Raises UserError if the file can't be written, or if its suffix is that of another format.
         """
-        if Path(path).suffix.lower() in READERS:
+        if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() in READERS:
             raise UserError(f"{str(path)!r}: save writes torch files: name it *.pt, and convert it by `ddm export`")
         content = self.metadata | {"space": self.space}
         if self.space != "normalised":  # constants would mark it as normalised

@@ -161,6 +161,7 @@ class Run:
         files.open(state.log_bytes, state.metrics_bytes)
         if state.written:
             files.say(f"resuming from the checkpoint of experiment {state.experiment}, iteration {state.iteration}")
+            self.record_precision()
         else:
             self.introduce()
             files.log(f"preparation: {preparation:.0f} s")
@@ -188,6 +189,14 @@ class Run:
         state.concluded = [settings.num_exp, settings.num_eval]
         self.checkpoint()
         files.wait()
+
+    def record_precision(self) -> None:
+        """Record and print that the first part of the run was computed in another precision."""
+        state, before, now = self.state, self.state.chosen["precision"], self.machine.precision
+        if before != now:
+            until = {"precision": before, "experiment": state.experiment, "iteration": state.iteration}
+            state.earlier_precisions.append(until)
+            self.files.say(f"--precision was {before}, is {now}: rounding differs from here on")
 
     def introduce(self) -> None:
         """Write the first lines of training.log: command, data, network, evaluation."""
@@ -577,6 +586,7 @@ class Run:
             "images_per_class": list(maker.plan.counts),
             "ranks": self.ranks.world,
             **self.chunks_of_ranks(),
+            **({"earlier_precisions": state.earlier_precisions} if state.earlier_precisions else {}),
             "seconds": self.seconds(),
             "preparation_seconds": state.preparation_seconds,
             "iterations_per_second": state.steps / state.stepping_seconds if state.steps else None,

@@ -35,6 +35,7 @@ class Progress:
     requested: dict = field(default_factory=dict)  # the settings before values were chosen
     chosen: dict = field(default_factory=dict)  # the chosen values of settings left at their defaults
     versions: dict = field(default_factory=dict)
+    earlier_precisions: list = field(default_factory=list)  # as in results.json; [] if it never changed
     data: str  # digest of all images and labels
     counts: list  # images of each class
     experiment: int  # the current experiment
@@ -126,7 +127,8 @@ def read(path: Path) -> Progress:
     number = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
     if number != FORMAT:
         raise Unusable(f"its format is {number!r}, this version reads {FORMAT}")
-    content = {"peak_memory": 0, "metrics_bytes": sys.maxsize} | content  # states of earlier versions lack them
+    newer = {"peak_memory": 0, "metrics_bytes": sys.maxsize, "earlier_precisions": []}
+    content = newer | content  # states of earlier versions lack them
     try:
         state = Progress(**{f.name: content[f.name] for f in dataclasses.fields(Progress)})
     except KeyError as error:

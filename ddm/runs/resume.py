@@ -61,16 +61,16 @@ def with_chosen(settings: S, state: Progress | None) -> S:
     chosen = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
     if chosen.get("compile") == "on" and device.compiler_problem(settings.device):
         del chosen["compile"]  # another machine: a warning says that the run goes on uncompiled
-    if "precision" in chosen:
-        chosen["precision"] = device.repeated(chosen["precision"], settings.device)
+    if settings.precision is None:
+        chosen["precision"] = state.chosen["precision"]
     return replace(settings, **chosen)
 
 
 def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> None:
     """Raise UserError if settings that change the result differ from the checkpoint's; print notes on other changes.
 
-    The precision may differ, since not every machine computes bf16 fast. `code` replaces the checkpoint's before the
-    first step, and after a change of Python.
+    The precision may differ, since not every machine computes bf16 fast: the run records that. `code` replaces the
+    checkpoint's before the first step, and after a change of Python.
     """
     if state.recipe != recipe:
         raise UserError(f"the checkpoint was written by {state.recipe}, this is {recipe}: name another --save_path")
@@ -86,9 +86,8 @@ def accept(state: Progress, settings: RunSettings, recipe: str, code: str) -> No
     if refused:
         shown = changes(refused, before, requested)
         raise UserError(f"the checkpoint is of other arguments ({shown}): repeat them, or name another --save_path")
-    for k in sorted(differing - {"resume", "save_path"}):
-        effect = "rounding differs from here on" if k == "precision" else "results stay comparable"
-        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; {effect}", file=sys.stderr)
+    for k in sorted(differing - {"resume", "save_path", "precision"}):
+        print(f"note: --{k} was {before.get(k)}, is {requested.get(k)}; results stay comparable", file=sys.stderr)
     changed = [k for k, v in versions().items() if state.versions.get(k, v) != v]
     begun = bool(state.iteration or state.sets)
     if begun and code != state.code and "python" not in changed:  # another Python compiles the same code differently
