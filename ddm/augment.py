@@ -161,9 +161,12 @@ def numbers_of_class(
     )
 
 
+UNAUGMENTED = ("", "none", "None")  # strategies without an operation
+
+
 def operations_of(strategy: str) -> list[Operation]:
     """The operations in a strategy string, [] for 'none'; raises UserError for an unknown operation."""
-    if strategy in ("", "none", "None"):
+    if strategy in UNAUGMENTED:
         return []
     for mark in (",", "+", " ", "-"):
         if mark in strategy:

@@ -11,25 +11,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddm.errors import UserError
+
+
+def check_shapes(names: str, *tensors: Tensor) -> None:
+    """Raise UserError if tensors lack the dimensions `names`, or differ in more than the number of images, dim 1."""
+    shapes = [list(x.shape) for x in tensors]
+    if any(
+        len(shape) != names.count(",") + 1 or shape[:1] + shape[2:] != shapes[0][:1] + shapes[0][2:] for shape in shapes
+    ):
+        found = " and ".join(map(str, shapes))
+        raise UserError(f"this loss needs {names}, with equal sizes except of images, and found {found}: reshape them")
+
+
+EMBEDDINGS, MAPS = "[classes, images, D]", "[classes, images, C, H, W] in a list over layers"
+
 
 def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
     """L_MMD [classes]: squared distance of the mean embeddings, summed over embedding dimensions.
 
     real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
     """
+    check_shapes(EMBEDDINGS, real, syn)
     return (_mean(real) - _mean(syn)).square().sum(1)  # || mean_R phi - mean_S phi ||^2
 
 
 def moments_matching(
     real_maps: list[Tensor], syn_maps: list[Tensor], stats: str = "batch", relative: bool = False
 ) -> Tensor:
-    """L_MM [classes]: channel means and deviations of feature maps, averaged over channels and layers.
+    """L_MM [classes]: squared differences of channel means and of deviations, averaged over both, channels and layers.
 
     Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `stats` 'batch': moments of the batch-mean map
     (DDM, moments matching). 'image': the mean over images of each image's moments; it does not depend on the batch
     size. `relative` divides by the squared magnitude of the real moments. 'image' and `relative` are not of the DDM
     paper.
     """
+    for pair in zip(real_maps, syn_maps, strict=True):
+        check_shapes(MAPS, *pair)
     statistic = MOMENTS[stats]
     return moments_distance(*([statistic(m) for m in maps] for maps in (real_maps, syn_maps)), stats, relative)
 
@@ -40,6 +58,8 @@ def correlation_matching(real_maps: list[Tensor], syn_maps: list[Tensor], relati
     Lists over layers of [classes, R, C, H, W] and [classes, S, C, H, W]. `relative` (not of the DDM paper) divides by
     the squared norm of the real matrices. Source: DDM, correlation matching.
     """
+    for pair in zip(real_maps, syn_maps, strict=True):
+        check_shapes(MAPS, *pair)
     return gram_distance([mean_gram(maps) for maps in real_maps], [mean_gram(maps) for maps in syn_maps], relative)
 
 
@@ -110,9 +130,10 @@ def intra_class_diversity(syn: Tensor, k: int) -> Tensor:
     """L_ICD [classes]: minus the KL divergence of each image from the mean of its k nearest neighbours.
 
     syn [classes, S, D]. The mean over images is taken. Neighbours have the smallest Euclidean distance within the
-    class, without the image itself. k is at most S - 1; with one image per class the term is 0. Source: DDM,
+    class, without the image itself. A k above S - 1 is S - 1; with one image per class the term is 0. Source: DDM,
     intra-class diversity.
     """
+    check_shapes(EMBEDDINGS, syn)
     S = syn.shape[1]
     k = min(k, S - 1)
     if k < 1:

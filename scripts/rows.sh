@@ -56,7 +56,10 @@ run_rows() {
         command=$(flags_of "$row")
         echo "== $row: $command${*:+ $*}"
         status=0 program=(-m ddm "${command%% *}")
-        if [[ ${command%% *} == *.py ]]; then program=("$here/${command%% *}"); fi
+        if [[ ${command%% *} == *.py ]]; then
+            program=("${command%% *}")
+            if [[ ! -f ${program[0]} ]]; then program=("$here/${program[0]}"); fi
+        fi
         # Split into words on purpose, one per flag. A row's own flags come last: they override the budget's.
         # shellcheck disable=SC2086
         "${PYTHON:-python}" "${program[@]}" $evaluation --ipc "$ipc" ${command#* } --save_path "$out/ipc$ipc/$row" "$@" &

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A sweep of one setting of `ddm condense` over seeds: by default the weight of the style term L_CM, where 0 is plain DM.
+# A sweep of one setting over seeds, of `ddm condense` or a recipe: by default the weight of the style term L_CM, where 0 is plain DM.
 #
 #   scripts/sweep.sh [--setting cm_ratio] [--values "0 1000 10000 100000"] [--seeds "0 1 2"] [--ipc 10]
-#                    [--budget cpu|full] [--out results/sweep] [--rows "cm_ratio_0/seed_0 ..."] [-- FLAGS]
+#                    [--recipe FILE.py] [--budget cpu|full] [--out results/sweep] [--rows "cm_ratio_0/seed_0 ..."] [-- FLAGS]
 #
 # Each run has a folder, OUT/ipcN/SETTING_VALUE/seed_S. cpu: 300 iterations, 1 condensation and 3 networks per run. full:
 # the paper's 20,000 iterations, 5 condensations and 5 networks. FLAGS are added to every run, such as `-- --dataset
 # CIFAR100`. The table at the end has the mean over seeds. The same command resumes after a stop; more values or seeds
-# extend the sweep.
+# extend the sweep. A recipe, such as DM_GramMatching.py or yours, runs without preset dm.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 default_out=results/sweep experiments=1 rows="" collect_flags="--group_by auto"
-setting=cm_ratio values="0 1000 10000 100000" seeds="0 1 2" options="setting values seeds"
+setting=cm_ratio values="0 1000 10000 100000" seeds="0 1 2" recipe=condense options="setting values seeds recipe"
 source "$here/scripts/rows.sh"
 
 default_rows() {
@@ -21,7 +21,9 @@ default_rows() {
 flags_of() { # the command of a row
     local value=${1%/seed_*}
     if [[ $1 != "${setting}"_*/seed_* ]]; then echo "error: unknown row $1" >&2 && return 2; fi
-    echo "condense ${method/PRESET/dm} --$setting ${value#"${setting}_"} --seed ${1##*/seed_}"
+    if [[ $recipe == condense ]]; then method=${method/PRESET/dm}; fi
+    method=${method/,PRESET/}
+    echo "$recipe ${method/--preset PRESET/} --$setting ${value#"${setting}_"} --seed ${1##*/seed_}"
 }
 
 run_rows "$@"

@@ -256,6 +256,21 @@ def test_a_signal_to_a_sweep_reaches_its_run_and_ends_the_sweep(tmp_path):
     assert sweep.wait(30) == 143 and log.read_text() == "started\nstopped\n"
 
 
+@pytest.mark.parametrize(("budget", "preset"), [("cpu", ["--preset", "fast"]), ("full", [])])
+def test_a_sweep_may_be_of_a_recipe(budget, preset, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho ran $*\n")
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "mine.py").touch()
+    for recipe, path in (("mine.py", "mine.py"), ("DM_KNearest.py", str(ROOT / "DM_KNearest.py"))):
+        flags = ["--recipe", recipe, "--setting", "cov_ratio", "--values", "0 1", "--seeds", "2", "--budget", budget]
+        done = script("sweep.sh", *flags, cwd=tmp_path, PYTHON=str(tmp_path / "python"))
+        ran = [line.split()[1:] for line in done.stdout.splitlines() if "cov_ratio_" in line and line.startswith("ran")]
+        assert [words[0] for words in ran] == [path] * 2
+        for words, value in zip(ran, "01", strict=True):
+            found = [words[at + 1] for at, word in enumerate(words) if word in ("--cov_ratio", "--seed")]
+            assert found == [value, "2"] and [w for w in words if w in ("--preset", "fast")] == preset
+
+
 def test_a_sweep_may_be_over_a_flag_of_the_budget(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho ran $*\n")

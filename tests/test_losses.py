@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddm.errors import UserError
 from ddm.losses import (
     correlation_matching,
     intra_class_diversity,
@@ -116,6 +117,21 @@ def finite_with_gradient(loss, *inputs):
     loss = loss.sum()
     gradients = torch.autograd.grad(loss, inputs)
     return loss.isfinite() and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda: mean_matching(torch.rand(20, 64), torch.rand(5, 64)), r"\[20, 64\] and \[5, 64\]"),
+        (lambda: mean_matching(torch.rand(3, 20, 64), torch.rand(2, 5, 64)), r"\[3, 20, 64\] and \[2, 5, 64\]"),
+        (lambda: moments_matching(torch.rand(3, 20, 8, 4, 4), torch.rand(3, 5, 8, 4, 4)), "in a list over layers"),
+        (lambda: correlation_matching([torch.rand(3, 20, 8, 4)], [torch.rand(3, 5, 8, 4)]), r"\[3, 20, 8, 4\]"),
+        (lambda: intra_class_diversity(torch.rand(5, 64), 2), r"\[5, 64\]"),
+    ],
+)
+def test_other_shapes_are_one_line(call, found):
+    with pytest.raises(UserError, match=f"this loss needs .*{found}"):
+        call()
 
 
 def test_duplicates_ipc_1_and_extreme_values_stay_finite():

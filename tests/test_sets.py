@@ -161,6 +161,17 @@ def test_a_set_is_not_scored_on_what_it_was_made_from(made, tmp_path, capsys):
     assert "does not say whether it was made without" in capsys.readouterr().err
 
 
+def test_an_augmentation_of_the_user_is_named(made, tmp_path):
+    saved = torch.load(made[1])
+    saved["args"] |= {"dsa_strategy": "flip_updown", "imports": "mine.py"}
+    torch.save(saved, tmp_path / "set.pt")
+    with pytest.raises(
+        UserError, match=r"--dsa_strategy flip_updown, which ddm does not have: .* --import \(it was mine.py"
+    ):
+        settle(tmp_path / "set.pt")
+    assert settle(tmp_path / "set.pt", "--dsa_strategy", "flip").settings.dsa_strategy == "flip"
+
+
 def test_sets_are_evaluated_in_their_precision_where_it_is_fast(made, tmp_path, monkeypatch):
     saved = torch.load(made[1])
     saved["args"]["precision"] = "bf16"

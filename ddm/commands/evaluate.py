@@ -98,6 +98,8 @@ def settle(requested: EvaluateSettings) -> Choice:
     unset = ["dataset"] if requested.dataset is None else []
     if requested.model is None and requested.eval_mode not in protocol.POOLS:
         unset.append("model")
+    if requested.dsa_strategy is None:
+        unset.append("dsa_strategy")
     for file, args in zip(requested.files, arguments, strict=True):
         sets.check_registered(file, args, *unset)
     data = data_of(requested, arguments)

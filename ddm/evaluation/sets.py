@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddm import disk
+from ddm.augment import OPERATIONS, UNAUGMENTED
 from ddm.data import layouts
 from ddm.data.checks import listed
 from ddm.data.images import ImageData, Normalisation
@@ -122,6 +123,7 @@ def read(
 REGISTERED = {
     "dataset": (lambda name: name in NAMES or (is_path(name) and Path(name).exists()), "its path with --dataset"),
     "model": (lambda name: untapped(name) in ARCHITECTURES, "another --model"),
+    "dsa_strategy": (lambda names: {*names.split("_")} <= {*OPERATIONS, *UNAUGMENTED}, "another --dsa_strategy"),
 }
 
 
