@@ -12,7 +12,7 @@ import importlib
 import os
 from typing import Any
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 # Torch's threads wait for each other in a busy loop. On a machine with other work that wastes most of the time, as the
 # awaited thread may not be running. GNU OpenMP reads this once, when torch is imported.
