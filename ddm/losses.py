@@ -17,9 +17,8 @@ from ddm.errors import UserError
 def check_shapes(names: str, *tensors: Tensor) -> None:
     """Raise UserError if tensors lack the dimensions `names`, or differ in more than the number of images, dim 1."""
     shapes = [list(x.shape) for x in tensors]
-    if any(
-        len(shape) != names.count(",") + 1 or shape[:1] + shape[2:] != shapes[0][:1] + shapes[0][2:] for shape in shapes
-    ):
+    sizes = [shape[:1] + shape[2:] for shape in shapes]
+    if tensors[0].ndim != names.count(",") + 1 or any(size != sizes[0] for size in sizes):
         found = " and ".join(map(str, shapes))
         raise UserError(f"this loss needs {names}, with equal sizes except of images, and found {found}: reshape them")
 

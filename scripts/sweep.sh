@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# A sweep of one setting over seeds, of `ddm condense` or a recipe: by default the weight of the style term L_CM, where 0 is plain DM.
+# A sweep of one setting of `ddm condense`, or of a recipe, over seeds: by default the weight of the style term L_CM,
+# where 0 is plain DM.
 #
 #   scripts/sweep.sh [--setting cm_ratio] [--values "0 1000 10000 100000"] [--seeds "0 1 2"] [--ipc 10]
-#                    [--recipe FILE.py] [--budget cpu|full] [--out results/sweep] [--rows "cm_ratio_0/seed_0 ..."] [-- FLAGS]
+#                    [--recipe FILE.py] [--budget cpu|full] [--out results/sweep] [--rows "cm_ratio_0/seed_0 ..."]
+#                    [-- FLAGS]
 #
 # Each run has a folder, OUT/ipcN/SETTING_VALUE/seed_S. cpu: 300 iterations, 1 condensation and 3 networks per run. full:
 # the paper's 20,000 iterations, 5 condensations and 5 networks. FLAGS are added to every run, such as `-- --dataset
@@ -19,11 +21,11 @@ default_rows() {
 }
 
 flags_of() { # the command of a row
-    local value=${1%/seed_*}
+    local value=${1%/seed_*} flags=$method
     if [[ $1 != "${setting}"_*/seed_* ]]; then echo "error: unknown row $1" >&2 && return 2; fi
-    if [[ $recipe == condense ]]; then method=${method/PRESET/dm}; fi
-    method=${method/,PRESET/}
-    echo "$recipe ${method/--preset PRESET/} --$setting ${value#"${setting}_"} --seed ${1##*/seed_}"
+    if [[ $recipe == condense ]]; then flags=${flags/PRESET/dm}; fi
+    flags=${flags/,PRESET/}
+    echo "$recipe ${flags/--preset PRESET/} --$setting ${value#"${setting}_"} --seed ${1##*/seed_}"
 }
 
 run_rows "$@"
