@@ -87,13 +87,13 @@ def carry_out(
                 print(f"{settings.save_path} is finished; nothing to do")
                 conclude(settings, files, state.evaluations, size, print)
             return
-        if damaged and first:
-            print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)
         with interrupts.immediate():
             # One rank of each host goes first: it may download data or make a store.
             data, digest = group.first_of_host(lambda: loading.load_split(settings))
             maker = make(data, resume.with_chosen(settings, state), group, files.say)
             resume.check_data(state, digest, data, maker.plan.counts)
+        if damaged and first:
+            print(f"warning: {damaged} is damaged or missing and is written again", file=sys.stderr)
         counts, first_exp = list(maker.plan.counts), settings.first_exp
         state = state or Progress(recipe=recipe, code=code, data=digest, counts=counts, experiment=first_exp)
         state.requested = plain(settings.values())  # num_exp and num_eval may have grown, and must not shrink again
