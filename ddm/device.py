@@ -80,8 +80,8 @@ class Machine:
 def choose(settings: MachineSettings, device: str, pixels: int) -> Machine:
     """Choose precision and compilation for experiments that condense with `pixels` pixels, and set the precision.
 
-    If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr. So does
-    bf16 where it is slow.
+    If torch.compile does not work, --compile on raises UserError, and auto prints one warning line on stderr.
+    Another one says that bf16 is emulated.
     """
     kind, compile, precision = torch.device(device).type, settings.compile, settings.precision
     if compile == "auto" and pixels < REPAYS.get(kind, float("inf")):

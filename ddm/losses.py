@@ -29,7 +29,7 @@ EMBEDDINGS, MAPS = "[classes, images, D]", "[classes, images, C, H, W] in a list
 def mean_matching(real: Tensor, syn: Tensor) -> Tensor:
     """L_MMD [classes]: squared distance of the mean embeddings, summed over embedding dimensions.
 
-    real [classes, R, D], syn [classes, S, D]. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
+    real [classes, R, D], syn [classes, S, D]; raises UserError for others. Source: DM (Zhao & Bilen, WACV 2023), eq. 4.
     """
     check_shapes(EMBEDDINGS, real, syn)
     return (_mean(real) - _mean(syn)).square().sum(1)  # || mean_R phi - mean_S phi ||^2

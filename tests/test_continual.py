@@ -130,7 +130,6 @@ def test_a_resumed_run_has_the_precision_of_its_first_part(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(device, "choose", lambda settings, where, pixels: Machine(where, "bf16"))
         continual.run(parse(tmp_path, "--memory", "random", "--seeds", "1"))
-    monkeypatch.setattr(device, "fast_bf16", lambda kind: True)
     continual.run(parse(tmp_path, "--memory", "random,herding", "--seeds", "1"))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["args"]["precision"] == "bf16"
 

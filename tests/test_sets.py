@@ -685,7 +685,7 @@ def test_what_a_dataset_refuses(made, tmp_path):
     for argv, says in (
         ((made[1], 5), "no number 5"),
         ((made[1], "0"), "no number '0'"),
-        ((ROOT / "docs" / "results" / "short" / "best_150",), "no res_.*name a folder or file with a set"),
+        ((ROOT / "docs" / "results" / "short" / "best_150",), "no res_.*name a folder with a set"),
         ((tmp_path / "soft.pt",), "soft labels"),
         ((tmp_path / "plain.pt", 0, True), "does not say how its images were normalised"),
     ):

@@ -322,7 +322,8 @@ def _set_of_run(path: Path) -> Path:
         raise UserError(f"{folder} has {len(files)} sets, {files[0].name} and others: give one of the files")
     if not files and ((folder / "training.log").exists() or (folder / "results.json").exists()):
         left = next(iter(sorted(folder.glob("last_finite_*.pt"))), None)
-        hint = f"it diverged, and its last images are in {left.name}" if left else "name a folder or file with a set"
+        hint = "name a folder with a set" if (folder / "results.json").exists() else "it has not saved a set yet"
+        hint = f"it diverged, and its last images are in {left.name}" if left else hint
         raise UserError(f"{folder} has no res_*.pt of a run: {hint}")
     return files[0] if files else path
 

@@ -35,7 +35,7 @@ class Progress:
     requested: dict = field(default_factory=dict)  # the settings before values were chosen
     chosen: dict = field(default_factory=dict)  # the chosen values of settings left at their defaults
     versions: dict = field(default_factory=dict)
-    earlier_precisions: list = field(default_factory=list)  # as in results.json; [] if it never changed
+    earlier_precisions: list = field(default_factory=list)  # {"precision", "experiment", "iteration"}: until then
     data: str  # digest of all images and labels
     counts: list  # images of each class
     experiment: int  # the current experiment

@@ -61,7 +61,7 @@ def with_chosen(settings: S, state: Progress | None) -> S:
     chosen = {name: value for name, value in state.chosen.items() if requested[name] == state.requested[name]}
     if chosen.get("compile") == "on" and device.compiler_problem(settings.device):
         del chosen["compile"]  # another machine: a warning says that the run goes on uncompiled
-    if settings.precision is None:
+    if settings.precision is None:  # unset keeps it, also where it was requested before
         chosen["precision"] = state.chosen["precision"]
     return replace(settings, **chosen)
 
